@@ -1,0 +1,80 @@
+"""Blanking the fields that must not be shown: those marked `debug_redact = true`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+REDACTED = "[REDACTED]"
+
+M = TypeVar("M", bound=Message)
+
+
+class Redactor:
+    """Blanks what a message type marks as not to be shown, at any depth.
+
+    A redacted string becomes `[REDACTED]`; any other redacted field is cleared.
+    """
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        reachable = _reachable(descriptor)
+        sensitive = {name for name, d in reachable.items() if any(_is_redacted(f) for f in d.fields)}
+        grown = True
+        while grown:
+            holders = {n for n, d in reachable.items() if any(c.full_name in sensitive for c in _children(d))}
+            grown = not holders <= sensitive
+            sensitive |= holders
+        self._sensitive = frozenset(sensitive)
+        self.is_needed = descriptor.full_name in self._sensitive
+        """Whether messages of this type can hold anything to blank."""
+
+    def redact(self, message: M) -> M:
+        """The message with what must not be shown blanked; the message itself where there is nothing to blank."""
+        if not self.is_needed:
+            return message
+        copy = type(message)()
+        copy.CopyFrom(message)
+        self._blank(copy)
+        return copy
+
+    def _blank(self, message: Message) -> None:
+        for field, value in message.ListFields():
+            if _is_redacted(field):
+                message.ClearField(field.name)
+                if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
+                    setattr(message, field.name, REDACTED)
+                continue
+            child = field.message_type
+            if child is None or child.full_name not in self._sensitive:
+                continue
+            if child.GetOptions().map_entry:
+                for entry in value.values():
+                    self._blank(entry)
+            elif field.is_repeated:
+                for entry in value:
+                    self._blank(entry)
+            else:
+                self._blank(value)
+
+
+def _is_redacted(field: FieldDescriptor) -> bool:
+    return bool(field.GetOptions().debug_redact)
+
+
+def _children(descriptor: Descriptor) -> Iterator[Descriptor]:
+    return (field.message_type for field in descriptor.fields if field.message_type is not None)
+
+
+def _reachable(root: Descriptor) -> dict[str, Descriptor]:
+    """Every message type that one of this type can hold, itself included."""
+    found: dict[str, Descriptor] = {}
+    waiting = [root]
+    while waiting:
+        descriptor = waiting.pop()
+        if descriptor.full_name not in found:
+            found[descriptor.full_name] = descriptor
+            waiting.extend(_children(descriptor))
+    return found
