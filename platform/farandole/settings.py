@@ -1,0 +1,87 @@
+"""One validated object of settings, read from `FARANDOLE_*` variables; every fault is reported at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from farandole.errors import ConfigurationError, Fault
+
+ENV_PREFIX = "FARANDOLE_"
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
+
+
+def _nats_url(value: str) -> str:
+    for url in value.split(","):
+        parts = urlsplit(url)
+        if parts.scheme not in {"nats", "tls"} or not parts.hostname:
+            raise ValueError("must be nats://HOST:PORT or tls://HOST:PORT, several of them separated by commas")
+        if parts.password:
+            raise ValueError("must hold no password; set FARANDOLE_NATS_USER and FARANDOLE_NATS_PASSWORD")
+    return value
+
+
+def _address(value: str) -> str:
+    match = _ADDRESS.fullmatch(value)
+    if match is None or not 0 < int(match[2]) <= 65535:
+        raise ValueError("must be HOST:PORT with a port from 1 to 65535")
+    return value
+
+
+def _database_url(value: str) -> str:
+    if not value.startswith("sqlite:///"):
+        raise ValueError("must be sqlite:///PATH")
+    return value
+
+
+class Settings(BaseSettings):
+    """What a Farandole process is told from outside."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, env_ignore_empty=True)
+
+    service: str
+    """The name of this process: the participant's, or `correlator`. Given by the code, not by the environment."""
+    default_grpc_port: int
+    """The port of `grpc_address` where that is not set. Given by the code too."""
+    nats_url: Annotated[str, AfterValidator(_nats_url)] = "nats://127.0.0.1:4222"
+    nats_user: str | None = None
+    nats_password: SecretStr | None = None
+    database_url: Annotated[str, AfterValidator(_database_url)] = Field(
+        default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db"
+    )
+    """`sqlite:///PATH`; the default is `.farandole/data/<service>.db` under the current directory."""
+    grpc_address: Annotated[str, AfterValidator(_address)] = Field(
+        default_factory=lambda known: f"127.0.0.1:{known['default_grpc_port']}"
+    )
+    """Where this process serves gRPC."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500
+    """How many events one transaction handles at most."""
+    descriptors: Path = Path("generated/descriptors.binpb")
+    """Of the correlator and the CLI: the descriptor set that holds the events."""
+    sagas: Path = Path("services/correlator/sagas")
+    """Of the correlator: the directory of saga definitions."""
+
+    @classmethod
+    def load(cls, service: str, *, grpc_port: int, **overrides: Any) -> Settings:  # noqa: ANN401 - pydantic's own fields
+        """The settings of one process. Raises `ConfigurationError` that lists every fault."""
+        try:
+            return cls(service=service, default_grpc_port=grpc_port, **overrides)
+        except ValidationError as error:
+            raise ConfigurationError(
+                [
+                    Fault(ENV_PREFIX + "_".join(str(part) for part in fault["loc"]).upper(), _reason(fault["msg"]))
+                    for fault in error.errors()
+                ]
+            ) from None
+
+
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ")
