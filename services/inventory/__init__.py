@@ -1,0 +1,1 @@
+"""The inventory service: sets articles aside for orders, and frees them again."""

@@ -1,0 +1,1 @@
+"""The payments service: charges cards, and gives the money back."""

@@ -1,0 +1,1 @@
+"""The shipping service: sends parcels, and calls them back."""
