@@ -7,6 +7,7 @@ connection, so it can't await anything while it holds the transaction. Errors of
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool
 
 from farandole.errors import StoreError, StoreUnavailableError
@@ -36,12 +37,17 @@ class Database:
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
         self._read_threads = ThreadPoolExecutor(_READERS, thread_name_prefix="database-reader")
 
-    async def create(self, metadata: sa.MetaData) -> None:
+    async def create(self, *metadata: sa.MetaData) -> None:
         """Makes the tables that do not exist yet, and the directory of the database file."""
         path = self._writer.url.database
         if path and path != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        await self.write(metadata.create_all)
+
+        def create_all(connection: sa.Connection) -> None:
+            for tables in metadata:
+                tables.create_all(connection)
+
+        await self.write(create_all)
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Runs `work` in one write transaction; commits where it returns, rolls back where it raises.
@@ -70,13 +76,37 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(threads, _transact, engine, work)
 
 
+_TROUBLES = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+_PRIMARY_CODE = 0xFF
+
+
+def is_store_trouble(error: BaseException) -> bool:
+    """Whether an error says that the database can't be used now, and not that a statement is wrong."""
+    if isinstance(error, StoreUnavailableError):
+        return True
+    if not isinstance(error, DatabaseError) or not isinstance(error.orig, sqlite3.Error):
+        return False
+    return getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE in _TROUBLES
+
+
 def _transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
     try:
         with engine.begin() as connection:
             return work(connection)
-    except OperationalError as error:
-        raise StoreUnavailableError(f"the database {engine.url.database} can't be used: {error.orig}") from error
     except DatabaseError as error:
+        if is_store_trouble(error):
+            raise StoreUnavailableError(f"the database {engine.url.database} can't be used: {error.orig}") from error
         raise StoreError(f"the database {engine.url.database} refused: {error.orig}") from error
 
 

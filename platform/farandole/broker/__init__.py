@@ -1,0 +1,1 @@
+"""The NATS JetStream adapter: connection, streams, pipelined publishing, and ordered consuming."""

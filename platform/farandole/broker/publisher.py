@@ -1,0 +1,133 @@
+"""Publishing into streams, pipelined: many publications under way, each with its own acknowledgement.
+
+`js.publish` of nats-py costs a round trip each, and its `publish_async` never resolves where the server dies; this
+one fails every publication that is not acknowledged in time or loses its connection. To publish it again is safe:
+the same publication has the same message id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from farandole.broker.connection import Broker, read_answer
+from farandole.envelope import Publication
+from farandole.errors import BrokerError, BrokerUnavailableError
+
+_ACKNOWLEDGE_SECONDS = 5.0
+_SWEEP_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """The stream's receipt."""
+
+    sequence: int
+    is_duplicate: bool
+    """Whether the stream had stored the same message id before, within its window."""
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    receipt: asyncio.Future[Acknowledgement]
+    subject: str
+    until: float
+
+
+class Publisher:
+    """Publishes into streams. Start it before use; stop it after."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._under_way: dict[str, _UnderWay] = {}
+        self._number = 0
+        self._sweeping: asyncio.Task[None] | None = None
+        self._inbox = ""
+        self._starting = asyncio.Lock()
+
+    async def publish(self, publication: Publication) -> Acknowledgement:
+        """Publishes and waits for the receipt.
+
+        Raises `BrokerUnavailableError` where it is unknown whether the stream has it: publish it again.
+        Raises `BrokerError` where the stream refused it.
+        """
+        return await (await self.submit(publication))
+
+    async def submit(self, publication: Publication) -> asyncio.Future[Acknowledgement]:
+        """Sends, and returns the receipt to come. What is submitted first is sent first. Raises nothing itself."""
+        if not self._inbox:
+            await self._start()
+        loop = asyncio.get_running_loop()
+        self._number += 1
+        number = str(self._number)
+        receipt: asyncio.Future[Acknowledgement] = loop.create_future()
+        self._under_way[number] = _UnderWay(receipt, publication.subject, loop.time() + _ACKNOWLEDGE_SECONDS)
+        try:
+            await self._broker.client.publish(
+                publication.subject,
+                publication.data,
+                reply=f"{self._inbox}.{number}",
+                headers=dict(publication.headers),
+            )
+        except (nats.errors.Error, OSError) as error:
+            self._fail(number, BrokerUnavailableError(f"{publication.subject} was not sent: {_text(error)}"))
+        return receipt
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if self._inbox:
+                return
+            await self._broker.connected()
+            inbox = self._broker.client.new_inbox()
+            await self._broker.client.subscribe(
+                f"{inbox}.*", cb=self._on_answer, pending_msgs_limit=-1, pending_bytes_limit=-1
+            )
+            self._broker.on_change(self._on_change)
+            self._sweeping = asyncio.create_task(self._sweep(), name="publisher-sweep")
+            self._inbox = inbox
+
+    async def stop(self) -> None:
+        """Fails what is under way."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
+        self._fail_all("the publisher was stopped")
+
+    async def _on_answer(self, message: Msg) -> None:
+        under_way = self._under_way.pop(message.subject.rpartition(".")[2], None)
+        if under_way is None or under_way.receipt.done():
+            return
+        try:
+            answer = read_answer(message.data, under_way.subject)
+            under_way.receipt.set_result(Acknowledgement(answer["seq"], bool(answer.get("duplicate"))))
+        except BrokerError as error:
+            under_way.receipt.set_exception(error)
+
+    def _on_change(self, connected: bool) -> None:  # noqa: FBT001 - the listener's signature
+        if not connected:
+            self._fail_all("the connection was lost before the acknowledgement")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = asyncio.get_running_loop().time()
+            for number in [n for n, under_way in self._under_way.items() if under_way.until < now]:
+                subject = self._under_way[number].subject
+                self._fail(number, BrokerUnavailableError(f"{subject} was not acknowledged in time"))
+
+    def _fail_all(self, why: str) -> None:
+        for number in list(self._under_way):
+            self._fail(number, BrokerUnavailableError(f"{self._under_way[number].subject}: {why}"))
+
+    def _fail(self, number: str, error: BrokerError) -> None:
+        under_way = self._under_way.pop(number, None)
+        if under_way is not None and not under_way.receipt.done():
+            under_way.receipt.set_exception(error)
+            under_way.receipt.exception()  # who submits may have gone; the failure is not lost on anyone else
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,157 @@
+"""Publishing outbox rows: in order within a key (at most one unacknowledged), pipelined across keys."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from farandole.broker.publisher import Acknowledgement, Publisher
+from farandole.errors import BrokerError, BrokerUnavailableError
+from farandole.outbox import OutboxRow
+
+_RETRY_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Group:
+    """Rows that were added together."""
+
+    done: asyncio.Future[None]
+    missing: int
+
+
+class OutboxRelay:
+    """Publishes rows until the broker has acknowledged each, and tells which may be removed.
+
+    A refused row is tried again with growing pauses and holds up the later rows of its key, never those of another.
+    """
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._waiting: dict[str, deque[OutboxRow]] = {}
+        """By key, in order; the first of each is under way once the relay runs."""
+        self._acknowledged: list[int] = []
+        self._withdrawn: set[int] = set()
+        self._groups: dict[int, _Group] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._running = False
+        self.refusal: str | None = None
+        """What the broker refuses for good, or None."""
+
+    @property
+    def depth(self) -> int:
+        """How many rows wait for their acknowledgement."""
+        return sum(len(rows) for rows in self._waiting.values())
+
+    def add(self, rows: Sequence[OutboxRow]) -> asyncio.Future[None]:
+        """Takes rows over, in order; the result comes once the broker has acknowledged all of them."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not rows:
+            done.set_result(None)
+        group = _Group(done, len(rows))
+        for row in rows:
+            self._groups[row.id] = group
+            queue = self._waiting.get(row.publication.key)
+            if queue is None:
+                self._waiting[row.publication.key] = deque([row])
+                if self._running:
+                    self._begin(row.publication.key)
+            else:
+                queue.append(row)
+        return done
+
+    def run(self) -> None:
+        """Begins to publish; until then rows only gather."""
+        if not self._running:
+            self._running = True
+            for key in list(self._waiting):
+                self._begin(key)
+
+    def withdraw(self, key: str, message_ids: Sequence[str]) -> None:
+        """Drops the rows of a key that the stream is known to hold."""
+        for row in self._waiting.get(key, ()):
+            if row.publication.headers.get("Nats-Msg-Id") in message_ids:
+                self._withdrawn.add(row.id)
+        if not self._running:
+            self._drop_withdrawn(key)
+
+    def take_acknowledged(self) -> list[int]:
+        """The ids of rows that may be removed from the outbox, each told once."""
+        acknowledged, self._acknowledged = self._acknowledged, []
+        return acknowledged
+
+    def give_back(self, ids: Sequence[int]) -> None:
+        """Undoes `take_acknowledged` where the removal was not committed."""
+        self._acknowledged.extend(ids)
+
+    async def changed(self) -> None:
+        """Waits until a row has been acknowledged."""
+        self._changed.clear()
+        if not self._acknowledged:
+            await self._changed.wait()
+
+    async def stop(self) -> None:
+        """Stops publishing; what is left stays in the outbox."""
+        self._running = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _begin(self, key: str) -> None:
+        task = asyncio.create_task(self._publish_key(key), name=f"relay-{key}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _publish_key(self, key: str) -> None:
+        queue = self._waiting[key]
+        while queue:
+            row = queue[0]
+            if row.id not in self._withdrawn:
+                await self._publish_row(row)
+            queue.popleft()
+            self._finish(row.id)
+        del self._waiting[key]
+
+    async def _publish_row(self, row: OutboxRow) -> Acknowledgement | None:
+        failures = 0
+        while row.id not in self._withdrawn:
+            try:
+                acknowledgement = await self._publisher.publish(row.publication)
+            except BrokerUnavailableError as error:
+                _log.debug("publication not acknowledged", subject=row.publication.subject, error=str(error))
+            except BrokerError as error:
+                self.refusal = f"the broker refuses {row.publication.subject}: {error}"
+                _log.error("publication refused", saga_id=row.publication.key, error=str(error), code=error.code)
+            else:
+                self.refusal = None
+                return acknowledgement
+            await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
+            failures += 1
+        return None
+
+    def _drop_withdrawn(self, key: str) -> None:
+        queue = self._waiting.get(key, deque())
+        kept = deque(row for row in queue if row.id not in self._withdrawn)
+        for row in queue:
+            if row.id in self._withdrawn:
+                self._finish(row.id)
+        if kept:
+            self._waiting[key] = kept
+        else:
+            self._waiting.pop(key, None)
+
+    def _finish(self, row_id: int) -> None:
+        self._withdrawn.discard(row_id)
+        self._acknowledged.append(row_id)
+        self._changed.set()
+        group = self._groups.pop(row_id)
+        group.missing -= 1
+        if group.missing == 0 and not group.done.done():
+            group.done.set_result(None)

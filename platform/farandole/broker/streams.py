@@ -1,0 +1,167 @@
+"""The streams that Farandole needs: what they must look like, making them, and telling drift.
+
+Every setting is given, since clients' defaults differ. Provisioning is idempotent and never deletes data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from farandole.broker.connection import Broker
+from farandole.errors import BrokerError, StreamDriftError, StreamIncarnationError, StreamMissingError
+from farandole.partitions import PARTITIONS
+
+EVENTS = "EVENTS"
+DEADLETTERS = "DEADLETTERS"
+PARTITIONS_METADATA = "farandole.partitions"
+
+_STREAM_NOT_FOUND = 10059
+_SECOND = 1_000_000_000
+_DUPLICATE_WINDOW_NANOSECONDS = 120 * _SECOND
+
+
+def _stream(name: str, **settings: object) -> dict[str, Any]:
+    return {
+        "name": name,
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "max_age": 0,
+        "max_bytes": -1,
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+        "duplicate_window": _DUPLICATE_WINDOW_NANOSECONDS,
+        "allow_direct": True,
+        "deny_delete": False,
+        "deny_purge": False,
+        "num_replicas": 1,
+        **settings,
+    }
+
+
+STREAMS: Mapping[str, Mapping[str, Any]] = {
+    EVENTS: _stream(
+        EVENTS,
+        description="Farandole: every event of every saga, by partition of its correlation key",
+        subjects=["events.*.>"],
+        subject_transform={"src": "events.*.>", "dest": f"events.{{{{partition({PARTITIONS},1)}}}}.>"},
+        metadata={PARTITIONS_METADATA: str(PARTITIONS)},
+    ),
+    DEADLETTERS: _stream(
+        DEADLETTERS,
+        description="Farandole: deliveries that were given up on, by participant and event type",
+        subjects=["deadletters.>"],
+        metadata={},
+    ),
+}
+"""The streams, as the JetStream API has them."""
+
+_FREE_SETTINGS = frozenset({"description", "num_replicas", "metadata"})
+"""What an operator may choose; of the metadata the number of partitions is checked on its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """What a stream is and how far it reaches."""
+
+    incarnation: str
+    """When the stream was made; another value means another stream, into which stored positions do not point."""
+    last_sequence: int
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioned:
+    """What provisioning found or did for one stream."""
+
+    stream: str
+    outcome: Literal["created", "unchanged"]
+
+
+async def stream_state(broker: Broker, name: str) -> StreamState:
+    """The state of a stream. Raises `StreamMissingError` with the remedy, or `BrokerUnavailableError`."""
+    try:
+        info = await broker.request(f"$JS.API.STREAM.INFO.{name}")
+    except BrokerError as error:
+        if error.code == _STREAM_NOT_FOUND:
+            raise StreamMissingError(
+                f"the stream {name} does not exist; `farandole provision` makes it, after a loss restore it from backup",
+                code=error.code,
+            ) from None
+        raise
+    return StreamState(info["created"], info["state"]["last_seq"], info["config"])
+
+
+async def events_state(broker: Broker) -> StreamState:
+    """The state of `EVENTS`. Raises `StreamDriftError` too, where it has another number of partitions."""
+    state = await stream_state(broker, EVENTS)
+    drift = _drift(STREAMS[EVENTS], state.config)
+    if drift:
+        raise StreamDriftError(f"the stream {EVENTS} is not as Farandole needs it: {'; '.join(drift)}")
+    return state
+
+
+def check_position(state: StreamState, *, incarnation: str, position: int) -> None:
+    """Raises `StreamIncarnationError` where a stored position does not point into this stream."""
+    if state.incarnation != incarnation:
+        raise StreamIncarnationError(
+            f"the stream {EVENTS} was made at {state.incarnation}, but the stored position {position} belongs to the "
+            f"one made at {incarnation}: {_INCARNATION_REMEDY}"
+        )
+    if position > state.last_sequence:
+        raise StreamIncarnationError(
+            f"the stream {EVENTS} ends at {state.last_sequence}, before the stored position {position}: "
+            f"{_INCARNATION_REMEDY}"
+        )
+
+
+_INCARNATION_REMEDY = (
+    "restore the stream from its backup; or, where its events are expendable, remove the stores too (`make clean`)"
+)
+
+
+async def provision(broker: Broker, *, replicas: int = 1) -> list[Provisioned]:
+    """Makes the streams that do not exist yet, in order.
+
+    Raises `StreamDriftError`, after everything else is made, where an existing one is not as Farandole needs it.
+    """
+    outcomes: list[Provisioned] = []
+    drifted: list[str] = []
+    for name, wanted in STREAMS.items():
+        try:
+            state = await stream_state(broker, name)
+        except StreamMissingError:
+            await broker.request(f"$JS.API.STREAM.CREATE.{name}", {**wanted, "num_replicas": replicas})
+            outcomes.append(Provisioned(name, "created"))
+            continue
+        drift = _drift(wanted, state.config)
+        if drift:
+            drifted.append(f"the stream {name} is not as Farandole needs it: {'; '.join(drift)}")
+        else:
+            outcomes.append(Provisioned(name, "unchanged"))
+    if drifted:
+        raise StreamDriftError("\n".join(drifted))
+    return outcomes
+
+
+def _drift(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
+    """How a stream differs from what is wanted; the server leaves out settings at its own defaults."""
+    differences = [
+        f"{setting} is {actual.get(setting)!r}, not {value!r}"
+        for setting, value in wanted.items()
+        if setting not in _FREE_SETTINGS and actual.get(setting, _unset(value)) != value
+    ]
+    partitions = wanted["metadata"].get(PARTITIONS_METADATA)
+    stored = (actual.get("metadata") or {}).get(PARTITIONS_METADATA)
+    if partitions is not None and stored != partitions:
+        differences.append(f"metadata {PARTITIONS_METADATA} is {stored!r}, not {partitions!r}, and can't be changed")
+    return differences
+
+
+def _unset(value: object) -> object:
+    """What a setting means that the server leaves out of its answer."""
+    return False if isinstance(value, bool) else 0 if value == 0 else None

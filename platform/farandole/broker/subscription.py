@@ -1,0 +1,317 @@
+"""Consuming `EVENTS` in stream order through a durable consumer, from a position that the reader keeps itself.
+
+The consumer's own cursor is not trusted: after a start, a reconnection, a lost pull or a gap it is reset to what the
+reader has (`$JS.API.CONSUMER.RESET`), which restores the order. Pulls overlap, so that the reader never waits for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+
+from farandole.broker.connection import Broker
+from farandole.broker.headers import STATUS
+from farandole.broker.streams import EVENTS, check_position, events_state
+from farandole.envelope import StoredMessage
+from farandole.errors import BrokerError, BrokerUnavailableError
+
+_PULL_MESSAGES = 1000
+_PULL_BYTES = 32 * 1024 * 1024
+_PULL_SECONDS = 10.0
+_HEARTBEAT_SECONDS = 1.0
+_SILENCE_SECONDS = 2.5
+"""A pull that sends no heartbeat for so long is lost: the server restarted or its leader changed."""
+_RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0)
+_NANOSECONDS = 1_000_000_000
+_ACK_PREFIX = "$JS.ACK."
+_CONSUMER_NOT_FOUND = 10014
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Messages in stream order."""
+
+    messages: Sequence[StoredMessage]
+    generation: int
+    reply: str
+
+    @property
+    def last_sequence(self) -> int:
+        """The sequence of the last message."""
+        return self.messages[-1].sequence
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """What the reply subject of a delivered message says of it."""
+
+    stream_sequence: int
+    consumer_sequence: int
+    time: datetime
+
+    @classmethod
+    def of(cls, reply: str) -> _Delivery:
+        tokens = reply.split(".")
+        at = 5 if len(tokens) == _ACK_V1_TOKENS else 7
+        return cls(
+            int(tokens[at]),
+            int(tokens[at + 1]),
+            _EPOCH + timedelta(microseconds=int(tokens[at + 2]) // 1000),
+        )
+
+
+_ACK_V1_TOKENS = 9
+"""`$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`; v2 has a domain and account."""
+
+
+class Subscription:
+    """One reader's view of the stream: every message that its filters match, once, in order, after `start`'s position."""
+
+    def __init__(self, broker: Broker, durable: str, filters: Sequence[str], *, description: str = "") -> None:
+        self._broker = broker
+        self._durable = durable
+        self._filters = sorted(filters)
+        self._description = description
+        self._ready: deque[tuple[StoredMessage, str]] = deque()
+        self._arrived = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._incarnation = ""
+        self._last = 0
+        """The stream sequence of the last message taken in; what is stored up to it is not taken in again."""
+        self._expected = 1
+        """The consumer sequence that the next new message must have, or something was lost."""
+        self._generation = 0
+        self._synchronized = False
+        self._outstanding = 0
+        self._heard = 0.0
+        self._inbox = ""
+        self._pumping: asyncio.Task[None] | None = None
+        self._problem: str | None = "has not begun to read"
+        self._problem_changed = asyncio.Event()
+        self._inbox_subscription: Any = None
+        self._forget: Callable[[], None] = lambda: None
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is read, and the remedy; None where the subscription stands."""
+        return self._problem
+
+    async def problem_changed(self) -> None:
+        """Waits until `problem` is another one."""
+        self._problem_changed.clear()
+        await self._problem_changed.wait()
+
+    def _set_problem(self, problem: str | None) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self._problem_changed.set()
+
+    async def start(self, *, after: int, incarnation: str) -> None:
+        """Begins to read behind the position `after` of the stream made at `incarnation`.
+
+        Returns at once; where the stream is missing, is another one or is not as needed, `problem` says so until the
+        reason has gone.
+        """
+        self._last = after
+        self._incarnation = incarnation
+        self._inbox = self._broker.client.new_inbox()
+        self._inbox_subscription = await self._broker.client.subscribe(
+            self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        self._forget = self._broker.on_change(self._on_change)
+        self._pumping = asyncio.create_task(self._pump(), name=f"subscription-{self._durable}")
+
+    async def next_batch(self, limit: int) -> Batch:
+        """Waits for messages; returns what is there, at most `limit`, in stream order."""
+        while not self._ready:
+            self._arrived.clear()
+            await self._arrived.wait()
+        messages: list[StoredMessage] = []
+        reply = ""
+        while self._ready and len(messages) < limit:
+            message, reply = self._ready.popleft()
+            messages.append(message)
+        self._wake.set()
+        return Batch(messages, self._generation, reply)
+
+    async def acknowledge(self, batch: Batch) -> None:
+        """Tells the broker that everything up to the batch's end is done. Only its own view depends on that."""
+        if batch.generation == self._generation and batch.reply:
+            try:
+                await self._broker.client.publish(batch.reply, b"+ACK")
+            except (nats.errors.Error, OSError) as error:
+                _log.debug("acknowledgement not sent", error=str(error))
+
+    async def stop(self) -> None:
+        """Stops reading."""
+        if self._pumping is not None:
+            self._pumping.cancel()
+            await asyncio.gather(self._pumping, return_exceptions=True)
+        self._forget()
+        if self._inbox_subscription is not None and self._broker.is_connected:
+            with suppress(nats.errors.Error):
+                await self._inbox_subscription.unsubscribe()
+
+    def _on_change(self, connected: bool) -> None:  # noqa: FBT001 - the listener's signature
+        self._synchronized = False
+        if connected:
+            self._wake.set()
+        else:
+            self._set_problem("the broker is not reachable")
+
+    async def _on_message(self, message: Msg) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        if not message.reply.startswith(_ACK_PREFIX):
+            self._on_status(message.headers or {})
+            return
+        self._outstanding -= 1
+        if self._outstanding <= _PULL_MESSAGES // 2:
+            self._wake.set()
+        if not self._synchronized:
+            return  # it will be delivered again, in order, after the reset
+        delivery = _Delivery.of(message.reply)
+        if delivery.stream_sequence <= self._last:
+            if delivery.consumer_sequence >= self._expected:
+                self._expected = delivery.consumer_sequence + 1
+            return
+        if delivery.consumer_sequence != self._expected:
+            _log.info("gap in delivery", expected=self._expected, got=delivery.consumer_sequence)
+            self._lose_synchrony()
+            return
+        self._expected += 1
+        self._last = delivery.stream_sequence
+        self._ready.append(
+            (
+                StoredMessage(
+                    message.subject, message.headers or {}, message.data, delivery.stream_sequence, delivery.time
+                ),
+                message.reply,
+            )
+        )
+        self._arrived.set()
+
+    def _on_status(self, headers: dict[str, str]) -> None:
+        match headers.get(STATUS):
+            case "100":
+                return
+            case "404" | "408":
+                self._outstanding -= int(headers.get("Nats-Pending-Messages", self._outstanding))
+            case "409" if "MaxBytes" in headers.get("Description", "") or "Batch Completed" in headers.get(
+                "Description", ""
+            ):
+                self._outstanding -= int(headers.get("Nats-Pending-Messages", self._outstanding))
+            case status:
+                _log.info("pull ended", status=status, description=headers.get("Description", ""))
+                self._lose_synchrony()
+        self._wake.set()
+
+    def _lose_synchrony(self) -> None:
+        self._synchronized = False
+        self._wake.set()
+
+    async def _pump(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await asyncio.wait_for(self._wake.wait(), _HEARTBEAT_SECONDS)
+            except TimeoutError:
+                if self._synchronized and asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS:
+                    _log.info("pull lost", consumer=self._durable)
+                    self._synchronized = False
+            self._wake.clear()
+            try:
+                if not self._synchronized:
+                    await self._synchronize()
+                await self._pull()
+            except (BrokerError, nats.errors.Error, OSError) as error:
+                self._synchronized = False
+                problem = str(error) or type(error).__name__
+                if problem != self.problem:
+                    _log.warning("can't read the stream", problem=problem)
+                self._set_problem(problem)
+                await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
+                failures += 1
+                self._wake.set()
+            else:
+                failures = 0
+
+    async def _synchronize(self) -> None:
+        """Sets the consumer behind the last message taken in."""
+        if not self._broker.is_connected:
+            raise BrokerUnavailableError(self._broker.problem or "the broker is not reachable")
+        state = await events_state(self._broker)
+        check_position(state, incarnation=self._incarnation, position=self._last)
+        await self._ensure_consumer()
+        await self._broker.request(f"$JS.API.CONSUMER.RESET.{EVENTS}.{self._durable}", {"seq": self._last + 1})
+        self._generation += 1
+        self._expected = 1
+        self._outstanding = 0
+        self._synchronized = True
+        self._set_problem(None)
+
+    async def _ensure_consumer(self) -> None:
+        """Makes the durable consumer, or changes it where its filters are others."""
+        wanted = {
+            "name": self._durable,
+            "durable_name": self._durable,
+            "description": self._description,
+            "deliver_policy": "all",
+            "ack_policy": "all",
+            "ack_wait": 60 * _NANOSECONDS,
+            "max_deliver": -1,
+            "max_ack_pending": -1,
+            "max_waiting": 512,
+            "replay_policy": "instant",
+            "filter_subjects": self._filters,
+        }
+        try:
+            info = await self._broker.request(f"$JS.API.CONSUMER.INFO.{EVENTS}.{self._durable}")
+        except BrokerError as error:
+            if error.code != _CONSUMER_NOT_FOUND:
+                raise
+        else:
+            if _filters_of(info["config"]) == self._filters:
+                return
+        await self._broker.request(
+            f"$JS.API.CONSUMER.CREATE.{EVENTS}.{self._durable}",
+            {"stream_name": EVENTS, "config": wanted, "action": ""},
+        )
+
+    async def _pull(self) -> None:
+        """Asks for more where less than half of what was asked for is still to come and the reader keeps up."""
+        if self._outstanding > _PULL_MESSAGES // 2:
+            return
+        wanted = _PULL_MESSAGES - max(self._outstanding, 0) - len(self._ready)
+        if wanted <= 0:
+            return
+        request = {
+            "batch": wanted,
+            "max_bytes": _PULL_BYTES,
+            "expires": int(_PULL_SECONDS * _NANOSECONDS),
+            "idle_heartbeat": int(_HEARTBEAT_SECONDS * _NANOSECONDS),
+        }
+        self._outstanding = max(self._outstanding, 0) + wanted
+        self._heard = asyncio.get_running_loop().time()
+        await self._broker.client.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{self._durable}", json.dumps(request).encode(), reply=self._inbox
+        )
+
+
+def _filters_of(config: dict[str, Any]) -> list[str]:
+    filters = config.get("filter_subjects") or [config.get("filter_subject") or ""]
+    return sorted(filters)
+
+

@@ -1,0 +1,1 @@
+"""Participants: services that take part in sagas by consuming and publishing events."""

@@ -1,0 +1,273 @@
+"""The platform's tables in a participant's database, and the statements on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import sqlalchemy as sa
+
+from farandole.envelope import StoredMessage
+from farandole.errors import FencedError
+from farandole.outbox import Outbox
+from farandole.participant.barrier import Barrier, BarrierState
+from farandole.saga import Disposition
+from farandole.worker import Position
+
+BarrierKey = tuple[str, str, str]
+"""(definition, correlation key, step)."""
+
+_LANE = 0
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """An event that has been dealt with."""
+
+    identity: str
+    """Source and id, joined as in `envelope.message_id`."""
+    sequence: int
+    disposition: Disposition
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEntry:
+    """An event that could not be dealt with yet, or that waits behind one of its saga that could not."""
+
+    key: str
+    message: StoredMessage
+    attempts: int = 0
+    due: datetime = _EPOCH_START
+    error: str = ""
+
+
+class ParticipantTables:
+    """Position, inbox, barrier, queue and outbox of one participant."""
+
+    def __init__(self) -> None:
+        self.metadata = sa.MetaData()
+        self.outbox = Outbox(self.metadata)
+        position = self._position = sa.Table(
+            "farandole_position",
+            self.metadata,
+            sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
+            sa.Column("incarnation", sa.Text, nullable=False),
+            sa.Column("epoch", sa.BigInteger, nullable=False),
+            sa.Column("position", sa.BigInteger, nullable=False),
+        )
+        inbox = self._inbox = sa.Table(
+            "farandole_inbox",
+            self.metadata,
+            sa.Column("identity", sa.Text, primary_key=True),
+            sa.Column("sequence", sa.BigInteger, nullable=False),
+            sa.Column("disposition", sa.SmallInteger, nullable=False),
+        )
+        barrier = self._barrier = sa.Table(
+            "farandole_barrier",
+            self.metadata,
+            sa.Column("key", sa.Text, primary_key=True),
+            sa.Column("definition", sa.Text, primary_key=True),
+            sa.Column("step", sa.Text, primary_key=True),
+            sa.Column("state", sa.Text, nullable=False),
+            sa.Column("trigger_digest", sa.LargeBinary, nullable=False),
+        )
+        queue = self._queue = sa.Table(
+            "farandole_queue",
+            self.metadata,
+            sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+            sa.Column("key", sa.Text, nullable=False, index=True),
+            sa.Column("subject", sa.Text, nullable=False),
+            sa.Column("headers", sa.Text, nullable=False),
+            sa.Column("data", sa.LargeBinary, nullable=False),
+            sa.Column("stream_time", sa.BigInteger, nullable=False),
+            sa.Column("attempts", sa.Integer, nullable=False),
+            sa.Column("due", sa.BigInteger, nullable=False),
+            sa.Column("error", sa.Text, nullable=False),
+        )
+        self._select_position = sa.select(position).where(position.c.lane == _LANE)
+        self._insert_position = sa.insert(position)
+        self._raise_epoch = sa.update(position).where(position.c.lane == _LANE).values(epoch=position.c.epoch + 1)
+        self._move = (
+            sa.update(position)
+            .where(
+                position.c.lane == _LANE,
+                position.c.epoch == sa.bindparam("own_epoch"),
+                position.c.position == sa.bindparam("old_position"),
+            )
+            .values(position=sa.bindparam("new_position"))
+        )
+        self._select_inbox = sa.select(inbox.c.identity).where(
+            inbox.c.identity.in_(sa.bindparam("identities", expanding=True))
+        )
+        self._insert_inbox = sa.insert(inbox)
+        self._select_barriers = sa.select(barrier).where(barrier.c.key.in_(sa.bindparam("keys", expanding=True)))
+        self._insert_barrier = sa.insert(barrier)
+        self._update_barrier = (
+            sa.update(barrier)
+            .where(
+                barrier.c.key == sa.bindparam("of_key"),
+                barrier.c.definition == sa.bindparam("of_definition"),
+                barrier.c.step == sa.bindparam("of_step"),
+            )
+            .values(state=sa.bindparam("new_state"))
+        )
+        self._insert_queue = sa.insert(queue)
+        self._select_queue = (
+            sa.select(queue)
+            .where(queue.c.key.in_(sa.bindparam("keys", expanding=True)))
+            .order_by(queue.c.sequence)
+            .limit(sa.bindparam("most"))
+        )
+        self._select_due = (
+            sa.select(queue.c.key, sa.func.max(queue.c.due).label("due")).group_by(queue.c.key)
+        )
+        self._delete_queue = sa.delete(queue).where(queue.c.sequence == sa.bindparam("done"))
+        self._postpone = (
+            sa.update(queue)
+            .where(queue.c.sequence == sa.bindparam("failed"))
+            .values(
+                attempts=sa.bindparam("new_attempts"), due=sa.bindparam("new_due"), error=sa.bindparam("new_error")
+            )
+        )
+
+    def claim(self, connection: sa.Connection, incarnation: str, own_epoch: int) -> tuple[Position, int]:
+        """Raises the epoch, so that an earlier owner's writes fail; returns the position and the new epoch.
+
+        `own_epoch` is that of the caller's last claim, 0 for its first. Raises `FencedError` where it is outdated.
+        """
+        stored = connection.execute(self._select_position).first()
+        if own_epoch and (stored is None or stored.epoch != own_epoch):
+            raise FencedError(f"another process has taken over since epoch {own_epoch}")
+        if stored is None:
+            connection.execute(
+                self._insert_position, {"lane": _LANE, "incarnation": incarnation, "epoch": 0, "position": 0}
+            )
+        connection.execute(self._raise_epoch)
+        row = connection.execute(self._select_position).one()
+        return Position(row.position, row.incarnation), row.epoch
+
+    def move(self, connection: sa.Connection, *, epoch: int, old: int, new: int) -> None:
+        """Moves the position by compare-and-set. Raises `FencedError` where another owner has taken over."""
+        moved = connection.execute(self._move, {"own_epoch": epoch, "old_position": old, "new_position": new})
+        if moved.rowcount != 1:
+            raise FencedError(f"the position {old} of epoch {epoch} is not this process's any more")
+
+    def handled(self, connection: sa.Connection, identities: Collection[str]) -> set[str]:
+        """Which of these events have been dealt with."""
+        return set(connection.execute(self._select_inbox, {"identities": list(identities)}).scalars())
+
+    def add_inbox(self, connection: sa.Connection, entries: Sequence[InboxEntry]) -> None:
+        """Records events as dealt with."""
+        if entries:
+            connection.execute(
+                self._insert_inbox,
+                [
+                    {"identity": e.identity, "sequence": e.sequence, "disposition": int(e.disposition)}
+                    for e in entries
+                ],
+            )
+
+    def barriers(self, connection: sa.Connection, keys: Collection[str]) -> dict[BarrierKey, Barrier]:
+        """The barriers of all steps of these sagas."""
+        return {
+            (row.definition, row.key, row.step): Barrier(BarrierState(row.state), row.trigger_digest)
+            for row in connection.execute(self._select_barriers, {"keys": list(keys)})
+        }
+
+    def save_barriers(
+        self, connection: sa.Connection, before: Mapping[BarrierKey, Barrier], after: Mapping[BarrierKey, Barrier]
+    ) -> None:
+        """Writes what has changed. A new row that another transaction has made is an error, never overwritten."""
+        inserted = [(key, barrier) for key, barrier in after.items() if key not in before]
+        updated = [(key, barrier) for key, barrier in after.items() if key in before and before[key] != barrier]
+        if inserted:
+            connection.execute(
+                self._insert_barrier,
+                [
+                    {
+                        "definition": definition,
+                        "key": key,
+                        "step": step,
+                        "state": barrier.state.value,
+                        "trigger_digest": barrier.trigger_digest,
+                    }
+                    for (definition, key, step), barrier in inserted
+                ],
+            )
+        if updated:
+            connection.execute(
+                self._update_barrier,
+                [
+                    {"of_definition": definition, "of_key": key, "of_step": step, "new_state": barrier.state.value}
+                    for (definition, key, step), barrier in updated
+                ],
+            )
+
+    def enqueue(self, connection: sa.Connection, entries: Sequence[QueueEntry]) -> None:
+        """Puts events into the queue of what isn't finished."""
+        if entries:
+            connection.execute(
+                self._insert_queue,
+                [
+                    {
+                        "sequence": e.message.sequence,
+                        "key": e.key,
+                        "subject": e.message.subject,
+                        "headers": json.dumps(dict(e.message.headers)),
+                        "data": e.message.data,
+                        "stream_time": _microseconds(e.message.time),
+                        "attempts": e.attempts,
+                        "due": _microseconds(e.due),
+                        "error": e.error,
+                    }
+                    for e in entries
+                ],
+            )
+
+    def queued(self, connection: sa.Connection, keys: Collection[str], most: int) -> list[QueueEntry]:
+        """What waits for these sagas, in stream order."""
+        return [
+            QueueEntry(
+                row.key,
+                StoredMessage(
+                    row.subject, json.loads(row.headers), row.data, row.sequence, _datetime(row.stream_time)
+                ),
+                row.attempts,
+                _datetime(row.due),
+                row.error,
+            )
+            for row in connection.execute(self._select_queue, {"keys": list(keys), "most": most})
+        ]
+
+    def queue_heads(self, connection: sa.Connection) -> dict[str, datetime]:
+        """When each saga that has something in the queue is to be tried again."""
+        return {row.key: _datetime(row.due) for row in connection.execute(self._select_due)}
+
+    def dequeue(self, connection: sa.Connection, sequences: Iterable[int]) -> None:
+        """Removes from the queue what has been dealt with."""
+        parameters = [{"done": sequence} for sequence in sequences]
+        if parameters:
+            connection.execute(self._delete_queue, parameters)
+
+    def postpone(self, connection: sa.Connection, entry: QueueEntry) -> None:
+        """Records a failed try, and when the next is due."""
+        connection.execute(
+            self._postpone,
+            {
+                "failed": entry.message.sequence,
+                "new_attempts": entry.attempts,
+                "new_due": _microseconds(entry.due),
+                "new_error": entry.error,
+            },
+        )
+
+
+def _microseconds(time: datetime) -> int:
+    return (time - _EPOCH_START) // timedelta(microseconds=1)
+
+
+def _datetime(microseconds: int) -> datetime:
+    return _EPOCH_START + timedelta(microseconds=microseconds)

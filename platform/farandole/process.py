@@ -1,0 +1,80 @@
+"""What every process of Farandole has in common: starting, honest health, and an orderly stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from farandole import logs
+from farandole.broker.connection import Broker
+from farandole.errors import FarandoleError, FencedError, StoreError
+from farandole.rpc import HealthMonitor
+from farandole.settings import Settings
+from farandole.worker import Worker
+
+CHECKS = ("broker", "store", "events")
+"""What health is made of: the connection, the database, and reading the stream in order."""
+
+_STORE_CHECK_SECONDS = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+def run_process(settings: Callable[[], Settings], main: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:
+    """Runs `main` until it ends or the process is told to stop. What is wrong is said in a line, not a traceback."""
+    try:
+        loaded = settings()
+        logs.configure(loaded.service, loaded.log_level, loaded.log_format)
+        asyncio.run(main(loaded))
+    except FarandoleError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(1) from None
+
+
+async def work_until_stopped(
+    *, broker: Broker, worker: Worker, monitor: HealthMonitor, check_store: Callable[[], Awaitable[None]]
+) -> None:
+    """Connects and works until SIGTERM or SIGINT. Where another process takes over, stays to say so.
+
+    Raises what ended the work otherwise: the process is to be started anew.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop.set)
+    broker.on_change(lambda _connected: monitor.set("broker", broker.problem))
+    broker.start()
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    working = asyncio.create_task(worker.run(), name="work")
+    checking = asyncio.create_task(_check_store(monitor, check_store), name="check-store")
+    watched: set[asyncio.Future[Any]] = {stopped, working, checking, broker.closed}
+    try:
+        while not stopped.done():
+            done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done - {stopped}:
+                if not isinstance(ended.exception(), FencedError):
+                    ended.result()
+                _log.error("fenced", problem=str(ended.exception()))
+                watched.discard(ended)
+        _log.info("stopping")
+    finally:
+        for task in (stopped, working, checking):
+            task.cancel()
+        await asyncio.gather(stopped, working, checking, return_exceptions=True)
+        await broker.close()
+
+
+async def _check_store(monitor: HealthMonitor, check_store: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await check_store()
+        except StoreError as error:
+            monitor.set("store", str(error))
+        else:
+            monitor.set("store", None)
+        await asyncio.sleep(_STORE_CHECK_SECONDS)

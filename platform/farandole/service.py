@@ -1,0 +1,123 @@
+"""Running a participant: its process, from settings to an orderly stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+import sqlalchemy as sa
+from choreography.v1 import participant_pb2, participant_service_pb2
+from choreography.v1.participant_service_pb2_grpc import (
+    ParticipantServiceServicer,
+    add_ParticipantServiceServicer_to_server,
+)
+
+from farandole.broker.connection import Broker
+from farandole.database import Database
+from farandole.outbox import OutboxRow
+from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.participant import Participant
+from farandole.participant.tables import ParticipantTables
+from farandole.participant.transaction import CommandTransaction
+from farandole.process import CHECKS, run_process, work_until_stopped
+from farandole.rpc import HealthMonitor, Rpc, serve
+from farandole.settings import Settings
+from farandole.worker import Worker
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """What a running participant offers to its remote procedures."""
+
+    def __init__(
+        self, database: Database, tables: ParticipantTables, handler: ParticipantBatchHandler, worker: Worker
+    ) -> None:
+        self._database = database
+        self._tables = tables
+        self._handler = handler
+        self._worker = worker
+
+    async def execute(self, work: Callable[[CommandTransaction], T]) -> T:
+        """Runs `work` in one write transaction; what it publishes goes out once that has committed.
+
+        Raises what `work` raises, with nothing written, and `StoreUnavailableError`.
+        """
+
+        def transact(connection: sa.Connection) -> tuple[T, list[OutboxRow]]:
+            outgoing = self._handler.outgoing()
+            result = work(CommandTransaction(connection, outgoing))
+            return result, self._tables.outbox.add(connection, outgoing.publications)
+
+        result, rows = await self._database.write(transact)
+        self._worker.publish_rows(rows)
+        return result
+
+    async def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Runs `work` over what has been committed. Raises `StoreUnavailableError`."""
+        return await self._database.read(work)
+
+
+Rpcs = Callable[[Runtime], Sequence[Rpc[Any]]]
+
+
+def run(participant: Participant, *, grpc_port: int, rpcs: Rpcs = lambda _runtime: ()) -> None:
+    """Runs a participant until SIGTERM: consumes, publishes, and serves `rpcs` with health and its contract.
+
+    `grpc_port` is the port where `FARANDOLE_GRPC_ADDRESS` is not set. Exits with a line that says what is wrong where
+    a setting is.
+    """
+    run_process(
+        lambda: Settings.load(participant.name, grpc_port=grpc_port),
+        lambda settings: _serve(participant, settings, rpcs),
+    )
+
+
+async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> None:
+    monitor = HealthMonitor(CHECKS)
+    database = Database(settings.database_url)
+    tables = ParticipantTables()
+    try:
+        await database.create(tables.metadata, participant.metadata)
+        if participant.seed is not None:
+            await database.write(participant.seed)
+        broker = Broker(settings)
+        handler = ParticipantBatchHandler(participant, database, tables)
+        worker = Worker(
+            broker=broker,
+            durable=participant.name,
+            description=f"Farandole participant {participant.name}",
+            filters=participant.filters,
+            handler=handler,
+            batch_size=settings.batch_size,
+            report=monitor.set,
+            hold_until_caught_up=False,
+        )
+        runtime = Runtime(database, tables, handler, worker)
+        async with serve(settings.grpc_address, [_contract_rpc(participant), *rpcs(runtime)], monitor):
+            await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=database.check)
+    finally:
+        await database.close()
+
+
+class _ParticipantService(ParticipantServiceServicer):
+    """`choreography.v1.ParticipantService`."""
+
+    def __init__(self, contract: participant_pb2.ParticipantContract) -> None:
+        self._contract = contract
+
+    async def GetContract(  # noqa: N802 - the name in the contract
+        self,
+        _request: participant_service_pb2.GetContractRequest,
+        _context: grpc.aio.ServicerContext[
+            participant_service_pb2.GetContractRequest, participant_service_pb2.GetContractResponse
+        ],
+    ) -> participant_service_pb2.GetContractResponse:
+        """What the participant consumes and produces."""
+        return participant_service_pb2.GetContractResponse(contract=self._contract)
+
+
+def _contract_rpc(participant: Participant) -> Rpc[_ParticipantService]:
+    service = participant_service_pb2.DESCRIPTOR.services_by_name["ParticipantService"]
+    return Rpc(service, add_ParticipantServiceServicer_to_server, _ParticipantService(participant.contract))

@@ -1,0 +1,241 @@
+"""The loop that participants and the correlator share: read in order, commit a batch, publish, acknowledge.
+
+What a batch *means* is behind the port `BatchHandler`; this module keeps the order of things: commit, then publish the
+outbox rows, then acknowledge; and it turns every trouble of the broker or the store into a named health problem and
+another try, so that nothing is lost and nothing is silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from farandole.broker.connection import Broker
+from farandole.broker.publisher import Publisher
+from farandole.broker.relay import OutboxRelay
+from farandole.broker.streams import check_position, events_state
+from farandole.broker.subscription import Batch, Subscription
+from farandole.envelope import StoredMessage
+from farandole.errors import BrokerError, FencedError, StoreError
+from farandole.outbox import OutboxRow
+
+_RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
+_TIDY_SECONDS = 0.2
+"""How long an acknowledged outbox row may stay where no batch comes along to remove it."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a store has taken in the stream."""
+
+    sequence: int
+    incarnation: str
+    """The stream that the sequence belongs to."""
+
+
+class BatchHandler(Protocol):
+    """What a worker drives. Its calls never overlap. Every call raises `StoreError` where the store is in trouble."""
+
+    async def claim(self, incarnation: str) -> Position:
+        """Takes over the store: every earlier owner's next write fails with `FencedError`.
+
+        `incarnation` is remembered where the store is new; else the stored position comes back with its own. Called
+        again by the same owner, it raises `FencedError` where another one has claimed the store in between.
+        """
+        ...
+
+    async def waiting(self) -> Sequence[OutboxRow]:
+        """The outbox rows that an earlier run left, in order."""
+        ...
+
+    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Sequence[OutboxRow]:
+        """Takes the messages in, in stream order, in one transaction that also moves the position and removes the
+        outbox rows `published`; returns the new outbox rows once it is committed.
+
+        Raises `FencedError`, with nothing written, where another owner has taken over.
+        """
+        ...
+
+    async def due(self) -> Sequence[OutboxRow]:
+        """Does what has become due by time since, in a transaction of its own; returns new outbox rows."""
+        ...
+
+    def due_in(self) -> float | None:
+        """In how many seconds something becomes due; None for never."""
+        ...
+
+    async def remove(self, published: Collection[int]) -> None:
+        """Removes outbox rows that the broker has acknowledged."""
+        ...
+
+
+class Worker:
+    """Drives one `BatchHandler` over the stream `EVENTS`.
+
+    It works in sessions. A session begins by claiming the store, which tells where to go on; any trouble of the store
+    ends it and begins another, since what became of the last transaction is not known.
+    """
+
+    def __init__(
+        self,
+        *,
+        broker: Broker,
+        durable: str,
+        description: str,
+        filters: Sequence[str],
+        handler: BatchHandler,
+        batch_size: int,
+        report: Callable[[str, str | None], None],
+        hold_until_caught_up: bool,
+    ) -> None:
+        """`report(check, problem)` takes what health should know, under `events`. With `hold_until_caught_up` nothing
+        is published before everything is taken in that the stream held when the session began."""
+        self._broker = broker
+        self._durable = durable
+        self._description = description
+        self._filters = filters
+        self._handler = handler
+        self._batch_size = batch_size
+        self._report = report
+        self._hold = hold_until_caught_up
+        self._publisher = Publisher(broker)
+        self._relay = OutboxRelay(self._publisher)
+        self._lock = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Reads until cancelled. Raises `FencedError` where another process has taken over."""
+        self._report("events", "has not begun to read")
+        failures = 0
+        try:
+            while True:
+                try:
+                    await self._session()
+                except BaseExceptionGroup as group:
+                    error = _only_store_error(group)
+                    if isinstance(error, FencedError):
+                        self._report("events", f"another process has taken over {self._durable}; stop one of the two")
+                        raise error from None
+                    failures = await self._pause(error, failures)
+        finally:
+            await self._publisher.stop()
+
+    def publish_rows(self, rows: Sequence[OutboxRow]) -> None:
+        """Publishes outbox rows that were committed elsewhere, as by a remote procedure call."""
+        self._relay.add(rows)
+
+    def withdraw(self, key: str, message_ids: Sequence[str]) -> None:
+        """Takes back what waits to be published under a key and turned out to be in the stream already."""
+        self._relay.withdraw(key, message_ids)
+
+    async def _session(self) -> None:
+        self._relay = OutboxRelay(self._publisher)
+        subscription = Subscription(self._broker, self._durable, self._filters, description=self._description)
+        try:
+            target = await self._take_over(subscription)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(subscription, target), name=f"{self._durable}-read")
+                tasks.create_task(self._tidy(), name=f"{self._durable}-tidy")
+                tasks.create_task(self._keep_time(), name=f"{self._durable}-due")
+                tasks.create_task(self._watch(subscription), name=f"{self._durable}-watch")
+        finally:
+            await subscription.stop()
+            await self._relay.stop()
+
+    async def _take_over(self, subscription: Subscription) -> int:
+        """Claims the store and begins to read; returns the sequence up to which it has to catch up."""
+        await self._broker.connected()
+        failures = 0
+        while True:
+            try:
+                state = await events_state(self._broker)
+                position = await self._handler.claim(state.incarnation)
+                check_position(state, incarnation=position.incarnation, position=position.sequence)
+                self._relay.add(await self._handler.waiting())
+                await subscription.start(after=position.sequence, incarnation=position.incarnation)
+            except FencedError as error:
+                raise BaseExceptionGroup("fenced", [error]) from None
+            except (BrokerError, StoreError) as error:
+                failures = await self._pause(error, failures)
+            else:
+                if position.sequence >= state.last_sequence or not self._hold:
+                    self._relay.run()
+                _log.info("reading", consumer=self._durable, after=position.sequence, until=state.last_sequence)
+                return state.last_sequence
+
+    async def _read(self, subscription: Subscription, target: int) -> None:
+        acknowledging: set[asyncio.Task[None]] = set()
+
+        async def acknowledge(published: asyncio.Future[None], batch: Batch) -> None:
+            await published
+            await subscription.acknowledge(batch)
+
+        try:
+            while True:
+                batch = await subscription.next_batch(self._batch_size)
+                removable = self._relay.take_acknowledged()
+                async with self._lock:
+                    rows = await self._handler.handle(batch.messages, removable)
+                published = self._relay.add(rows)
+                if batch.last_sequence >= target:
+                    self._relay.run()
+                task = asyncio.create_task(acknowledge(published, batch))
+                acknowledging.add(task)
+                task.add_done_callback(acknowledging.discard)
+        finally:
+            for task in acknowledging:
+                task.cancel()
+
+    async def _tidy(self) -> None:
+        """Removes acknowledged rows that no batch came along to remove."""
+        while True:
+            await self._relay.changed()
+            await asyncio.sleep(_TIDY_SECONDS)
+            if removable := self._relay.take_acknowledged():
+                async with self._lock:
+                    await self._handler.remove(removable)
+
+    async def _keep_time(self) -> None:
+        while True:
+            due_in = self._handler.due_in()
+            if due_in is not None and due_in <= 0:
+                async with self._lock:
+                    rows = await self._handler.due()
+                self._relay.add(rows)
+            else:
+                await asyncio.sleep(_TIDY_SECONDS if due_in is None else min(due_in, _TIDY_SECONDS))
+
+    async def _watch(self, subscription: Subscription) -> None:
+        """Reports what the subscription has to say."""
+        while True:
+            self._report("events", subscription.problem)
+            await subscription.problem_changed()
+
+    async def _pause(self, error: Exception, failures: int) -> int:
+        self._report("events", str(error))
+        log = _log.warning if failures == 0 else _log.debug
+        log("trying again", error=str(error))
+        await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
+        return failures + 1
+
+
+def _only_store_error(group: BaseExceptionGroup[BaseException]) -> StoreError:
+    """The store's error where a session ended for nothing else; raises the group otherwise."""
+    errors, others = group.split(StoreError)
+    if others is not None or errors is None:
+        raise group
+    found = [error for error in _leaves(errors) if isinstance(error, StoreError)]
+    return next((error for error in found if isinstance(error, FencedError)), found[0])
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
