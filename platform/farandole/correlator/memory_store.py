@@ -1,0 +1,289 @@
+"""A correlator's store in memory: for tests, and for correlators that need no past."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.filters import Filter, Value, matches
+from farandole.correlator.queries import (
+    DeadLetterPage,
+    DeadLetterQuery,
+    DueSaga,
+    RecordedSaga,
+    SagaCount,
+    SagaCursor,
+    SagaOrder,
+    SagaPage,
+    SagaQuery,
+    StoredDefinition,
+)
+from farandole.correlator.store import (
+    ALL_PARTITIONS,
+    Claim,
+    Committed,
+    FoldedBatch,
+    SagaChange,
+    history_change,
+    next_deadline,
+    refuse_changed_definitions,
+    refuse_other_incarnation,
+    refuse_step_back,
+    without_history,
+)
+from farandole.definition import Definition
+from farandole.envelope import Publication
+from farandole.errors import FencedError, StoreError
+from farandole.outbox import OutboxRow
+from farandole.saga import Saga
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    epoch: int
+    position: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    row: int
+    recorded: RecordedSaga
+
+
+class MemoryCorrelatorStore:
+    """Keeps everything in this process, for one event loop. Every method runs without a pause, so it is atomic."""
+
+    def __init__(self) -> None:
+        self._positions: dict[int, _Position] = {}
+        self._records: dict[tuple[str, str], _Record] = {}
+        """By (key, definition)."""
+        self._rows = 0
+        self._outbox: dict[int, Publication] = {}
+        self._published = 0
+        self._dead_letters: dict[tuple[str, int], DeadLetter] = {}
+        """By (participant, sequence), in the order in which they were recorded."""
+        self._definitions: dict[tuple[str, int], StoredDefinition] = {}
+
+    async def open(self) -> None:
+        """Nothing to make."""
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    async def check(self) -> None:
+        """Always passes."""
+
+    async def claim(self, incarnation: str, partitions: Iterable[int] = ALL_PARTITIONS) -> Claim:
+        """See `CorrelatorStore.claim`."""
+        owned = frozenset(partitions)
+        stored = [self._positions[partition] for partition in owned if partition in self._positions]
+        for position in stored:
+            if position.incarnation != incarnation:
+                raise refuse_other_incarnation(position.incarnation, incarnation)
+        claim = Claim(
+            incarnation=incarnation,
+            epoch=1 + max((position.epoch for position in stored), default=0),
+            position=min((position.position for position in stored), default=0) if len(stored) == len(owned) else 0,
+            partitions=owned,
+        )
+        self._positions |= dict.fromkeys(owned, _Position(claim.epoch, claim.position, incarnation))
+        return claim
+
+    async def load(self, keys: Collection[str]) -> dict[str, tuple[Saga, ...]]:
+        """See `CorrelatorStore.load`."""
+        found: dict[str, list[Saga]] = {key: [] for key in keys}
+        for (key, _), record in sorted(self._records.items()) if found else ():
+            if key in found:
+                found[key].append(record.recorded.saga)
+        return {key: tuple(sagas) for key, sagas in found.items()}
+
+    async def commit(self, claim: Claim, batch: FoldedBatch) -> Committed:
+        """See `CorrelatorStore.commit`."""
+        refuse_step_back(claim, batch)
+        now = _Position(claim.epoch, claim.position, claim.incarnation)
+        if any(self._positions.get(partition) != now for partition in claim.partitions):
+            raise FencedError("another correlator has claimed these partitions")
+        for change in batch.changes:
+            self._refuse_stale(change)
+        self._positions |= dict.fromkeys(claim.partitions, replace(now, position=batch.position))
+        for change in batch.changes:
+            self._record(change, batch.payloads)
+        publications = list(batch.publications)
+        for new in batch.dead_letters:
+            identity = (new.dead_letter.participant, new.dead_letter.sequence)
+            if identity not in self._dead_letters:
+                self._dead_letters[identity] = new.dead_letter
+                publications.append(new.publication)
+        await self.remove_publications(batch.acknowledged)
+        rows = tuple(self._enqueue(publication) for publication in publications)
+        return Committed(replace(claim, position=batch.position), rows)
+
+    async def waiting_publications(self) -> tuple[OutboxRow, ...]:
+        """See `CorrelatorStore.waiting_publications`."""
+        return tuple(OutboxRow(row, publication) for row, publication in self._outbox.items())
+
+    async def remove_publications(self, ids: Collection[int]) -> None:
+        """See `CorrelatorStore.remove_publications`."""
+        for row in ids:
+            self._outbox.pop(row, None)
+
+    async def activate(self, definitions: Collection[Definition]) -> None:
+        """See `CorrelatorStore.activate`."""
+        kept = {(record.recorded.saga.definition, record.recorded.saga.version) for record in self._records.values()}
+        refused = [
+            (new.name, new.version)
+            for new in definitions
+            if (old := self._definitions.get((new.name, new.version))) is not None
+            and old.digest != new.digest
+            and (new.name, new.version) in kept
+        ]
+        if refused:
+            raise refuse_changed_definitions(refused)
+        self._definitions = {
+            identity: replace(definition, is_active=False) for identity, definition in self._definitions.items()
+        } | {(new.name, new.version): StoredDefinition.of(new) for new in definitions}
+
+    async def due(self, until: datetime, limit: int) -> tuple[DueSaga, ...]:
+        """See `CorrelatorStore.due`."""
+        deadlines = ((next_deadline(record.recorded.saga), record) for record in self._records.values())
+        passed = sorted(
+            (deadline, record.row, record.recorded.saga)
+            for deadline, record in deadlines
+            if deadline is not None and deadline <= until
+        )
+        return tuple(DueSaga(saga.definition, saga.key, deadline) for deadline, _, saga in passed[:limit])
+
+    async def get_sagas(self, key: str, definition: str | None = None) -> tuple[RecordedSaga, ...]:
+        """See `CorrelatorQueries.get_sagas`."""
+        return tuple(
+            record.recorded
+            for (saga_key, name), record in sorted(self._records.items())
+            if saga_key == key and definition in {None, name}
+        )
+
+    async def list_sagas(self, query: SagaQuery) -> SagaPage:
+        """See `CorrelatorQueries.list_sagas`."""
+        direction = -1 if query.descending else 1
+        placed = sorted(
+            (direction * place, direction * record.row, record.recorded.saga)
+            for record in self._records.values()
+            if _is_listed(record.recorded.saga, query.filter)
+            for place in (_place(record.recorded.saga, query.order),)
+        )
+        if query.after is not None:
+            after = (direction * query.after.value, direction * query.after.row)
+            placed = [place for place in placed if place[:2] > after]
+        page = placed[: query.limit]
+        more = len(placed) > len(page)
+        return SagaPage(
+            tuple(without_history(saga) for _, _, saga in page),
+            SagaCursor(direction * page[-1][0], direction * page[-1][1]) if more else None,
+        )
+
+    async def summarize(self, filter: Filter | None = None) -> tuple[SagaCount, ...]:  # noqa: A002 - the API's word
+        """See `CorrelatorQueries.summarize`."""
+        counts = Counter(
+            (saga.definition, saga.status, saga.health)
+            for record in self._records.values()
+            if _is_listed(saga := record.recorded.saga, filter)
+        )
+        return tuple(SagaCount(*alike, count) for alike, count in sorted(counts.items()))
+
+    async def list_dead_letters(self, query: DeadLetterQuery) -> DeadLetterPage:
+        """See `CorrelatorQueries.list_dead_letters`."""
+        found = [
+            (row, dead_letter)
+            for row, dead_letter in reversed(list(enumerate(self._dead_letters.values(), start=1)))
+            if (query.before is None or row < query.before) and _dead_letter_matches(dead_letter, query.filter)
+        ]
+        page = found[: query.limit]
+        return DeadLetterPage(
+            tuple(dead_letter for _, dead_letter in page), page[-1][0] if len(found) > len(page) else None
+        )
+
+    async def get_dead_letter(self, participant: str, sequence: int) -> DeadLetter | None:
+        """See `CorrelatorQueries.get_dead_letter`."""
+        return self._dead_letters.get((participant, sequence))
+
+    async def definitions(self) -> tuple[StoredDefinition, ...]:
+        """See `CorrelatorQueries.definitions`."""
+        return tuple(sorted(self._definitions.values(), key=lambda stored: (stored.name, -stored.version)))
+
+    def _refuse_stale(self, change: SagaChange) -> None:
+        after = change.after
+        stored = self._records.get((after.key, after.definition))
+        revision = stored.recorded.saga.revision if stored else None
+        expected = change.before.revision if change.before else None
+        if revision != expected:
+            raise StoreError(
+                f"the saga {after.definition} {after.key} is stored with revision {revision}, not {expected}"
+            )
+
+    def _record(self, change: SagaChange, payloads: Mapping[int, bytes]) -> None:
+        identity = (change.after.key, change.after.definition)
+        stored = self._records.get(identity)
+        difference = history_change(change.before, change.after)
+        kept = dict(stored.recorded.payloads) if stored else {}
+        for sequence in difference.removed:
+            kept.pop(sequence, None)
+        for entry in difference.added:
+            if entry.fact.sequence in payloads:
+                kept[entry.fact.sequence] = payloads[entry.fact.sequence]
+        if stored is None:
+            self._rows += 1
+        row = stored.row if stored else self._rows
+        self._records[identity] = _Record(row, RecordedSaga(change.after, kept))
+
+    def _enqueue(self, publication: Publication) -> OutboxRow:
+        self._published += 1
+        self._outbox[self._published] = publication
+        return OutboxRow(self._published, publication)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+_ORDER_TIMES: Mapping[SagaOrder, Callable[[Saga], datetime]] = {
+    SagaOrder.UPDATE_TIME: lambda saga: saga.update_time,
+    SagaOrder.START_TIME: lambda saga: saga.start_time or _NEVER,
+    SagaOrder.DEADLINE: lambda saga: saga.deadline or _NEVER,
+}
+
+_SAGA_VALUES: Mapping[str, Callable[[Saga], Value | None]] = {
+    "saga_id": lambda saga: saga.key,
+    "definition": lambda saga: saga.definition,
+    "version": lambda saga: saga.version,
+    "status": lambda saga: saga.status,
+    "health": lambda saga: saga.health,
+    "cause": lambda saga: saga.cause,
+    "start_time": lambda saga: saga.start_time,
+    "update_time": lambda saga: saga.update_time,
+    "end_time": lambda saga: saga.end_time,
+    "deadline": lambda saga: saga.deadline,
+}
+
+_DEAD_LETTER_VALUES: Mapping[str, Callable[[DeadLetter], Value | None]] = {
+    "participant": lambda dead_letter: dead_letter.participant,
+    "event_type": lambda dead_letter: dead_letter.event_type,
+    "reason": lambda dead_letter: dead_letter.reason,
+    "saga_id": lambda dead_letter: dead_letter.key or None,
+    "sequence": lambda dead_letter: dead_letter.sequence,
+    "stream_time": lambda dead_letter: dead_letter.stream_time,
+}
+
+
+def _is_listed(saga: Saga, filter: Filter | None) -> bool:  # noqa: A002 - the API's word
+    return saga.is_started and (filter is None or matches(filter, lambda field: _SAGA_VALUES[field](saga)))
+
+
+def _dead_letter_matches(dead_letter: DeadLetter, filter: Filter | None) -> bool:  # noqa: A002 - the API's word
+    return filter is None or matches(filter, lambda field: _DEAD_LETTER_VALUES[field](dead_letter))
+
+
+def _place(saga: Saga, order: SagaOrder) -> int:
+    """A saga's place in an order, in microseconds since 1970 UTC."""
+    return (_ORDER_TIMES[order](saga) - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,165 @@
+"""What can be asked of a correlator's records: the questions, the answers, and the port that answers."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from choreography.v1 import saga_definition_pb2
+from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.filters import Filter
+from farandole.definition import Definition
+from farandole.errors import StoreError
+from farandole.saga import Health, Saga, Status
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedSaga:
+    """A saga with its whole history and what its events said."""
+
+    saga: Saga
+    payloads: Mapping[int, bytes] = field(default_factory=dict)
+    """By stream sequence: the serialized Protobuf message of the history entry's type, already redacted. An entry
+    that was recorded without one is absent."""
+
+
+class SagaOrder(enum.Enum):
+    """By what sagas are listed."""
+
+    UPDATE_TIME = "update_time"
+    START_TIME = "start_time"
+    DEADLINE = "deadline"
+    """Sagas without a deadline count as due last of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class SagaCursor:
+    """The place of the last saga of a page in an order."""
+
+    value: int
+    """Of the ordering field, in microseconds since 1970 UTC."""
+    row: int
+    """The number that the store gave the saga; it decides among equal values."""
+
+
+@dataclass(frozen=True, slots=True)
+class SagaQuery:
+    """A page of started sagas."""
+
+    filter: Filter | None = None
+    order: SagaOrder = SagaOrder.UPDATE_TIME
+    descending: bool = False
+    limit: int = 50
+    after: SagaCursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SagaPage:
+    """Sagas without their histories."""
+
+    sagas: tuple[Saga, ...]
+    next: SagaCursor | None
+    """Where the next page begins; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SagaCount:
+    """How many started sagas stand alike."""
+
+    definition: str
+    status: Status
+    health: Health
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterQuery:
+    """A page of dead letters, newest first."""
+
+    filter: Filter | None = None
+    limit: int = 50
+    before: int | None = None
+    """Only those that the store recorded before the one of this number."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterPage:
+    """Dead letters, the one recorded last first."""
+
+    dead_letters: tuple[DeadLetter, ...]
+    next: int | None
+    """`before` of the next page; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDefinition:
+    """One version of a saga definition as the store keeps it."""
+
+    name: str
+    version: int
+    digest: str
+    """Tells two contents apart."""
+    message: bytes
+    """The serialized `choreography.v1.SagaDefinition`."""
+    is_active: bool = True
+    """Whether new sagas start under it; a version that is no longer in the files stays for the sagas that keep it."""
+
+    @classmethod
+    def of(cls, definition: Definition) -> StoredDefinition:
+        """An active definition as it is stored."""
+        message = definition.to_message().SerializeToString(deterministic=True)
+        return cls(definition.name, definition.version, definition.digest, message)
+
+    def definition(self) -> Definition:
+        """The definition itself. Raises `StoreError` where what is stored can't be read."""
+        try:
+            return Definition.of_message(saga_definition_pb2.SagaDefinition.FromString(self.message))
+        except (DecodeError, ValueError) as error:
+            raise StoreError(f"the stored saga definition {self.name} {self.version} can't be read: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class DueSaga:
+    """A saga with a deadline that has passed and that nobody has acted on yet."""
+
+    definition: str
+    key: str
+    deadline: datetime
+
+
+class CorrelatorQueries(Protocol):
+    """Answers from a consistent view of what was committed; never waits for a writer.
+
+    Every method raises `StoreUnavailableError` where the store can't be read. Paging is by place, not by number: a
+    saga whose ordering value does not change between two pages is neither skipped nor shown twice; one that changes
+    (`update_time`) is met again at its new place where that is still to come.
+    """
+
+    async def get_sagas(self, key: str, definition: str | None = None) -> tuple[RecordedSaga, ...]:
+        """Everything recorded under a key, by definition: started sagas, and what waits for an initiating event."""
+        ...
+
+    async def list_sagas(self, query: SagaQuery) -> SagaPage:
+        """A page of started sagas."""
+        ...
+
+    async def summarize(self, filter: Filter | None = None) -> tuple[SagaCount, ...]:  # noqa: A002 - the API's word
+        """How many started sagas there are by definition, status and health, in that order; no zeros."""
+        ...
+
+    async def list_dead_letters(self, query: DeadLetterQuery) -> DeadLetterPage:
+        """A page of dead letters."""
+        ...
+
+    async def get_dead_letter(self, participant: str, sequence: int) -> DeadLetter | None:
+        """One dead letter; None where there is none."""
+        ...
+
+    async def definitions(self) -> tuple[StoredDefinition, ...]:
+        """Every version of every definition, by name and falling version."""
+        ...

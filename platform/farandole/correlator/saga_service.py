@@ -1,0 +1,216 @@
+"""`choreography.v1.SagaService`: what a correlator answers about sagas.
+
+Errors leave as `farandole.errors.QueryError`; the server's interceptor turns them into statuses.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+
+from choreography.v1 import saga_service_pb2, saga_service_pb2_grpc
+from farandole.correlator.changes import SagaChanges
+from farandole.correlator.filters import SAGA_FIELDS, parse_filter
+from farandole.correlator.messages import (
+    Definitions,
+    count_message,
+    definition_message,
+    definitions_by_version,
+    saga_message,
+    saga_with_history,
+)
+from farandole.correlator.pages import page_size, page_token, position_of
+from farandole.correlator.queries import (
+    CorrelatorQueries,
+    RecordedSaga,
+    SagaCursor,
+    SagaOrder,
+    SagaQuery,
+)
+from farandole.errors import AmbiguousSagaError, InvalidArgumentError, NotFoundError
+from farandole.registry import Registry
+
+REREAD_SECONDS = 1.0
+"""How often a watched saga is read again without having been woken: another process may have changed it."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SagaService(saga_service_pb2_grpc.SagaServiceServicer):
+    """Answers from a store."""
+
+    def __init__(
+        self,
+        queries: CorrelatorQueries,
+        registry: Registry,
+        changes: SagaChanges,
+        *,
+        reread_seconds: float = REREAD_SECONDS,
+    ) -> None:
+        self._queries = queries
+        self._registry = registry
+        self._changes = changes
+        self._reread_seconds = reread_seconds
+
+    async def GetSaga(  # noqa: N802 - the RPC's name
+        self, request: saga_service_pb2.GetSagaRequest, _context: Context
+    ) -> saga_service_pb2.GetSagaResponse:
+        """One saga with its history."""
+        recorded = await self._queries.get_sagas(request.saga_id, request.definition or None)
+        definitions = await self._definitions()
+        saga = _the_one(request.saga_id, recorded)
+        if saga is None:
+            raise await self._not_found(request, recorded, definitions)
+        return saga_service_pb2.GetSagaResponse(saga=saga_with_history(saga, definitions, self._registry))
+
+    async def ListSagas(  # noqa: N802 - the RPC's name
+        self, request: saga_service_pb2.ListSagasRequest, _context: Context
+    ) -> saga_service_pb2.ListSagasResponse:
+        """A page of sagas."""
+        order, descending = _order(request.order_by)
+        listing = ("sagas", request.filter, order.value, "desc" if descending else "asc")
+        query = SagaQuery(
+            filter=parse_filter(request.filter, SAGA_FIELDS),
+            order=order,
+            descending=descending,
+            limit=page_size(request.page_size),
+            after=_cursor(request.page_token, listing),
+        )
+        page = await self._queries.list_sagas(query)
+        definitions = await self._definitions()
+        return saga_service_pb2.ListSagasResponse(
+            sagas=[saga_message(saga, definitions) for saga in page.sagas],
+            next_page_token=page_token((page.next.value, page.next.row), listing=listing) if page.next else "",
+        )
+
+    async def WatchSaga(  # noqa: N802 - the RPC's name
+        self, request: saga_service_pb2.WatchSagaRequest, _context: Context
+    ) -> AsyncIterator[saga_service_pb2.WatchSagaResponse]:
+        """The saga as it stands now and at each revision that a reading finds, until it is terminal."""
+        definition = request.definition or None
+        seen = -1
+        with self._changes.watch(request.saga_id) as watch:
+            while True:
+                saga = _the_one(request.saga_id, await self._queries.get_sagas(request.saga_id, definition))
+                if saga is not None and saga.saga.revision > seen:
+                    seen, definition = saga.saga.revision, saga.saga.definition
+                    message = saga_with_history(saga, await self._definitions(), self._registry)
+                    yield saga_service_pb2.WatchSagaResponse(saga=message)
+                    if saga.saga.status.is_terminal:
+                        return
+                await watch.wait(self._reread_seconds)
+
+    async def SummarizeSagas(  # noqa: N802 - the RPC's name
+        self, request: saga_service_pb2.SummarizeSagasRequest, _context: Context
+    ) -> saga_service_pb2.SummarizeSagasResponse:
+        """The counts of sagas."""
+        counts = await self._queries.summarize(parse_filter(request.filter, SAGA_FIELDS))
+        return saga_service_pb2.SummarizeSagasResponse(
+            counts=[count_message(count) for count in counts], total=sum(count.count for count in counts)
+        )
+
+    async def ListSagaDefinitions(  # noqa: N802 - the RPC's name
+        self, request: saga_service_pb2.ListSagaDefinitionsRequest, _context: Context
+    ) -> saga_service_pb2.ListSagaDefinitionsResponse:
+        """A page of definitions, by name and falling version."""
+        limit = page_size(request.page_size)
+        listing = ("definitions",)
+        stored = await self._queries.definitions()
+        if request.page_token:
+            name, version = position_of(request.page_token, listing=listing, shape=(str, int))
+            stored = tuple(one for one in stored if (one.name, -one.version) > (str(name), -int(version)))
+        page = stored[:limit]
+        more = len(stored) > len(page)
+        return saga_service_pb2.ListSagaDefinitionsResponse(
+            definitions=[definition_message(one) for one in page],
+            next_page_token=page_token((page[-1].name, page[-1].version), listing=listing) if more else "",
+        )
+
+    async def GetSagaDefinition(  # noqa: N802 - the RPC's name
+        self, request: saga_service_pb2.GetSagaDefinitionRequest, _context: Context
+    ) -> saga_service_pb2.GetSagaDefinitionResponse:
+        """One definition, the newest version where none is named."""
+        stored = await self._queries.definitions()
+        versions = [one for one in stored if one.name == request.name]
+        found = next((one for one in versions if request.version in {0, one.version}), None)
+        if found is not None:
+            return saga_service_pb2.GetSagaDefinitionResponse(definition=definition_message(found))
+        if versions:
+            known = ", ".join(str(one.version) for one in versions)
+            message = f"the saga definition {request.name} has no version {request.version}; there are {known}"
+        else:
+            message = f"there is no saga definition {request.name!r}{_instead(request.name, [o.name for o in stored])}"
+        raise NotFoundError(
+            message,
+            reason="SAGA_DEFINITION_NOT_FOUND",
+            metadata={"name": request.name, "version": str(request.version)},
+        )
+
+    async def _definitions(self) -> Definitions:
+        return definitions_by_version(await self._queries.definitions())
+
+    async def _not_found(
+        self, request: saga_service_pb2.GetSagaRequest, waiting: Sequence[RecordedSaga], definitions: Definitions
+    ) -> NotFoundError:
+        """Why there is no such saga, as far as the records tell."""
+        key, definition = request.saga_id, request.definition
+        said = [f"there is no saga {key!r}" + (f" of the definition {definition}" if definition else "")]
+        said.extend(_awaited(one, definitions) for one in waiting)
+        if definition:
+            names = [name for name, _ in definitions]
+            if definition not in names:
+                said.append(f"no definition has that name{_instead(definition, names)}")
+            others = [one.saga.definition for one in await self._queries.get_sagas(key) if one.saga.is_started]
+            if others:
+                said.append(f"under that key there is one of {', '.join(others)}")
+        metadata = {"saga_id": key} | ({"definition": definition} if definition else {})
+        return NotFoundError("; ".join(said), reason="SAGA_NOT_FOUND", metadata=metadata)
+
+
+def _the_one(key: str, recorded: Sequence[RecordedSaga]) -> RecordedSaga | None:
+    """The only started saga; None where there is none. Raises `AmbiguousSagaError` where there are several."""
+    started = [one for one in recorded if one.saga.is_started]
+    if len(started) > 1:
+        names = [one.saga.definition for one in started]
+        raise AmbiguousSagaError(
+            f"several definitions have a saga {key!r}: {', '.join(names)}; name one of them as `definition`",
+            metadata={"saga_id": key, "definitions": ",".join(names)},
+        )
+    return started[0] if started else None
+
+
+def _awaited(waiting: RecordedSaga, definitions: Definitions) -> str:
+    """What waits for an initiating event, in words."""
+    saga = waiting.saga
+    count = len(saga.history) + saga.history_omitted
+    events = "1 event with this key waits" if count == 1 else f"{count} events with this key wait"
+    definition = definitions.get((saga.definition, saga.version))
+    if definition is None:
+        return f"{events} for the initiating event of {saga.definition}"
+    return f"{events} for the initiating event of {saga.definition}, {definition.initiating_event}"
+
+
+def _order(text: str) -> tuple[SagaOrder, bool]:
+    """By what to list, and whether falling."""
+    words = text.split()
+    if not words:
+        return SagaOrder.UPDATE_TIME, False
+    orders = {order.value: order for order in SagaOrder}
+    if words[0] in orders and words[1:] in ([], ["desc"]):
+        return orders[words[0]], len(words) == 2
+    raise InvalidArgumentError("order_by", f"{text!r} is not one of {', '.join(orders)}, with or without desc")
+
+
+def _cursor(token: str, listing: Sequence[str]) -> SagaCursor | None:
+    if not token:
+        return None
+    value, row = position_of(token, listing=listing, shape=(int, int))
+    return SagaCursor(int(value), int(row))
+
+
+def _instead(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, set(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

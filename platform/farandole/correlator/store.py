@@ -1,0 +1,243 @@
+"""The correlator's store: records, history, dead letters, outbox and stream position, committed together.
+
+The port, its values, and the rules that every implementation keeps. `farandole.testing.CorrelatorStoreConformance`
+checks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Protocol
+
+from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.queries import CorrelatorQueries, DueSaga
+from farandole.definition import Definition
+from farandole.envelope import Publication
+from farandole.errors import DefinitionError, Fault, StreamIncarnationError
+from farandole.outbox import OutboxRow
+from farandole.partitions import PARTITIONS
+from farandole.saga import Health, HistoryEntry, Saga, Status, StepStatus
+
+ALL_PARTITIONS = frozenset(range(PARTITIONS))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to commit for some partitions, and how far they have been folded. Only a store makes one."""
+
+    incarnation: str
+    """The `created` time of the stream that the position points into, as text."""
+    epoch: int
+    position: int
+    """Stream sequence of the last event folded; 0 before the first. Reading goes on after it."""
+    partitions: frozenset[int] = ALL_PARTITIONS
+
+
+@dataclass(frozen=True, slots=True)
+class SagaChange:
+    """One saga's record before and after a batch."""
+
+    before: Saga | None
+    """As `load` gave it; None for a record that did not exist."""
+    after: Saga
+
+
+@dataclass(frozen=True, slots=True)
+class NewDeadLetter:
+    """A dead letter, and the copy of it for the stream `DEADLETTERS`."""
+
+    dead_letter: DeadLetter
+    publication: Publication
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedBatch:
+    """What came of a batch of events, to be committed as one."""
+
+    position: int
+    """Stream sequence of the batch's last event; that of the claim where the batch only cleans up."""
+    changes: Sequence[SagaChange] = ()
+    """At most one for each (definition, key)."""
+    payloads: Mapping[int, bytes] = field(default_factory=dict)
+    """By stream sequence: the redacted, serialized message of each event that is new in a history."""
+    publications: Sequence[Publication] = ()
+    """Lifecycle events to publish, in order."""
+    dead_letters: Sequence[NewDeadLetter] = ()
+    acknowledged: Collection[int] = ()
+    """Ids of outbox rows that the broker has acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit made."""
+
+    claim: Claim
+    """For the next commit."""
+    publications: tuple[OutboxRow, ...]
+    """The rows to publish: those of `FoldedBatch.publications`, then those of the dead letters that are new."""
+
+
+class CorrelatorStore(CorrelatorQueries, Protocol):
+    """Where a correlator keeps what it knows.
+
+    One owner at a time writes a partition. `claim` makes its caller the owner; whoever claimed before can't commit
+    any more. `load`, fold, `commit`, one after the other: the store never merges.
+
+    Every method raises `StoreUnavailableError` where the store can't be used now. After that from `commit` it is not
+    known whether it took place: claim again, which tells the position. Cancelling a task that waits for a write does
+    not take the write back.
+    """
+
+    async def open(self) -> None:
+        """Makes the tables that do not exist yet. Comes before everything else; again does nothing."""
+        ...
+
+    async def close(self) -> None:
+        """Waits for what runs and lets go of everything; the store is not used after it."""
+        ...
+
+    async def check(self) -> None:
+        """Raises `StoreUnavailableError` where the store can't be written."""
+        ...
+
+    async def claim(self, incarnation: str, partitions: Iterable[int] = ALL_PARTITIONS) -> Claim:
+        """Takes partitions over, in one transaction: raises their epoch above every epoch that any of them had.
+
+        The claim's position is the lowest that any of them had, 0 where one is new, and becomes that of all: events
+        between are read again, which the fold makes nothing of. Raises `StreamIncarnationError`, and changes
+        nothing, where a stored position belongs to another incarnation of the stream.
+        """
+        ...
+
+    async def load(self, keys: Collection[str]) -> dict[str, tuple[Saga, ...]]:
+        """Every record under each key, with complete history, by definition; also of sagas that have not started.
+
+        Each key asked for is in the answer.
+        """
+        ...
+
+    async def commit(self, claim: Claim, batch: FoldedBatch) -> Committed:
+        """Writes a batch in one transaction: all of it or nothing.
+
+        - Fencing: the stored epoch and position of every partition of the claim must be those of the claim. Raises
+          `FencedError` otherwise. `Committed.claim` replaces the claim.
+        - Records: `after` replaces `before`. Raises `StoreError` where `before` is not what is stored (its revision
+          tells), or where it is None and there is a record. History entries are compared: only those that are new,
+          changed or gone are written, and a changed one keeps its payload.
+        - Dead letters: one that is there already (participant, sequence) is left as it is and not published again.
+        - Outbox: rows get rising ids; acknowledged ones go, and unknown ids are passed over.
+
+        Raises `ValueError` where the batch's position is before that of the claim.
+        """
+        ...
+
+    async def waiting_publications(self) -> tuple[OutboxRow, ...]:
+        """Every outbox row that has not been acknowledged, in the order in which they were written."""
+        ...
+
+    async def remove_publications(self, ids: Collection[int]) -> None:
+        """Removes outbox rows that the broker has acknowledged; passes over unknown ids."""
+        ...
+
+    async def activate(self, definitions: Collection[Definition]) -> None:
+        """Makes these the definitions under which new sagas start, in one transaction; all others become inactive.
+
+        A (name, version) that is stored with another digest is replaced where no record keeps it. Where one does,
+        raises `DefinitionError` that lists every such definition, and changes nothing.
+        """
+        ...
+
+    async def due(self, until: datetime, limit: int) -> tuple[DueSaga, ...]:
+        """Started sagas whose next deadline (`next_deadline`) is at or before `until`, the earliest first."""
+        ...
+
+
+def next_deadline(saga: Saga) -> datetime | None:
+    """The earliest deadline of a saga that nobody has acted on yet; None where it waits for none.
+
+    A saga's own deadline is dealt with once it has left `RUNNING` or is known to be stalled; that of a step, or of
+    its compensation, once a `StepOverdue` in the history names it.
+    """
+    if saga.status.is_terminal or not saga.is_started:
+        return None
+    overdue = {
+        (step, entry.fact.lifecycle.compensation)
+        for entry in saga.history
+        if entry.fact.type == _STEP_OVERDUE and entry.fact.lifecycle is not None
+        for step in entry.fact.lifecycle.steps
+    }
+    deadlines = [
+        step.deadline
+        for step in saga.steps
+        if step.deadline is not None
+        and step.status in _AWAITED
+        and (step.name, step.status is StepStatus.COMPENSATING) not in overdue
+    ]
+    if saga.deadline is not None and saga.status is Status.RUNNING and saga.health is not Health.STALLED:
+        deadlines.append(saga.deadline)
+    return min(deadlines, default=None)
+
+
+_STEP_OVERDUE = "choreography.v1.StepOverdue"
+_AWAITED = frozenset({StepStatus.RUNNING, StepStatus.COMPENSATING})
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryChange:
+    """What to write so that one history becomes another."""
+
+    added: tuple[HistoryEntry, ...]
+    changed: tuple[HistoryEntry, ...]
+    removed: tuple[int, ...]
+    """Stream sequences."""
+
+
+def history_change(before: Saga | None, after: Saga) -> HistoryChange:
+    """The difference of two histories of one saga."""
+    if before is None:
+        return HistoryChange(after.history, (), ())
+    old = {entry.fact.sequence: entry for entry in before.history}
+    added: list[HistoryEntry] = []
+    changed: list[HistoryEntry] = []
+    for entry in after.history:
+        was = old.pop(entry.fact.sequence, None)
+        if was is None:
+            added.append(entry)
+        elif was is not entry and was != entry:
+            changed.append(entry)
+    return HistoryChange(tuple(added), tuple(changed), tuple(old))
+
+
+def without_history(saga: Saga) -> Saga:
+    """The record as lists show it."""
+    return replace(saga, history=())
+
+
+def refuse_other_incarnation(stored: str, current: str) -> StreamIncarnationError:
+    """The error for a stream that is not the one into which the stored positions point."""
+    return StreamIncarnationError(
+        f"the stored positions point into the stream EVENTS created {stored}, and the broker has one created "
+        f"{current}: it was deleted and made again, or restored. Bring the broker's data of that stream back, or "
+        "start the correlator with an empty database, which folds the present stream from its beginning"
+    )
+
+
+def refuse_changed_definitions(names: Iterable[tuple[str, int]]) -> DefinitionError:
+    """The error for definitions whose content changed while sagas keep them."""
+    return DefinitionError(
+        [
+            Fault(
+                f"saga definition {name} version {version}",
+                f"has another content than the version {version} that sagas keep; raise the version to {version + 1}",
+            )
+            for name, version in names
+        ]
+    )
+
+
+def refuse_step_back(claim: Claim, batch: FoldedBatch) -> None:
+    """Raises `ValueError` where a batch ends before its claim."""
+    if batch.position < claim.position:
+        raise ValueError(f"the batch ends at {batch.position}, before the claim's position {claim.position}")
