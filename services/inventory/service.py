@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from farandole.service import run
-
-from farandole import Participant, Runtime, step
+from farandole import Participant, Runtime, run, step
 from farandole.rpc import Rpc
 from inventory.v1 import inventory_service_pb2
 from inventory.v1.inventory_service_pb2_grpc import InventoryServiceServicer, add_InventoryServiceServicer_to_server

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from farandole.service import run
-
-from farandole import Participant, Runtime, step
+from farandole import Participant, Runtime, run, step
 from farandole.rpc import Rpc
 from orders.v1 import order_service_pb2
 from orders.v1.order_events_pb2 import OrderCreated

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from farandole.service import run
-
-from farandole import Participant, Runtime, step
+from farandole import Participant, Runtime, run, step
 from farandole.rpc import Rpc
 from payments.v1 import payment_service_pb2
 from payments.v1.payment_service_pb2_grpc import PaymentServiceServicer, add_PaymentServiceServicer_to_server

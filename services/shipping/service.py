@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from farandole.service import run
-
-from farandole import Participant, Runtime, step
+from farandole import Participant, Runtime, run, step
 from farandole.rpc import Rpc
 from services.shipping import store
 from services.shipping.handlers import call_back, ship

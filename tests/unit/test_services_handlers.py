@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -192,7 +193,7 @@ class TestPayments:
         address="1 Main Street",
     )
 
-    def payment(self, tx: Transaction) -> Mapping[str, Any]:
+    def payment(self, tx: Transaction) -> sa.RowMapping:
         return tx.execute(payments_store.SELECT_PAYMENT, {"order": "ord-1"}).mappings().one()
 
     def test_a_card_is_charged(self, tx: Transaction) -> None:
@@ -236,7 +237,7 @@ class TestShipping:
         with opened(shipping_store.metadata) as begin:
             yield begin("ord-1")
 
-    def shipment(self, tx: Transaction) -> Mapping[str, Any]:
+    def shipment(self, tx: Transaction) -> sa.RowMapping:
         return tx.execute(shipping_store.SELECT_SHIPMENT, {"order": "ord-1"}).mappings().one()
 
     def test_a_parcel_is_sent_and_then_called_back(self, tx: Transaction) -> None:
@@ -264,7 +265,7 @@ class TestOrders:
         with opened(orders_store.metadata) as begin:
             yield begin("ord-1")
 
-    def row(self, tx: Transaction) -> Mapping[str, Any]:
+    def row(self, tx: Transaction) -> sa.RowMapping:
         return tx.execute(orders_store.SELECT_ORDER, {"order": "ord-1"}).mappings().one()
 
     @pytest.fixture
@@ -339,7 +340,7 @@ class TestOrders:
             ("widget", 2, 1250),
             ("gadget", 1, 99),
         ]
-        dump = "\n".join(tx.connection.connection.driver_connection.iterdump())
+        dump = "\n".join(cast("sqlite3.Connection", tx.connection.connection.driver_connection).iterdump())
         assert "card-1" not in dump
         assert "Main Street" not in dump
 
