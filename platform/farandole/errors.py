@@ -13,6 +13,7 @@
     ├── StoreError                a database refused or did not answer
     │   ├── StoreUnavailableError     locked, read-only, full or unreachable; trying again may help
     │   └── FencedError               another process took over what this one owned
+    ├── StackError                the embedded stack, or a service in it, can't be started, stopped or reached
     └── QueryError                a request can't be answered
         ├── InvalidArgumentError      names the field
         ├── NotFoundError
@@ -100,6 +101,10 @@ class StoreUnavailableError(StoreError):
 
 class FencedError(StoreError):
     """Another process took over what this one owned; this one must stop writing."""
+
+
+class StackError(FarandoleError):
+    """The embedded stack, or a service in it, can't be started, stopped or reached."""
 
 
 class QueryError(FarandoleError):

@@ -1,0 +1,103 @@
+"""What commands print: plain tables, ages and times, and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH_WITHOUT_TERMINAL = 200
+"""A pipe has no width; lines are cut for nobody then."""
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
+
+def console() -> Console:
+    """Where people read."""
+    terminal = sys.stdout.isatty()
+    return Console(highlight=False, width=None if terminal else _WIDTH_WITHOUT_TERMINAL, soft_wrap=False)
+
+
+def print_json(value: object) -> None:
+    """One JSON value on standard output, for programs."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_json_line(value: object) -> None:
+    """One JSON value on one line, for programs that read a stream."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def table(*columns: str, last_wraps: bool = True) -> Table:
+    """A table without lines; only its last column wraps."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns[:-1]:
+        made.add_column(column, no_wrap=True)
+    made.add_column(columns[-1], no_wrap=not last_wraps, overflow="fold")
+    return made
+
+
+def add_rows(made: Table, rows: Sequence[Sequence[str]]) -> Table:
+    """The table with these rows; text is shown as it is, never read as markup."""
+    from rich.text import Text
+
+    for row in rows:
+        made.add_row(*(Text.from_ansi(cell) for cell in row))
+    return made
+
+
+def colored(text: str) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
+    """A status word in its colour."""
+    from rich.text import Text
+
+    return Text(text, style=_COLORS.get(text, ""))
+
+
+def duration(seconds: float | None) -> str:
+    """`3s`, `2m05s`, `1h07m`, `3d04h`; empty for none."""
+    if seconds is None:
+        return ""
+    whole = int(seconds)
+    if whole < _MINUTE:
+        return f"{whole}s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE}m{whole % _MINUTE:02}s"
+    if whole < _DAY:
+        return f"{whole // _HOUR}h{whole % _HOUR // _MINUTE:02}m"
+    return f"{whole // _DAY}d{whole % _DAY // _HOUR:02}h"
+
+
+def timestamp(message: Any, field: str) -> str:  # noqa: ANN401 - any generated message
+    """A timestamp field in the local time zone to the millisecond; empty where it is absent."""
+    if not message.HasField(field):
+        return ""
+    moment: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
+    return moment.astimezone().isoformat(sep=" ", timespec="milliseconds")
+
+
+def word(enumeration: Any, number: int, prefix: str) -> str:  # noqa: ANN401 - any generated enumeration
+    """An enumeration's value without its prefix: `COMPLETED`; empty for unspecified."""
+    if number == 0:
+        return ""
+    try:
+        return str(enumeration.Name(number)).removeprefix(prefix)
+    except ValueError:
+        return str(number)  # a newer server's value
+
+
+_COLORS = {
+    "SERVING": "green", "COMPLETED": "green", "running": "green", "SUCCEEDED": "green", "APPLIED": "green",
+    "ON_TIME": "green",
+    "NOT_SERVING": "yellow", "restarting": "yellow", "stopping": "yellow", "COMPENSATING": "yellow", "RUNNING": "cyan",
+    "OVERDUE": "yellow", "DUPLICATE": "yellow", "EARLY": "yellow", "LATE": "yellow", "COMPENSATED": "magenta",
+    "unsupervised": "yellow",
+    "UNREACHABLE": "red", "FAILED": "red", "COMPENSATION_FAILED": "red", "STALLED": "red", "QUARANTINED": "red",
+    "UNEXPECTED": "red", "UNMATCHED": "red",
+    "stopped": "dim", "PENDING": "dim",
+}  # fmt: skip

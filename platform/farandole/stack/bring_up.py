@@ -1,0 +1,281 @@
+"""Bringing a stack up and taking it down, from a command; the supervisor goes on after the command has ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farandole.errors import BrokerUnavailableError, StackError
+from farandole.stack.control import SupervisorClient, SupervisorState
+from farandole.stack.embedded_broker import check_version, find_nats_server
+from farandole.stack.log_rotation import last_lines
+from farandole.stack.plan import Plan, PlannedService, overriding, passed_on
+from farandole.stack.ports import Port, taken_ports
+from farandole.stack.processes import ProcessRecord, recorded_processes, take_down_orphans
+from farandole.stack.provisioning import provision_broker
+from farandole.stack.status import ServiceStatus, StackStatus, combine
+from farandole.stack.supervisor import SUPERVISOR, supervisor_lock
+
+DEFAULT_TIMEOUT_SECONDS = 60.0
+
+_SUPERVISOR_START_SECONDS = 15.0
+_POLL_SECONDS = 0.1
+_LOG_LINES_SHOWN = 10
+_END_MARGIN_SECONDS = 10.0
+
+Report = Callable[["Progress"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far `bring_up` is."""
+
+    status: StackStatus
+    activity: str
+    """What it does or waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class BroughtUp:
+    """What `bring_up` did."""
+
+    status: StackStatus
+    started: tuple[str, ...]
+    """The services that it started; empty where all ran already."""
+    orphans: tuple[str, ...]
+    """Services that a killed supervisor had left running, ended and started anew."""
+    made: tuple[str, ...]
+    """The streams that it made."""
+
+
+def bring_up(
+    plan: Plan,
+    environment: Mapping[str, str],
+    callers_directory: Path,
+    *,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    report: Report,
+) -> BroughtUp:
+    """Starts the supervisor, where there is none, and every service that does not run; waits until all serve.
+
+    A service is started once all that it depends on serve, and, with an embedded broker, once its streams are there.
+    `report` is called whenever something may have changed. Doing it again is fine.
+
+    Raises `StackError`: ports are taken (all are named), the supervisor does not start, or not all services serve in
+    time; the stack is left as it is then. Raises `ConfigurationError` or `BrokerError` where provisioning does.
+    """
+    plan.home.prepare()
+    client = SupervisorClient(plan.home)
+    deadline = time.monotonic() + timeout_seconds
+    orphans: Sequence[ProcessRecord] = ()
+    state = client.state()
+    if state is None:
+        orphans = _clear_the_way(plan, environment)
+        state = _start_supervisor(plan, environment, callers_directory, client)
+    _refuse_another_place(plan, state)
+    stopped = {service.name for service in state.services if service.state == "stopped"}
+    _refuse_taken_ports([port for service in plan.services if service.name in stopped for port in service.ports])
+    if plan.broker and plan.broker.name in stopped:
+        check_version(find_nats_server(environment))
+    wanted = overriding(passed_on(environment, callers_directory))
+    started: list[str] = []
+    made: tuple[str, ...] | None = None if plan.broker else ()
+    while True:
+        status = combine(plan, state, state.services)
+        serving = {service.name for service in status.services if service.is_serving}
+        if made is None and plan.broker and plan.broker.name in serving:
+            report(Progress(status, "making the streams"))
+            made = _provision(plan.broker, deadline)
+        for planned in plan.services:
+            ready = serving.issuperset(planned.depends_on) and (planned.is_broker or made is not None)
+            if planned.name in stopped and planned.name not in started and ready:
+                client.start(planned.name, wanted)
+                started.append(planned.name)
+        waiting = [service.name for service in status.services if not service.is_serving]
+        report(Progress(status, f"waiting for {', '.join(waiting)}" if waiting else "all services serve"))
+        if not waiting and made is not None:
+            return BroughtUp(status, tuple(started), tuple(orphan.service for orphan in orphans), made)
+        if time.monotonic() > deadline:
+            raise StackError(_not_serving(plan, status, timeout_seconds))
+        time.sleep(_POLL_SECONDS)
+        state = _state(client, plan)
+
+
+def _clear_the_way(plan: Plan, environment: Mapping[str, str]) -> Sequence[ProcessRecord]:
+    """Ends what a killed supervisor left running, and refuses to go on where the stack could not start."""
+    with supervisor_lock(plan.home) as ours:
+        if not ours:
+            return ()  # one is just starting; it will answer soon
+        orphans = take_down_orphans(plan.home, stop_timeout_seconds=_longest_stop(plan))
+        _refuse_taken_ports([port for service in plan.services for port in service.ports])
+        if plan.broker:
+            check_version(find_nats_server(environment))
+        return orphans
+
+
+def _start_supervisor(
+    plan: Plan, environment: Mapping[str, str], callers_directory: Path, client: SupervisorClient
+) -> SupervisorState:
+    log = plan.home.log(SUPERVISOR)
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603 - this very program
+            [sys.executable, "-m", "farandole.stack.supervisor", str(plan.file), str(callers_directory)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=plan.root,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    until = time.monotonic() + _SUPERVISOR_START_SECONDS
+    while time.monotonic() < until:
+        state = client.state()
+        if state is not None:
+            return state
+        if process.poll() not in (None, 0):  # 0: another one has the stack, and will answer
+            break
+        time.sleep(_POLL_SECONDS)
+    raise StackError(f"the supervisor did not start; {log} ends with:\n{_indented(last_lines(log, _LOG_LINES_SHOWN))}")
+
+
+def _state(client: SupervisorClient, plan: Plan) -> SupervisorState:
+    state = client.state()
+    if state is None:
+        log = plan.home.log(SUPERVISOR)
+        raise StackError(f"the supervisor has ended; {log} ends with:\n{_indented(last_lines(log, _LOG_LINES_SHOWN))}")
+    return state
+
+
+def _refuse_taken_ports(ports: Sequence[Port]) -> None:
+    if taken := taken_ports(ports):
+        raise StackError("\n".join(str(port) for port in taken))
+
+
+def _refuse_another_place(plan: Plan, state: SupervisorState) -> None:
+    """A running stack keeps the services and ports with which it was started."""
+    wanted = {planned.name: planned.port.address for planned in plan.services}
+    running = {service.name: service.address for service in state.services}
+    if wanted != running:
+        differing = sorted(name for name in wanted.keys() | running.keys() if wanted.get(name) != running.get(name))
+        raise StackError(
+            "the stack runs with other services or ports than now asked for ("
+            + ", ".join(f"{name}: {running.get(name, 'none')}, not {wanted.get(name, 'none')}" for name in differing)
+            + "); `farandole down` first"
+        )
+
+
+def _provision(broker: PlannedService, deadline: float) -> tuple[str, ...]:
+    while True:
+        try:
+            outcomes = provision_broker(f"nats://{broker.port.address}")
+            return tuple(outcome.stream for outcome in outcomes if outcome.outcome == "created")
+        except BrokerUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+
+
+def _not_serving(plan: Plan, status: StackStatus, timeout_seconds: float) -> str:
+    """Which services do not serve, why, and how their logs end."""
+    parts = [f"not every service serves after {timeout_seconds:g} s; the stack is left as it is"]
+    for service in status.services:
+        if service.is_serving:
+            continue
+        log = plan.home.log(service.name)
+        lines = last_lines(log, _LOG_LINES_SHOWN)
+        parts.append(f"{service.name}: {_why(service, plan, status)}")
+        parts.append(f"  {log} ends with:\n{_indented(lines)}" if lines else f"  {log} is empty")
+    return "\n".join(parts)
+
+
+def _why(service: ServiceStatus, plan: Plan, status: StackStatus) -> str:
+    if service.state == "stopped":
+        serving = {other.name for other in status.services if other.is_serving}
+        missing = [name for name in plan.service(service.name).depends_on if name not in serving]
+        return f"not started: waits for {', '.join(missing)}" if missing else "not started"
+    return f"{service.state}, {service.health or 'not running'}: {service.reason or 'no reason given'}"
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines) or "    (nothing)"
+
+
+def _longest_stop(plan: Plan) -> float:
+    return max(service.stop_timeout_seconds for service in plan.services)
+
+
+def _down_timeout(plan: Plan) -> float:
+    return sum(service.stop_timeout_seconds for service in plan.services) + _END_MARGIN_SECONDS
+
+
+def take_down(plan: Plan) -> list[str]:
+    """Stops every service and the supervisor, and returns what was running; the data stays. Fine when nothing runs.
+
+    A supervisor that does not do as it is told is killed, and what it leaves behind is ended here.
+    """
+    if not plan.home.run.is_dir():
+        return []
+    ended: list[str] = []
+    client = SupervisorClient(plan.home)
+    try:
+        state = client.state()
+        if state is not None:
+            ended = [service.name for service in state.services if service.pid is not None]
+            client.down(timeout_seconds=_down_timeout(plan))
+    except StackError:
+        _kill_supervisor(plan)
+    until = time.monotonic() + _down_timeout(plan)
+    while time.monotonic() < until:
+        with supervisor_lock(plan.home) as ours:
+            if ours:
+                orphans = take_down_orphans(plan.home, stop_timeout_seconds=_longest_stop(plan))
+                return ended + [orphan.service for orphan in orphans if orphan.service not in ended]
+        time.sleep(_POLL_SECONDS)
+    raise StackError(f"the supervisor of {plan.home.directory} does not end; see {plan.home.log(SUPERVISOR)}")
+
+
+def _kill_supervisor(plan: Plan) -> None:
+    for record in recorded_processes(plan.home):
+        if record.service == SUPERVISOR and record.is_alive():
+            os.kill(record.pid, signal.SIGKILL)
+
+
+def stop_service(plan: Plan, name: str) -> bool:
+    """Stops one service, which then stays stopped; returns whether it was running.
+
+    Raises `StackError` where the stack is not running, `ConfigurationError` for an unknown name.
+    """
+    planned = plan.service(name)
+    return SupervisorClient(plan.home).stop(name, timeout_seconds=planned.stop_timeout_seconds + _END_MARGIN_SECONDS)
+
+
+def start_service(
+    plan: Plan,
+    name: str,
+    environment: Mapping[str, str],
+    callers_directory: Path,
+    *,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+) -> bool:
+    """Starts one service and waits until it serves; returns whether it had not been running.
+
+    It gets the caller's `FARANDOLE_*` variables over those with which the stack was brought up.
+    Raises `StackError` where it can't be started or does not serve in time.
+    """
+    plan.service(name)
+    client = SupervisorClient(plan.home)
+    changed = client.start(name, overriding(passed_on(environment, callers_directory)))
+    until = time.monotonic() + timeout_seconds
+    while True:
+        state = _state(client, plan)
+        status = combine(plan, state, [service for service in state.services if service.name == name])
+        if status.is_serving:
+            return changed
+        if time.monotonic() > until:
+            raise StackError(_not_serving(plan, status, timeout_seconds))
+        time.sleep(_POLL_SECONDS)
