@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import yaml
 from google.protobuf import duration_pb2, json_format
@@ -155,13 +156,13 @@ def _message_content(document: _Document, node: yaml.Node, message: Message, pat
         document.refuse(node, f"{path or 'a document'} takes the fields of {descriptor.full_name}, as `name: value`")
         return {}
     _count(document)
-    fields = {name: known for known in descriptor.fields for name in (known.name, known.camelcase_name)}
+    fields = {
+        n: cast("FieldDescriptor", known) for known in descriptor.fields for n in (known.name, known.camelcase_name)
+    }
     content: dict[str, object] = {}
     for key_node, value_node in node.value:
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
-        known: FieldDescriptor | None = descriptor.fields_by_name.get(key) or descriptor.fields_by_camelcase_name.get(
-            key
-        )
+        known = fields.get(key)
         if known is None:
             guess = did_you_mean(key, descriptor.fields_by_name)
             document.refuse(key_node, f"{_joined(path, key)}: {descriptor.full_name} has no such field{guess}")
