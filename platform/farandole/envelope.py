@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import json
 import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 import protovalidate
-from choreography.v1 import lifecycle_pb2
 from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from choreography.v1 import lifecycle_pb2
 from farandole.errors import InvalidEventError
 from farandole.partitions import is_key, partition_of
 from farandole.registry import EventType, Registry
@@ -28,9 +31,13 @@ from farandole.saga import Cause, Fact, Lifecycle
 
 MAX_BODY_BYTES = 256 * 1024
 MAX_NESTED_MESSAGES = 10_000
-"""Beyond this a body is hostile: decoding and checking it would take seconds."""
-MAX_HEADER_CHARACTERS = 1024
-"""Of any one CloudEvents attribute."""
+"""Messages and map entries in a body, at any depth. Checking more would hold up everyone else's events."""
+MAX_JSON_VALUES = 10_000
+"""Object members and list elements in a JSON body, at any depth: JSON costs ten times what Protobuf does."""
+MAX_JSON_DEPTH = 100
+"""Of objects and lists inside each other. Protobuf has the same limit for messages."""
+MAX_ATTRIBUTE_BYTES = 1024
+"""Of any one CloudEvents attribute, as UTF-8."""
 
 ANONYMOUS = "anonymous"
 PROTOBUF = "application/protobuf"
@@ -39,9 +46,27 @@ MALFORMED_HEADERS = "farandole-malformed-headers"
 """Set by the broker adapter, with what is wrong, where a message's headers can't be parsed."""
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "choreography.v1")
-_JSON_OPENERS = (b"{", b"[")
 _COUNT_NESTED_ABOVE_BYTES = 16 * 1024
-_NOT_PLAIN = re.compile(r'[^\x21\x23\x24\x26-\x7e]')
+_ATTRIBUTES = frozenset(
+    {
+        "ce-specversion",
+        "ce-id",
+        "ce-source",
+        "ce-type",
+        "ce-time",
+        "ce-datacontenttype",
+        "ce-causationid",
+    }
+)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_RFC3339 = re.compile(
+    r"\d{4}-\d{2}-\d{2}T([01]\d|2[0-3]):\d{2}:\d{2}(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)", re.ASCII | re.IGNORECASE
+)
+_STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What a CloudEvents string may not hold."""
+_FAILING_FIELD = re.compile(r"Failed to parse (\w+) field: ")
+_NOT_PLAIN = re.compile(r"[^\x21\x23\x24\x26-\x7e]")
 
 
 class Reason(enum.IntEnum):
@@ -177,11 +202,11 @@ def encode(
 ) -> Publication:
     """What to publish for an event. An empty `event_id` means the id of its content.
 
-    Raises `InvalidEventError` where the event breaks a rule of its type, has no usable key, or is too large: what
-    would be a dead letter is refused before it is stored.
+    Raises `InvalidEventError` where the event breaks a rule of its type, has no usable key, or is too large, or an
+    id can't be one: what would be a dead letter is refused before it is stored.
     """
     name = event_type.name
-    violation = _violation(body)
+    violation = _violation(event_type, body)
     if violation:
         raise InvalidEventError(f"{name} breaks a rule: {violation}")
     key = str(getattr(body, event_type.key_field))
@@ -190,6 +215,11 @@ def encode(
     data = body.SerializeToString(deterministic=True)
     if len(data) > MAX_BODY_BYTES:
         raise InvalidEventError(f"{name} has {len(data)} bytes; an event has at most {MAX_BODY_BYTES}")
+    if _is_complex(body, len(data)):
+        raise InvalidEventError(f"{name} {_TOO_COMPLEX}")
+    for attribute, value in (("id", event_id), ("source", source), ("causation id", causation_id)):
+        if fault := _attribute_fault(value):
+            raise InvalidEventError(f"the {attribute} of {name} {fault}")
     identity = event_id or content_id(name, key, data)
     headers = {
         "ce-specversion": "1.0",
@@ -245,7 +275,7 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
             f"{name}.{event_type.key_field} is no correlation key, [A-Za-z0-9_-]{{1,128}}: {key[:128]!r}",
             body=body,
         )
-    violation = _violation(body)
+    violation = _violation(event_type, body)
     if violation:
         raise _Refused(Reason.RULE_VIOLATION, violation, key=key, body=body)
     if partition_of(key) != message.partition:
@@ -273,17 +303,44 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
 
 
 def _attributes(headers: Mapping[str, str]) -> dict[str, str]:
-    """The CloudEvents attributes and `traceparent`, by lower-case header name, percent-decoded."""
+    """The CloudEvents attributes that mean something here, and `traceparent`, by lower-case header name.
+
+    Percent-decoded once. An empty header is an absent one; so is a malformed `traceparent`, as W3C says.
+    """
     attributes: dict[str, str] = {}
     for header, value in headers.items():
         name = header.lower()
-        if name.startswith("ce-") or name == "traceparent":
-            if len(value) > MAX_HEADER_CHARACTERS:
-                raise _Refused(Reason.INVALID_HEADER, f"{name} has more than {MAX_HEADER_CHARACTERS} characters")
-            attributes[name] = _percent_decoded(name, value) if "%" in value else value
+        if name in _ATTRIBUTES:
+            if attribute := _attribute(name, value):
+                attributes[name] = attribute
+        elif name == "traceparent":
+            if _TRACEPARENT.fullmatch(value):
+                attributes[name] = value
         elif header == MALFORMED_HEADERS:
-            raise _Refused(Reason.INVALID_HEADER, value)
+            raise _Refused(Reason.INVALID_HEADER, value[:MAX_ATTRIBUTE_BYTES])
     return attributes
+
+
+def _attribute(name: str, value: str) -> str:
+    if "%" in value:
+        if _STRAY_PERCENT.search(value):
+            raise _Refused(Reason.INVALID_HEADER, f"{name} has a percent sign that starts no %XX: {value[:100]!r}")
+        try:
+            value = unquote_to_bytes(value).decode()
+        except UnicodeError:
+            raise _Refused(Reason.INVALID_HEADER, f"{name} is not percent-encoded UTF-8: {value[:100]!r}") from None
+    if fault := _attribute_fault(value):
+        raise _Refused(Reason.INVALID_HEADER, f"{name} {fault}")
+    return value
+
+
+def _attribute_fault(value: str) -> str:
+    """Why a text can't be a CloudEvents attribute (CloudEvents 1.0.2, type system, String); empty where it can."""
+    if _CONTROL.search(value):
+        return "has a control character or half a surrogate pair"
+    if len(value.encode()) > MAX_ATTRIBUTE_BYTES:
+        return f"has more than {MAX_ATTRIBUTE_BYTES} bytes"
+    return ""
 
 
 def _percent_encoded(value: str) -> str:
@@ -291,24 +348,16 @@ def _percent_encoded(value: str) -> str:
     return _NOT_PLAIN.sub(lambda match: quote(match[0], safe=""), value)
 
 
-def _percent_decoded(name: str, value: str) -> str:
-    try:
-        return unquote_to_bytes(value).decode()
-    except UnicodeDecodeError:
-        raise _Refused(Reason.INVALID_HEADER, f"{name} is not percent-encoded UTF-8: {value!r}") from None
-
-
 def _time(text: str | None) -> datetime | None:
-    """An RFC 3339 time in UTC; None for none."""
-    if not text:
+    """An RFC 3339 time in UTC, to the microsecond; None for none."""
+    if text is None:
         return None
-    try:
-        time = datetime.fromisoformat(text)
-        if time.tzinfo is not None:
-            return time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
-    raise _Refused(Reason.INVALID_HEADER, f"ce-time is not an RFC 3339 time with an offset: {text!r}")
+    if _RFC3339.fullmatch(text):
+        try:
+            return datetime.fromisoformat(text.upper()).astimezone(UTC)
+        except (ValueError, OverflowError):
+            pass  # no such day, or one outside the calendar: refused like any other text
+    raise _Refused(Reason.INVALID_HEADER, f"ce-time is not an RFC 3339 time with an offset: {text[:100]!r}")
 
 
 def _body(event_type: EventType, content_type: str, data: bytes) -> Message:
@@ -322,30 +371,124 @@ def _body(event_type: EventType, content_type: str, data: bytes) -> Message:
     )
 
 
+_TOO_COMPLEX = f"has more than {MAX_NESTED_MESSAGES} nested messages"
+
+
 def _from_protobuf(event_type: EventType, data: bytes) -> Message:
     try:
         body = event_type.message_class.FromString(data)
     except DecodeError as error:
         raise _Refused(Reason.UNDECODABLE, f"the body is not a Protobuf {event_type.name}: {error}") from None
-    if len(data) > _COUNT_NESTED_ABOVE_BYTES:
-        _refuse_complex(_nested_messages(body, MAX_NESTED_MESSAGES))
-    return body
+    return _complete(event_type, body, len(data))
 
 
 def _from_json(event_type: EventType, data: bytes) -> Message:
-    _refuse_complex(sum(data.count(opener) for opener in _JSON_OPENERS))
+    value = _json_value(event_type, data)
+    if misshapen := _misshapen_field(event_type.descriptor, value):
+        detail = f"the body is not a ProtoJSON {event_type.name}: {misshapen} must be an object"
+        raise _Refused(Reason.UNDECODABLE, detail)
     body = event_type.message_class()
     try:
-        json_format.Parse(data.decode(), body, ignore_unknown_fields=True)
-    except (json_format.Error, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        detail = f"the body is not a ProtoJSON {event_type.name}: {str(error)[:500]}"
+        json_format.ParseDict(value, body, ignore_unknown_fields=True)
+    except RecursionError:
+        raise _too_deep() from None
+    except (json_format.Error, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        detail = f"the body is not a ProtoJSON {event_type.name}: {_json_fault(event_type, str(error))}"
         raise _Refused(Reason.UNDECODABLE, detail) from None
+    return _complete(event_type, body, len(data))
+
+
+def _complete(event_type: EventType, body: Message, size: int) -> Message:
+    """The body, if it has its required fields (proto2 has such) and is not too complex to go on with."""
+    if not body.IsInitialized():
+        raise _Refused(Reason.UNDECODABLE, f"the body is not a whole {event_type.name}: it lacks required fields")
+    if _is_complex(body, size):
+        raise _Refused(Reason.TOO_COMPLEX, f"the body {_TOO_COMPLEX}")
     return body
 
 
-def _refuse_complex(nested: int) -> None:
-    if nested > MAX_NESTED_MESSAGES:
-        raise _Refused(Reason.TOO_COMPLEX, f"the body has more than {MAX_NESTED_MESSAGES} nested messages or lists")
+def _json_value(event_type: EventType, data: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """A JSON body as Python values, no larger and no deeper than what can be handled at once."""
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_json_object, parse_constant=_no_json_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        raise _Refused(Reason.UNDECODABLE, f"the body is not a ProtoJSON {event_type.name}: {error}") from None
+    count, depth, level = 0, 0, [value] if isinstance(value, dict | list) else []
+    while level:
+        depth += 1
+        if depth > MAX_JSON_DEPTH:
+            raise _too_deep()
+        inside = [entry for holder in level for entry in (holder.values() if isinstance(holder, dict) else holder)]
+        count += len(inside)
+        if count > MAX_JSON_VALUES:
+            raise _Refused(Reason.TOO_COMPLEX, f"the JSON body has more than {MAX_JSON_VALUES} values")
+        level = [entry for entry in inside if isinstance(entry, dict | list)]
+    return value
+
+
+def _too_deep() -> _Refused:
+    return _Refused(Reason.TOO_COMPLEX, f"the JSON body is nested more than {MAX_JSON_DEPTH} deep")
+
+
+def _json_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    json_object = dict(members)
+    if len(json_object) < len(members):
+        raise ValueError("a key stands twice in one object")
+    return json_object
+
+
+def _no_json_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _misshapen_field(root: Descriptor, body: Any) -> str:  # noqa: ANN401 - any JSON value
+    """The first message in a JSON body that is not a JSON object; empty where all are.
+
+    json_format reads an empty list, and most texts, as a message without fields.
+    """
+    fields_of: dict[str, dict[str, FieldDescriptor]] = {}
+    waiting: list[tuple[Descriptor, Any, str]] = [(root, body, "the body")]
+    while waiting:
+        descriptor, value, where = waiting.pop()
+        if not isinstance(value, dict):
+            return where
+        fields = fields_of.get(descriptor.full_name)
+        if fields is None:
+            fields = {name: f for f in descriptor.fields for name in (f.name, f.json_name)}
+            fields_of[descriptor.full_name] = fields
+        for name, entry in value.items():
+            field = fields.get(name)
+            held = None if field is None or entry is None else field.message_type
+            if field is None or held is None:
+                continue
+            is_map = held.GetOptions().map_entry
+            if is_map:
+                held = held.fields_by_name["value"].message_type
+            if held is None or held.file.package == "google.protobuf":  # whose JSON forms are their own
+                continue
+            if is_map:
+                entries = list(entry.values()) if isinstance(entry, dict) else []
+            elif field.is_repeated:
+                entries = entry if isinstance(entry, list) else []
+            else:
+                entries = [entry]
+            waiting += [(held, each, name) for each in entries]
+    return ""
+
+
+def _json_fault(event_type: EventType, message: str) -> str:
+    """What json_format says, without the values that it quotes where the event has any that must not be shown."""
+    if not event_type.redactor.is_needed:
+        return message[:500]
+    path = ".".join(_FAILING_FIELD.findall(message)[:20])
+    return f"{path or 'a field'} has a value that does not fit it"
+
+
+def _is_complex(body: Message, size: int) -> bool:
+    """Whether a body of that many bytes holds more messages than an event may; a small one can't hold that many."""
+    return size > _COUNT_NESTED_ABOVE_BYTES and _nested_messages(body, MAX_NESTED_MESSAGES) > MAX_NESTED_MESSAGES
 
 
 def _nested_messages(message: Message, limit: int) -> int:
@@ -368,10 +511,10 @@ def _nested_messages(message: Message, limit: int) -> int:
     return count
 
 
-def _violation(body: Message) -> str:
+def _violation(event_type: EventType, body: Message) -> str:
     """The first validation rule that the body breaks, with its field; empty where it breaks none."""
     try:
-        protovalidate.validate(body, fail_fast=True)
+        event_type.validator.validate(body, fail_fast=True)
     except protovalidate.ValidationError as error:
         return str(error)
     except protovalidate.EvaluationError as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from google.protobuf import any_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 REDACTED = "[REDACTED]"
+_ANY = any_pb2.Any.DESCRIPTOR.full_name
 
 M = TypeVar("M", bound=Message)
 
@@ -16,11 +18,12 @@ M = TypeVar("M", bound=Message)
 class Redactor:
     """Blanks what a message type marks as not to be shown, at any depth.
 
-    A redacted string becomes `[REDACTED]`; any other redacted field is cleared.
+    A redacted string becomes `[REDACTED]`; any other redacted field is cleared. So is every `google.protobuf.Any`:
+    nothing says what it holds.
     """
 
     def __init__(self, descriptor: Descriptor) -> None:
-        reachable = _reachable(descriptor)
+        reachable = reachable_types(descriptor)
         sensitive = {name for name, d in reachable.items() if any(_is_redacted(f) for f in d.fields)}
         grown = True
         while grown:
@@ -43,6 +46,10 @@ class Redactor:
     def _blank(self, message: Message) -> None:
         for field, value in message.ListFields():
             if _is_redacted(field):
+                if field.is_extension:
+                    extension: Any = field
+                    message.ClearExtension(extension)
+                    continue
                 message.ClearField(field.name)
                 if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
                     setattr(message, field.name, REDACTED)
@@ -61,14 +68,15 @@ class Redactor:
 
 
 def _is_redacted(field: FieldDescriptor) -> bool:
-    return bool(field.GetOptions().debug_redact)
+    holds_any = field.message_type is not None and field.message_type.full_name == _ANY
+    return holds_any or bool(field.GetOptions().debug_redact)
 
 
 def _children(descriptor: Descriptor) -> Iterator[Descriptor]:
     return (field.message_type for field in descriptor.fields if field.message_type is not None)
 
 
-def _reachable(root: Descriptor) -> dict[str, Descriptor]:
+def reachable_types(root: Descriptor) -> dict[str, Descriptor]:
     """Every message type that one of this type can hold, itself included."""
     found: dict[str, Descriptor] = {}
     waiting = [root]

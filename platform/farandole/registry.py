@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import protovalidate
-from buf.validate import validate_pb2
-from choreography.v1 import lifecycle_pb2, options_pb2, saga_definition_pb2, saga_pb2
 from google.protobuf import (
     any_pb2,
     descriptor_pb2,
@@ -28,8 +27,10 @@ from google.protobuf import (
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from buf.validate import validate_pb2
+from choreography.v1 import lifecycle_pb2, options_pb2, saga_definition_pb2, saga_pb2
 from farandole.errors import ConfigurationError, Fault
-from farandole.redaction import Redactor
+from farandole.redaction import Redactor, reachable_types
 
 _OWN_FILES: Mapping[str, FileDescriptor] = {
     module.DESCRIPTOR.name: module.DESCRIPTOR
@@ -50,21 +51,28 @@ class EventType:
     """The name of the string field that holds the correlation key."""
     is_commit: bool
     is_failure: bool
+    validator: protovalidate.Validator = field(repr=False, compare=False)
+    """Of the registry: a validator knows one type of a name only."""
 
     @property
     def name(self) -> str:
         """The full message type, such as `orders.v1.OrderCreated`."""
-        return self.message_class.DESCRIPTOR.full_name
+        return self.descriptor.full_name
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """Of the message type."""
+        return _descriptor_of(self.message_class)
 
     @cached_property
     def redactor(self) -> Redactor:
         """Blanks the fields marked `debug_redact`."""
-        return Redactor(self.message_class.DESCRIPTOR)
+        return Redactor(self.descriptor)
 
     @cached_property
     def has_reason(self) -> bool:
         """Whether the event says why, in a string field `reason`."""
-        reason = self.message_class.DESCRIPTOR.fields_by_name.get("reason")
+        reason = self.descriptor.fields_by_name.get("reason")
         return reason is not None and reason.type == FieldDescriptor.TYPE_STRING and not reason.is_repeated
 
 
@@ -88,12 +96,13 @@ class Registry:
         Raises `ConfigurationError` where a class is no event, or its options or rules are wrong.
         """
         faults: list[Fault] = []
-        types = dict(_lifecycle_types())
+        validator = protovalidate.Validator()
+        types = _lifecycle_types(validator)
         for message_class in classes:
-            descriptor = message_class.DESCRIPTOR
+            descriptor = _descriptor_of(message_class)
             if not _is_event(descriptor):
                 faults.append(Fault(descriptor.full_name, "is not marked `option (choreography.v1.event) = true`"))
-            elif event_type := _event_type(message_class, faults):
+            elif event_type := _event_type(message_class, validator, faults):
                 types[event_type.name] = event_type
         if faults:
             raise ConfigurationError(faults)
@@ -108,7 +117,8 @@ class Registry:
         """
         pool = descriptor_pool.DescriptorPool()
         faults: list[Fault] = []
-        types = dict(_lifecycle_types())
+        validator = protovalidate.Validator()
+        types = _lifecycle_types(validator)
         for file in _in_order_of_imports(serialized, where):
             try:
                 pool.Add(file)
@@ -121,28 +131,35 @@ class Registry:
                     descriptor = pool.FindMessageTypeByName(name)
                     if not _is_event(descriptor):
                         continue
-                    if event_type := _event_type(message_factory.GetMessageClass(descriptor), faults):
+                    if event_type := _event_type(message_factory.GetMessageClass(descriptor), validator, faults):
                         types[event_type.name] = event_type
         if faults:
             raise ConfigurationError([Fault(f"{where}: {fault.where}", fault.reason) for fault in faults])
         return cls(types)
 
 
-def _lifecycle_types() -> dict[str, EventType]:
+def _lifecycle_types(validator: protovalidate.Validator) -> dict[str, EventType]:
     types: dict[str, EventType] = {}
-    for descriptor in lifecycle_pb2.DESCRIPTOR.message_types_by_name.values():
-        if _is_event(descriptor) and (event_type := _event_type(message_factory.GetMessageClass(descriptor), [])):
+    for name in lifecycle_pb2.DESCRIPTOR.message_types_by_name:
+        message_class: type[Message] = getattr(lifecycle_pb2, name)
+        if _is_event(_descriptor_of(message_class)) and (event_type := _event_type(message_class, validator, [])):
             types[event_type.name] = event_type
     return types
+
+
+def _descriptor_of(message_class: type[Message]) -> Descriptor:
+    return cast("Descriptor", message_class.DESCRIPTOR)  # typed as one of two classes that are the same at run time
 
 
 def _is_event(descriptor: Descriptor) -> bool:
     return bool(descriptor.GetOptions().Extensions[options_pb2.event])
 
 
-def _event_type(message_class: type[Message], faults: list[Fault]) -> EventType | None:
+def _event_type(
+    message_class: type[Message], validator: protovalidate.Validator, faults: list[Fault]
+) -> EventType | None:
     """The event type of a message class; None, with the faults added, where its options or rules are wrong."""
-    descriptor = message_class.DESCRIPTOR
+    descriptor = _descriptor_of(message_class)
     keys = [f for f in descriptor.fields if f.GetOptions().Extensions[options_pb2.correlation_key]]
     if len(keys) != 1:
         names = ", ".join(f.name for f in keys) or "none"
@@ -154,10 +171,9 @@ def _event_type(message_class: type[Message], faults: list[Fault]) -> EventType 
     if key.type != FieldDescriptor.TYPE_STRING or key.is_repeated:
         faults.append(Fault(f"{descriptor.full_name}.{key.name}", "the correlation key must be one string"))
         return None
-    try:
-        protovalidate.collect_violations(message_class(), fail_fast=True)
-    except (protovalidate.CompilationError, protovalidate.EvaluationError) as error:
-        faults.append(Fault(descriptor.full_name, f"has a validation rule that does not compile: {error}"))
+    wrong = [Fault(descriptor.full_name, reason) for reason in _uncompilable(descriptor, validator)]
+    if wrong:
+        faults += wrong
         return None
     options = descriptor.GetOptions()
     return EventType(
@@ -165,7 +181,25 @@ def _event_type(message_class: type[Message], faults: list[Fault]) -> EventType 
         key_field=key.name,
         is_commit=bool(options.Extensions[options_pb2.commit]),
         is_failure=bool(options.Extensions[options_pb2.failure]),
+        validator=validator,
     )
+
+
+def _uncompilable(root: Descriptor, validator: protovalidate.Validator) -> Iterator[str]:
+    """What is wrong with the rules of a message type and of all that it can hold.
+
+    Rules are compiled when a message of their type is first checked; without this the first event that holds one
+    would find out.
+    """
+    for name, descriptor in reachable_types(root).items():
+        if descriptor.GetOptions().map_entry:
+            continue
+        try:
+            validator.collect_violations(message_factory.GetMessageClass(descriptor)(), fail_fast=True)
+        except protovalidate.CompilationError as error:
+            yield f"has a validation rule that does not compile, in {name}: {error}"
+        except protovalidate.EvaluationError:
+            continue  # it compiles; that it can't be evaluated on an empty message says nothing about others
 
 
 def _full_names(prefix: str, message: descriptor_pb2.DescriptorProto) -> Iterator[str]:
@@ -181,7 +215,9 @@ def _in_order_of_imports(serialized: bytes, where: str) -> Iterator[descriptor_p
     try:
         files = {file.name: file for file in descriptor_pb2.FileDescriptorSet.FromString(serialized).file}
     except DecodeError:
-        fault = Fault(where, "is not a google.protobuf.FileDescriptorSet; `buf build --as-file-descriptor-set` makes one")
+        fault = Fault(
+            where, "is not a google.protobuf.FileDescriptorSet; `buf build --as-file-descriptor-set` makes one"
+        )
         raise ConfigurationError([fault]) from None
     for name, own in _OWN_FILES.items():
         files[name] = descriptor_pb2.FileDescriptorProto.FromString(own.serialized_pb)
