@@ -156,7 +156,7 @@ def _message_content(document: _Document, node: yaml.Node, message: Message, pat
         document.refuse(node, f"{path or 'a document'} takes the fields of {descriptor.full_name}, as `name: value`")
         return {}
     _count(document)
-    fields = {
+    fields = {n: cast(FieldDescriptor, f) for f in descriptor.fields for n in (f.name, f.camelcase_name)}
         n: cast("FieldDescriptor", known) for known in descriptor.fields for n in (known.name, known.camelcase_name)
     }
     content: dict[str, object] = {}
