@@ -156,9 +156,7 @@ def _message_content(document: _Document, node: yaml.Node, message: Message, pat
         document.refuse(node, f"{path or 'a document'} takes the fields of {descriptor.full_name}, as `name: value`")
         return {}
     _count(document)
-    fields = {n: cast(FieldDescriptor, f) for f in descriptor.fields for n in (f.name, f.camelcase_name)}
-        n: cast("FieldDescriptor", known) for known in descriptor.fields for n in (known.name, known.camelcase_name)
-    }
+    fields = {n: cast("FieldDescriptor", f) for f in descriptor.fields for n in (f.name, f.camelcase_name)}
     content: dict[str, object] = {}
     for key_node, value_node in node.value:
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
