@@ -3,12 +3,19 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := .tools/bin
 
 .DEFAULT_GOAL := help
 
+.PHONY: help
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+## The environment
+
 $(VENV)/runtime: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Farandole needs Python 3.11 or newer; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing the locked dependencies into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -18,6 +25,64 @@ $(VENV)/development: requirements-dev.lock $(VENV)/runtime
 	@echo "installing the locked development tools into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
+
+$(TOOLS)/installed: tools/go.mod tools/go.sum
+	@command -v go >/dev/null || { echo "grpcurl and nats are built with Go (https://go.dev/dl); it is not installed" >&2; exit 1; }
+	@echo "building grpcurl and nats into $(TOOLS)"
+	@cd tools && GOFLAGS=-mod=readonly GOBIN=$(CURDIR)/$(TOOLS) go install tool
+	@touch $@
+
+.PHONY: tools
+tools: $(TOOLS)/installed ## build the pinned grpcurl and nats into .tools/bin (needs Go)
+
+## The stack
+
+.PHONY: up
+up: $(VENV)/runtime ## start everything; returns when every health check serves
+	@$(BIN)/farandole up
+
+.PHONY: down
+down: $(VENV)/runtime ## stop everything and keep the data
+	@$(BIN)/farandole down
+
+.PHONY: status
+status: $(VENV)/runtime ## how every service stands
+	@$(BIN)/farandole status
+
+.PHONY: logs
+logs: $(VENV)/runtime ## follow what the services write
+	@$(BIN)/farandole logs --follow
+
+.PHONY: demo
+demo: $(VENV)/runtime ## place a few hundred orders and watch them end
+	@$(BIN)/python -m services.demo
+
+.PHONY: clean
+clean: ## stop everything and remove its data; .venv and .tools stay
+	@if test -x $(BIN)/farandole; then $(BIN)/farandole down; fi
+	@rm -rf .farandole .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+## The code
+
+.PHONY: test
+test: $(VENV)/development ## every test: unit, contract, integration, e2e
+	@if command -v go >/dev/null; then $(MAKE) --no-print-directory tools; fi
+	@PATH="$(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests
+
+.PHONY: contract
+contract: $(VENV)/development ## the tests on schemas and definitions
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/contract
+
+.PHONY: check
+check: $(VENV)/development ## format, lint, types, and the direction of imports
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(VENV)/development ## sagas a second and latency, beside a bare choreography
+	@$(BIN)/python -m benchmarks
 
 PROTOS = $(shell cd proto && find . -name '*.proto' | sed 's|^./||' | sort) buf/validate/validate.proto
 SERVICE_PROTOS = $(shell cd proto && find . -name '*_service.proto' | sed 's|^./||' | sort)

@@ -28,9 +28,11 @@ def provision(
     replicas: Annotated[int, typer.Option("--replicas", min=1, max=5, help="Of streams that are made.")] = 1,
 ) -> None:
     """Make the streams that do not exist yet; existing ones are checked and never changed."""
+    from farandole.cli.output import quiet_logs
     from farandole.stack.ports import default_nats_url
     from farandole.stack.provisioning import provision_broker
 
+    quiet_logs()
     for outcome in provision_broker(default_nats_url(os.environ), replicas=replicas):
         said = {"created": "made", "unchanged": "is there already, and as it should be"}[outcome.outcome]
         typer.echo(f"{outcome.stream}: {said}")
@@ -54,11 +56,13 @@ def pub(
     import asyncio
     from datetime import UTC, datetime
 
+    from farandole.cli.output import quiet_logs
     from farandole.envelope import encode
     from farandole.registry import Registry
     from farandole.settings import Settings
     from farandole.stack.ports import CORRELATOR_PORT, default_nats_url
 
+    quiet_logs()
     settings = Settings.load("pub", grpc_port=CORRELATOR_PORT, nats_url=default_nats_url(os.environ))
     path = settings.descriptors
     try:

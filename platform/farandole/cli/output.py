@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,21 +33,24 @@ def print_json_line(value: object) -> None:
     sys.stdout.flush()
 
 
+def quiet_logs() -> None:
+    """What a command has to say it prints; the library's own log lines are for services."""
+    import logging
+
+    import structlog
+
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
 def table(*columns: str, last_wraps: bool = True) -> Table:
     """A table without lines; only its last column wraps."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns[:-1]:
         made.add_column(column, no_wrap=True)
     made.add_column(columns[-1], no_wrap=not last_wraps, overflow="fold")
-    return made
-
-
-def add_rows(made: Table, rows: Sequence[Sequence[str]]) -> Table:
-    """The table with these rows; text is shown as it is, never read as markup."""
-    from rich.text import Text
-
-    for row in rows:
-        made.add_row(*(Text.from_ansi(cell) for cell in row))
     return made
 
 

@@ -37,9 +37,10 @@ def _plan(file: Path | None) -> Plan:
 
 def up(file: FileOption = None, timeout: TimeoutOption = 60.0) -> None:
     """Start the stack; returns when every service serves. Doing it again starts what was stopped."""
-    from farandole.cli.output import console
+    from farandole.cli.output import console, quiet_logs
     from farandole.stack.bring_up import bring_up
 
+    quiet_logs()
     plan = _plan(file)
     with _shown_progress() as report:
         done = bring_up(plan, os.environ, Path.cwd(), timeout_seconds=timeout, report=report)

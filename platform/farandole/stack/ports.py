@@ -140,7 +140,7 @@ def _connections() -> list[tuple[int, int, str]]:
     except psutil.AccessDenied:  # macOS shows them process by process only
         return [seen for process in psutil.process_iter() for seen in _connections_of(process)]
     # A connection that winds down belongs to no process.
-    return [(found.pid, found.laddr.port, found.status) for found in of_all if found.pid]
+    return [(found.pid, found.laddr.port, found.status) for found in of_all if found.pid and found.laddr]
 
 
 def _connections_of(process: psutil.Process) -> list[tuple[int, int, str]]:
