@@ -1,0 +1,9 @@
+"""What ships for tests: the conformance suites of Farandole's ports. Needs pytest and pytest-asyncio."""
+
+import pytest
+
+pytest.register_assert_rewrite("farandole.testing.store_conformance")
+
+from farandole.testing.store_conformance import CorrelatorStoreConformance  # noqa: E402 - rewritten before imported
+
+__all__ = ["CorrelatorStoreConformance"]

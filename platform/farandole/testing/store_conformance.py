@@ -1,0 +1,652 @@
+"""What every `CorrelatorStore` must do. Subclass the suite and give it your store:
+
+class TestMyStore(CorrelatorStoreConformance):
+    @pytest.fixture
+    async def store(self):
+        store = MyStore()
+        await store.open()
+        yield store
+        await store.close()
+"""
+# ruff: noqa: S101 - tests assert
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
+from farandole.correlator.queries import DeadLetterQuery, SagaCount, SagaOrder, SagaQuery
+from farandole.correlator.store import (
+    ALL_PARTITIONS,
+    Claim,
+    Committed,
+    CorrelatorStore,
+    FoldedBatch,
+    NewDeadLetter,
+    SagaChange,
+)
+from farandole.definition import Definition, StepDefinition, StepKind
+from farandole.envelope import Publication, Reason
+from farandole.errors import DefinitionError, FencedError, StoreError, StreamIncarnationError
+from farandole.saga import (
+    Cause,
+    Disposition,
+    Fact,
+    Health,
+    HistoryEntry,
+    Lifecycle,
+    Saga,
+    Status,
+    StepRecord,
+    StepStatus,
+)
+
+INCARNATION = "2026-03-01T08:00:00Z"
+START = datetime(2026, 3, 1, 9, 0, 0, 123456, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    """So many seconds after the suite's beginning of time."""
+    return START + timedelta(seconds=seconds)
+
+
+def entry(
+    sequence: int, *, type_: str = "orders.v1.OrderCreated", disposition: Disposition = Disposition.APPLIED
+) -> HistoryEntry:
+    """A history entry of the event at `sequence`."""
+    fact = Fact(
+        sequence=sequence,
+        stream_time=at(sequence),
+        type=type_,
+        source="urn:källa/1",
+        id=f"event-{sequence}",
+        digest=bytes([sequence % 256, 0, 255]),
+        time=at(sequence - 0.5),
+        causation_id=f"event-{sequence - 1}",
+        reason="out of stock",
+    )
+    return HistoryEntry(fact, disposition, "" if disposition is Disposition.APPLIED else "it came too soon")
+
+
+def saga(
+    key: str,
+    *,
+    definition: str = "order-fulfilment",
+    version: int = 1,
+    status: Status = Status.RUNNING,
+    health: Health = Health.ON_TIME,
+    started: float | None = 0.0,
+    updated: float = 0.0,
+    ended: float | None = None,
+    deadline: float | None = 1800.0,
+    history: Iterable[HistoryEntry] = (),
+) -> Saga:
+    """A record; times in seconds after `START`. Its revision is the length of its history."""
+    entries = tuple(history)
+    return Saga(
+        definition=definition,
+        version=version,
+        key=key,
+        revision=len(entries),
+        status=status,
+        cause=Cause.STEP_FAILURE if status is Status.COMPENSATING else Cause.UNSPECIFIED,
+        cause_detail="take-payment: declined" if status is Status.COMPENSATING else "",
+        health=health,
+        start_time=None if started is None else at(started),
+        update_time=at(updated),
+        end_time=None if ended is None else at(ended),
+        deadline=None if deadline is None else at(deadline),
+        finished_late=False,
+        steps=(
+            StepRecord("create-order", StepStatus.SUCCEEDED, None, at(0), at(0)),
+            StepRecord("take-payment", StepStatus.RUNNING, at(60), at(1), None),
+            StepRecord("ship"),
+        ),
+        history=entries,
+    )
+
+
+def dead_letter(
+    sequence: int, *, key: str = "", reason: Reason = Reason.UNDECODABLE, participant: str = "correlator"
+) -> NewDeadLetter:
+    """A dead letter of the event at `sequence`, and its publication."""
+    letter = DeadLetter(
+        participant=participant,
+        sequence=sequence,
+        subject="events.3.orders.v1.OrderCreated",
+        event_type="orders.v1.OrderCreated",
+        key=key,
+        reason=reason,
+        detail="the body is not JSON: ü",
+        stream_time=at(sequence),
+        headers={"ce-id": "1", "ce-source": "käse"},
+        body_size=3,
+        body_sha256="ab" * 32,
+        payload=b"\x00\xff" if key else None,
+        body_prefix=b"" if key else b"\x00\x01\xff",
+    )
+    return NewDeadLetter(letter, publication(f"{participant}-{sequence}"))
+
+
+def publication(key: str) -> Publication:
+    """Something to publish."""
+    return Publication(key, f"events.{key}.choreography.v1.SagaCompleted", {"Nats-Msg-Id": f"m/{key}"}, b"\x00\x80")
+
+
+def definition(name: str = "order-fulfilment", version: int = 1, *, description: str = "Orders.") -> Definition:
+    """A definition of one step."""
+    step = StepDefinition("ship", "shipping", StepKind.PIVOT, ("orders.v1.OrderCreated",), (), "a.v1.Shipped", ())
+    deadline = timedelta(minutes=30)
+    return Definition(name, version, description, deadline, "orders.v1.OrderCreated", "a.v1.Shipped", (step,))
+
+
+def new(*sagas: Saga) -> tuple[SagaChange, ...]:
+    """Changes that record sagas for the first time."""
+    return tuple(SagaChange(None, one) for one in sagas)
+
+
+async def record(store: CorrelatorStore, *sagas: Saga) -> Claim:
+    """Claims the store and records new sagas."""
+    claim = await store.claim(INCARNATION)
+    committed = await store.commit(claim, FoldedBatch(claim.position + 1, new(*sagas)))
+    return committed.claim
+
+
+async def walk(store: CorrelatorStore, query: SagaQuery) -> list[str]:
+    """The keys of every page of a list."""
+    keys: list[str] = []
+    while True:
+        page = await store.list_sagas(query)
+        assert len(page.sagas) <= query.limit
+        keys.extend(found.key for found in page.sagas)
+        if page.next is None:
+            return keys
+        query = replace(query, after=page.next)
+
+
+async def everything(store: CorrelatorStore, keys: Iterable[str]) -> tuple[object, ...]:
+    """All that a commit may change and a reader may see."""
+    return (
+        await store.load(list(keys)),
+        await store.waiting_publications(),
+        await store.list_dead_letters(DeadLetterQuery(limit=1000)),
+        [await store.get_sagas(key) for key in keys],
+    )
+
+
+@pytest.mark.asyncio
+class CorrelatorStoreConformance:
+    """The suite. Each test has a store of its own, open and empty."""
+
+    @pytest.fixture
+    def store(self) -> CorrelatorStore:
+        """The store to test: override it."""
+        raise NotImplementedError("override the fixture `store` with an open, empty store")
+
+    async def test_opening_an_open_store_keeps_what_it_has(self, store: CorrelatorStore) -> None:
+        await record(store, saga("a"))
+        await store.open()
+        assert (await store.load(["a"]))["a"] == (saga("a"),)
+
+    async def test_a_store_that_can_be_written_passes_its_check(self, store: CorrelatorStore) -> None:
+        await store.check()
+
+    # claims and fencing
+
+    async def test_the_first_claim_begins_before_the_first_event(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        assert (claim.position, claim.incarnation, claim.partitions) == (0, INCARNATION, ALL_PARTITIONS)
+
+    async def test_a_new_claim_goes_on_where_the_last_commit_ended(self, store: CorrelatorStore) -> None:
+        first = await store.claim(INCARNATION)
+        committed = await store.commit(first, FoldedBatch(7))
+        assert committed.claim == replace(first, position=7)
+        second = await store.claim(INCARNATION)
+        assert second.position == 7
+        assert second.epoch > first.epoch
+
+    async def test_another_incarnation_is_refused_and_changes_nothing(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        other = "2026-04-01T00:00:00Z"
+        with pytest.raises(StreamIncarnationError, match=f"{INCARNATION}(.|\n)*{other}"):
+            await store.claim(other)
+        assert (await store.commit(claim, FoldedBatch(3))).claim.position == 3
+        assert (await store.claim(INCARNATION)).position == 3
+
+    async def test_parts_are_claimed_and_moved_on_apart(self, store: CorrelatorStore) -> None:
+        low, high = frozenset(range(8)), frozenset(range(8, 16))
+        first = await store.claim(INCARNATION, low)
+        second = await store.claim(INCARNATION, high)
+        first = (await store.commit(first, FoldedBatch(20))).claim
+        second = (await store.commit(second, FoldedBatch(12))).claim
+        whole = await store.claim(INCARNATION)
+        assert whole.position == 12
+        assert whole.epoch > max(first.epoch, second.epoch)
+        for fenced in (first, second):
+            with pytest.raises(FencedError):
+                await store.commit(fenced, FoldedBatch(30))
+        assert (await store.commit(whole, FoldedBatch(30))).claim.position == 30
+        assert (await store.claim(INCARNATION, low)).position == 30
+
+    async def test_a_claim_of_partitions_of_which_one_is_new_begins_at_zero(self, store: CorrelatorStore) -> None:
+        first = await store.claim(INCARNATION, {1})
+        await store.commit(first, FoldedBatch(9))
+        assert (await store.claim(INCARNATION, {1, 2})).position == 0
+
+    async def test_who_lost_the_claim_commits_nothing(self, store: CorrelatorStore) -> None:
+        older = await record(store, saga("a"))
+        newer = await store.claim(INCARNATION)
+        before = await everything(store, "ab")
+        changed = replace(saga("a", history=[entry(2)]), status=Status.COMPLETED)
+        batch = FoldedBatch(
+            position=5,
+            changes=(SagaChange(saga("a"), changed), *new(saga("b"))),
+            payloads={2: b"x"},
+            publications=(publication("a"),),
+            dead_letters=(dead_letter(3),),
+        )
+        with pytest.raises(FencedError):
+            await store.commit(older, batch)
+        assert await everything(store, "ab") == before
+        assert newer.position == 1
+        assert (await store.commit(newer, batch)).claim.position == 5
+
+    async def test_one_claim_commits_once(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        await store.commit(claim, FoldedBatch(4, new(saga("a"))))
+        with pytest.raises(FencedError):
+            await store.commit(claim, FoldedBatch(4, new(saga("b"))))
+        assert await store.load(["b"]) == {"b": ()}
+
+    async def test_of_commits_at_the_same_time_one_wins(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        keys = [f"k{number}" for number in range(8)]
+        results = await asyncio.gather(
+            *(store.commit(claim, FoldedBatch(4, new(saga(key)), publications=(publication(key),))) for key in keys),
+            return_exceptions=True,
+        )
+        winners = [key for key, result in zip(keys, results, strict=True) if isinstance(result, Committed)]
+        assert len(winners) == 1
+        assert all(isinstance(result, Committed | FencedError) for result in results)
+        assert [key for key, sagas in (await store.load(keys)).items() if sagas] == winners
+        assert [row.publication.key for row in await store.waiting_publications()] == winners
+
+    async def test_a_commit_does_not_go_back(self, store: CorrelatorStore) -> None:
+        claim = (await store.commit(await store.claim(INCARNATION), FoldedBatch(4))).claim
+        with pytest.raises(ValueError, match="before"):
+            await store.commit(claim, FoldedBatch(3))
+        assert (await store.commit(claim, FoldedBatch(4))).claim == claim
+
+    # atomicity
+
+    async def test_a_batch_that_fails_leaves_nothing(self, store: CorrelatorStore) -> None:
+        stored = saga("a", history=[entry(1)])
+        claim = await record(store, stored)
+        row = (await store.commit(claim, FoldedBatch(2, publications=(publication("first"),)))).publications[0]
+        claim = await store.claim(INCARNATION)
+        before = await everything(store, "abc")
+        stale = saga("a", history=[entry(1), entry(2), entry(3)])
+        batch = FoldedBatch(
+            position=6,
+            changes=(*new(saga("b", history=[entry(4)])), SagaChange(stale, saga("a", history=[entry(6)]))),
+            payloads={4: b"x", 6: b"y"},
+            publications=(publication("b"),),
+            dead_letters=(dead_letter(5),),
+            acknowledged=(row.id,),
+        )
+        with pytest.raises(StoreError):
+            await store.commit(claim, batch)
+        assert await everything(store, "abc") == before
+        assert (await store.commit(claim, FoldedBatch(6))).claim.position == 6
+
+    async def test_a_record_is_made_once(self, store: CorrelatorStore) -> None:
+        claim = await record(store, saga("a"))
+        with pytest.raises(StoreError):
+            await store.commit(claim, FoldedBatch(2, new(saga("b"), saga("a", updated=9))))
+        assert await store.load("ab") == {"a": (saga("a"),), "b": ()}
+
+    async def test_a_record_that_is_not_there_is_not_changed(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        with pytest.raises(StoreError):
+            await store.commit(claim, FoldedBatch(2, (SagaChange(saga("a"), saga("a", updated=9)),)))
+        assert await store.load("a") == {"a": ()}
+
+    # records and histories
+
+    async def test_a_record_comes_back_as_it_was(self, store: CorrelatorStore) -> None:
+        lifecycle = Lifecycle("order-fulfilment", 3, Cause.DEADLINE, ("take-payment", "ship"), compensation=True)
+        told = entry(4, type_="choreography.v1.SagaTimedOut")
+        whole = replace(
+            saga(
+                "a",
+                version=3,
+                status=Status.COMPENSATING,
+                health=Health.OVERDUE,
+                updated=4.000001,
+                ended=5,
+                history=[
+                    entry(2, disposition=Disposition.EARLY),
+                    replace(told, fact=replace(told.fact, lifecycle=lifecycle)),
+                ],
+            ),
+            finished_late=True,
+            history_omitted=12,
+            revision=14,
+        )
+        unstarted = saga("b", started=None, deadline=None, history=[entry(3, disposition=Disposition.UNMATCHED)])
+        await record(store, whole, unstarted)
+        assert await store.load(["a", "b", "c"]) == {"a": (whole,), "b": (unstarted,), "c": ()}
+
+    async def test_sagas_under_one_key_come_by_definition(self, store: CorrelatorStore) -> None:
+        first = saga("a", definition="drone-delivery", history=[entry(1)])
+        second = saga("a", definition="order-fulfilment", history=[entry(1), entry(2)])
+        await record(store, second, first)
+        assert await store.load(["a"]) == {"a": (first, second)}
+        assert [found.saga for found in await store.get_sagas("a")] == [first, second]
+        assert [found.saga for found in await store.get_sagas("a", "order-fulfilment")] == [second]
+        assert await store.get_sagas("a", "none-such") == ()
+
+    async def test_thousands_of_keys_load_at_once(self, store: CorrelatorStore) -> None:
+        sagas = {f"k{number}": saga(f"k{number}", history=[entry(number)]) for number in range(1, 2501)}
+        await record(store, *sagas.values())
+        assert await store.load([*sagas, "none"]) == {"none": ()} | {key: (one,) for key, one in sagas.items()}
+        assert await store.load([]) == {}
+
+    async def test_a_changed_entry_replaces_the_old_one_and_keeps_its_payload(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        before = saga("a", history=[entry(5, disposition=Disposition.EARLY)])
+        claim = (await store.commit(claim, FoldedBatch(5, new(before), {5: b"five"}))).claim
+        after = saga("a", history=[entry(5), entry(6)])
+        await store.commit(claim, FoldedBatch(6, (SagaChange(before, after),), {6: b"six"}))
+        (found,) = await store.get_sagas("a")
+        assert found.saga == after
+        assert found.payloads == {5: b"five", 6: b"six"}
+
+    async def test_an_entry_that_is_gone_goes(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        before = saga("a", history=[entry(5), entry(6)])
+        claim = (await store.commit(claim, FoldedBatch(6, new(before), {5: b"five", 6: b"six"}))).claim
+        after = replace(saga("a", history=[entry(6)]), revision=3, history_omitted=2)
+        await store.commit(claim, FoldedBatch(7, (SagaChange(before, after),)))
+        (found,) = await store.get_sagas("a")
+        assert found.saga == after
+        assert found.payloads == {6: b"six"}
+
+    async def test_an_event_that_was_folded_late_stands_at_its_place(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        before = saga("a", history=[entry(5), entry(9)])
+        claim = (await store.commit(claim, FoldedBatch(9, new(before)))).claim
+        after = saga("a", history=[entry(5), entry(7), entry(9)])
+        await store.commit(claim, FoldedBatch(10, (SagaChange(before, after),)))
+        assert (await store.load("a"))["a"] == (after,)
+
+    async def test_no_payload_and_an_empty_one_are_told_apart(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        whole = saga("a", history=[entry(1), entry(2)])
+        await store.commit(claim, FoldedBatch(2, new(whole), {1: b""}))
+        (found,) = await store.get_sagas("a")
+        assert found.payloads == {1: b""}
+
+    async def test_one_event_in_two_sagas_has_its_payload_in_both(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        both = (saga("a", history=[entry(1)]), saga("a", definition="drone-delivery", history=[entry(1)]))
+        await store.commit(claim, FoldedBatch(1, new(*both), {1: b"one"}))
+        assert [found.payloads for found in await store.get_sagas("a")] == [{1: b"one"}, {1: b"one"}]
+
+    # the outbox
+
+    async def test_publications_wait_in_order_until_they_are_acknowledged(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        batch = FoldedBatch(1, publications=(publication("b"), publication("a")), dead_letters=(dead_letter(1),))
+        committed = await store.commit(claim, batch)
+        expected = [publication("b"), publication("a"), publication("correlator-1")]
+        assert [row.publication for row in committed.publications] == expected
+        assert await store.waiting_publications() == committed.publications
+        first, second, third = committed.publications
+        assert first.id < second.id < third.id
+        later = await store.commit(
+            committed.claim, FoldedBatch(1, publications=(publication("c"),), acknowledged=(first.id, 10**6))
+        )
+        assert await store.waiting_publications() == (second, third, *later.publications)
+        await store.remove_publications([third.id, second.id, first.id])
+        assert await store.waiting_publications() == later.publications
+
+    async def test_an_outbox_id_is_never_used_again(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        first = await store.commit(claim, FoldedBatch(1, publications=(publication("a"),)))
+        await store.remove_publications([first.publications[0].id])
+        second = await store.commit(first.claim, FoldedBatch(1, publications=(publication("b"),)))
+        assert second.publications[0].id > first.publications[0].id
+
+    # dead letters
+
+    async def test_a_dead_letter_is_recorded_and_published_once(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        letter = dead_letter(3, key="a")
+        first = await store.commit(claim, FoldedBatch(3, dead_letters=(letter, letter)))
+        assert [row.publication for row in first.publications] == [letter.publication]
+        again = replace(letter, dead_letter=replace(letter.dead_letter, detail="other"))
+        second = await store.commit(first.claim, FoldedBatch(4, dead_letters=(again, dead_letter(4))))
+        assert [row.publication for row in second.publications] == [dead_letter(4).publication]
+        assert await store.get_dead_letter("correlator", 3) == letter.dead_letter
+        assert await store.get_dead_letter("correlator", 4) == dead_letter(4).dead_letter
+        assert await store.get_dead_letter("correlator", 5) is None
+        assert await store.get_dead_letter("payments", 3) is None
+
+    async def test_participants_give_up_on_one_event_apart(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        letters = (dead_letter(3), dead_letter(3, participant="payments"))
+        committed = await store.commit(claim, FoldedBatch(3, dead_letters=letters))
+        assert len(committed.publications) == 2
+        assert await store.get_dead_letter("payments", 3) == letters[1].dead_letter
+
+    async def test_dead_letters_are_listed_newest_first_also_while_new_ones_come(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        claim = (await store.commit(claim, FoldedBatch(5, dead_letters=[dead_letter(n) for n in range(1, 6)]))).claim
+        first = await store.list_dead_letters(DeadLetterQuery(limit=2))
+        await store.commit(claim, FoldedBatch(6, dead_letters=(dead_letter(6),)))
+        second = await store.list_dead_letters(DeadLetterQuery(limit=2, before=first.next))
+        third = await store.list_dead_letters(DeadLetterQuery(limit=2, before=second.next))
+        pages = [[letter.sequence for letter in page.dead_letters] for page in (first, second, third)]
+        assert pages == [[5, 4], [3, 2], [1]]
+        assert third.next is None
+
+    @pytest.mark.parametrize(
+        ("text", "sequences"),
+        [
+            ("saga_id = a", [3]),
+            ("saga_id:*", [3]),
+            ("NOT saga_id:*", [4, 2, 1]),
+            ("reason = TOO_LARGE OR participant = payments", [4, 2]),
+            ("reason != TOO_LARGE AND sequence >= 3", [4, 3]),
+            (f'stream_time < "{at(2).isoformat()}"', [1]),
+            ("event_type = orders.v1.OrderShipped", []),
+        ],
+    )
+    async def test_dead_letters_are_filtered(self, store: CorrelatorStore, text: str, sequences: list[int]) -> None:
+        claim = await store.claim(INCARNATION)
+        letters = (
+            dead_letter(1),
+            dead_letter(2, reason=Reason.TOO_LARGE),
+            dead_letter(3, key="a"),
+            dead_letter(4, participant="payments"),
+        )
+        await store.commit(claim, FoldedBatch(4, dead_letters=letters))
+        page = await store.list_dead_letters(DeadLetterQuery(parse_filter(text, DEAD_LETTER_FIELDS)))
+        assert [letter.sequence for letter in page.dead_letters] == sequences
+
+    # definitions
+
+    async def test_definitions_that_left_the_files_stay_and_are_inactive(self, store: CorrelatorStore) -> None:
+        assert await store.definitions() == ()
+        await store.activate([definition(), definition("drone-delivery")])
+        await store.activate([definition(version=2), definition("drone-delivery")])
+        found = [(one.name, one.version, one.is_active) for one in await store.definitions()]
+        expected = [("drone-delivery", 1, True), ("order-fulfilment", 2, True), ("order-fulfilment", 1, False)]
+        assert found == expected
+        await store.activate([definition()])
+        assert [(o.name, o.version) for o in await store.definitions() if o.is_active] == [("order-fulfilment", 1)]
+
+    async def test_a_definition_comes_back_as_it_was(self, store: CorrelatorStore) -> None:
+        await store.activate([definition(description="Größe")])
+        (stored,) = await store.definitions()
+        assert stored.definition() == definition(description="Größe")
+        assert stored.digest == definition(description="Größe").digest
+
+    async def test_a_definition_that_no_saga_keeps_may_change(self, store: CorrelatorStore) -> None:
+        await record(store, saga("a", version=2), saga("a", definition="drone-delivery"))
+        await store.activate([definition()])
+        await store.activate([definition(description="changed")])
+        assert [one.definition() for one in await store.definitions()] == [definition(description="changed")]
+
+    async def test_a_definition_that_sagas_keep_does_not_change(self, store: CorrelatorStore) -> None:
+        await store.activate([definition(), definition("drone-delivery")])
+        await record(store, saga("a"), saga("b", definition="drone-delivery", started=None))
+        before = await store.definitions()
+        changed = [
+            definition(description="changed"),
+            definition("drone-delivery", description="changed"),
+            definition("brand-new"),
+        ]
+        with pytest.raises(DefinitionError, match="raise the version") as refused:
+            await store.activate(changed)
+        assert [fault.where for fault in refused.value.faults] == [
+            "saga definition order-fulfilment version 1",
+            "saga definition drone-delivery version 1",
+        ]
+        assert await store.definitions() == before
+        await store.activate([definition(), definition(version=2, description="changed")])
+        assert len(await store.definitions()) == 3
+
+    # lists
+
+    async def test_a_list_has_started_sagas_without_histories(self, store: CorrelatorStore) -> None:
+        shown = saga("a", history=[entry(1)])
+        await record(store, shown, saga("b", started=None))
+        assert (await store.list_sagas(SagaQuery())).sagas == (replace(shown, history=()),)
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 100])
+    @pytest.mark.parametrize(
+        ("order", "keys"),
+        [(SagaOrder.UPDATE_TIME, "cbade"), (SagaOrder.START_TIME, "abcde"), (SagaOrder.DEADLINE, "dbcae")],
+    )
+    async def test_orders_run_both_ways_through_ties_and_gaps(
+        self, store: CorrelatorStore, order: SagaOrder, keys: str, limit: int
+    ) -> None:
+        await record(
+            store,
+            saga("a", started=1, updated=30, deadline=None),
+            saga("b", started=1, updated=20, deadline=60),
+            saga("c", started=1, updated=10, deadline=60),
+            saga("d", started=2, updated=40, deadline=50.000001),
+            saga("e", started=3, updated=50, deadline=None),
+        )
+        assert await walk(store, SagaQuery(order=order, limit=limit)) == list(keys)
+        assert await walk(store, SagaQuery(order=order, descending=True, limit=limit)) == list(reversed(keys))
+
+    async def test_sagas_that_change_between_pages_are_met_again_and_none_is_skipped(
+        self, store: CorrelatorStore
+    ) -> None:
+        sagas = {f"k{number}": saga(f"k{number}", updated=number, history=[entry(number)]) for number in range(1, 7)}
+        claim = await record(store, *sagas.values())
+        query = SagaQuery(limit=2)
+        first = await store.list_sagas(query)
+        moved = [replace(sagas[key], update_time=at(100), revision=2) for key in ("k1", "k3")]
+        changes = tuple(SagaChange(sagas[one.key], one) for one in moved)
+        await store.commit(claim, FoldedBatch(9, (*changes, *new(saga("k0", updated=50)))))
+        rest = await walk(store, replace(query, after=first.next))
+        assert [found.key for found in first.sagas] == ["k1", "k2"]
+        assert rest == ["k4", "k5", "k6", "k0", "k1", "k3"]
+
+    async def test_by_start_each_saga_is_met_once_whatever_changes(self, store: CorrelatorStore) -> None:
+        sagas = {f"k{number}": saga(f"k{number}", started=number) for number in range(1, 7)}
+        claim = await record(store, *sagas.values())
+        query = SagaQuery(order=SagaOrder.START_TIME, limit=2)
+        first = await store.list_sagas(query)
+        changes = tuple(
+            SagaChange(one, replace(one, update_time=at(100), status=Status.COMPLETED)) for one in sagas.values()
+        )
+        await store.commit(claim, FoldedBatch(9, changes))
+        rest = await walk(store, replace(query, after=first.next))
+        assert [*(found.key for found in first.sagas), *rest] == list(sagas)
+
+    @pytest.mark.parametrize(
+        ("text", "keys"),
+        [
+            ("", "abcd"),
+            ("status = RUNNING", "ab"),
+            ("status = SAGA_STATUS_RUNNING AND health = OVERDUE", "b"),
+            ("-status = RUNNING", "cd"),
+            ("status != RUNNING", "cd"),
+            ("definition = drone-delivery OR saga_id = b", "bd"),
+            ("(definition = drone-delivery OR saga_id = b) AND NOT health = OVERDUE", "d"),
+            ("version >= 2", "c"),
+            ("cause = STEP_FAILURE", "c"),
+            ("end_time:*", "d"),
+            (f'end_time < "{at(1000).isoformat()}"', "d"),
+            (f'NOT end_time < "{at(1000).isoformat()}"', "abc"),
+            (f'end_time != "{at(9).isoformat()}"', "abc"),
+            (f'end_time = "{at(9).isoformat()}"', "d"),
+            (f'update_time <= "{at(2).isoformat()}"', "ab"),
+            (f'start_time > "{at(0).isoformat()}" AND deadline > "{at(0).isoformat()}"', "d"),
+            ("deadline:*", "abd"),
+            ("saga_id = none", ""),
+        ],
+    )
+    async def test_sagas_are_filtered_and_counted(self, store: CorrelatorStore, text: str, keys: str) -> None:
+        await record(
+            store,
+            saga("a", updated=1),
+            saga("b", updated=2, health=Health.OVERDUE),
+            saga("c", updated=3, version=2, status=Status.COMPENSATING, deadline=None),
+            saga("d", updated=4, definition="drone-delivery", status=Status.COMPLETED, started=0.5, ended=9),
+            saga("e", updated=5, started=None),
+        )
+        wanted = parse_filter(text, SAGA_FIELDS)
+        assert await walk(store, SagaQuery(wanted, limit=2)) == list(keys)
+        assert sum(count.count for count in await store.summarize(wanted)) == len(keys)
+
+    async def test_a_summary_counts_what_stands_alike(self, store: CorrelatorStore) -> None:
+        await record(
+            store,
+            saga("a"),
+            saga("b"),
+            saga("c", health=Health.STALLED),
+            saga("d", status=Status.COMPLETED),
+            saga("d", definition="drone-delivery"),
+            saga("e", started=None),
+        )
+        assert await store.summarize() == (
+            SagaCount("drone-delivery", Status.RUNNING, Health.ON_TIME, 1),
+            SagaCount("order-fulfilment", Status.RUNNING, Health.ON_TIME, 2),
+            SagaCount("order-fulfilment", Status.RUNNING, Health.STALLED, 1),
+            SagaCount("order-fulfilment", Status.COMPLETED, Health.ON_TIME, 1),
+        )
+
+    # deadlines
+
+    async def test_due_are_open_sagas_by_their_next_deadline(self, store: CorrelatorStore) -> None:
+        overdue = entry(3, type_="choreography.v1.StepOverdue")
+        told = Lifecycle("order-fulfilment", 1, Cause.UNSPECIFIED, ("take-payment",))
+        await record(
+            store,
+            saga("step-first", deadline=1800),
+            saga("saga-first", deadline=30),
+            saga("told", deadline=90, history=[replace(overdue, fact=replace(overdue.fact, lifecycle=told))]),
+            saga("over", status=Status.COMPLETED, deadline=10),
+            saga("unstarted", started=None, deadline=10),
+        )
+
+        async def due(seconds: float, limit: int = 10) -> list[tuple[str, datetime]]:
+            return [(found.key, found.deadline) for found in await store.due(at(seconds), limit)]
+
+        assert await due(29) == []
+        assert await due(30) == [("saga-first", at(30))]
+        assert await due(90) == [("saga-first", at(30)), ("step-first", at(60)), ("told", at(90))]
+        assert await due(90, limit=1) == [("saga-first", at(30))]

@@ -1,0 +1,209 @@
+"""The stores that ship keep every rule of their port, and agree on every filter."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from farandole.correlator.filters import And, Comparison, Filter, Not, Operator, Or, Present
+from farandole.correlator.memory_store import MemoryCorrelatorStore
+from farandole.correlator.queries import DeadLetterQuery, SagaOrder, SagaQuery
+from farandole.correlator.sql_store import SqlCorrelatorStore, saga_page_statement
+from farandole.correlator.store import CorrelatorStore, FoldedBatch
+from farandole.database import Database
+from farandole.envelope import Reason
+from farandole.errors import StoreUnavailableError
+from farandole.saga import Cause, Health, Saga, Status
+from farandole.testing import CorrelatorStoreConformance
+from farandole.testing.store_conformance import INCARNATION, at, dead_letter, new, record, saga
+
+
+@pytest.fixture
+async def sqlite(tmp_path: Path) -> AsyncIterator[SqlCorrelatorStore]:
+    store = SqlCorrelatorStore(Database(f"sqlite:///{tmp_path}/made/for/it/correlator.db"))
+    await store.open()
+    yield store
+    await store.close()
+
+
+class TestMemoryStore(CorrelatorStoreConformance):
+    @pytest.fixture
+    def store(self) -> CorrelatorStore:
+        return MemoryCorrelatorStore()
+
+
+class TestSqliteStore(CorrelatorStoreConformance):
+    @pytest.fixture
+    def store(self, sqlite: SqlCorrelatorStore) -> CorrelatorStore:
+        return sqlite
+
+
+async def test_sqlite_keeps_everything_across_processes(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/correlator.db"
+    first = SqlCorrelatorStore(Database(url))
+    await first.open()
+    claim = await record(first, saga("a"))
+    await first.commit(claim, FoldedBatch(8, dead_letters=(dead_letter(8),)))
+    waiting = await first.waiting_publications()
+    await first.close()
+    second = SqlCorrelatorStore(Database(url))
+    await second.open()
+    assert (await second.load(["a"]))["a"] == (saga("a"),)
+    assert await second.waiting_publications() == waiting
+    again = await second.claim(INCARNATION)
+    assert (again.position, again.epoch) == (8, claim.epoch + 1)
+    await second.close()
+
+
+async def test_a_database_that_another_process_locks_is_unavailable_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "correlator.db"
+    store = SqlCorrelatorStore(Database(f"sqlite:///{path}"))
+    await store.open()
+    other = sa.create_engine(f"sqlite:///{path}")
+    with other.connect() as connection:
+        connection.exec_driver_sql("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreUnavailableError):
+            await store.check()
+        connection.exec_driver_sql("ROLLBACK")
+    other.dispose()
+    await store.check()
+    await store.close()
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "order"),
+    [
+        *((None, order) for order in SagaOrder),
+        (Comparison("status", Operator.EQUAL, Status.RUNNING), SagaOrder.UPDATE_TIME),
+        (Comparison("definition", Operator.EQUAL, "order-fulfilment"), SagaOrder.UPDATE_TIME),
+    ],
+)
+async def test_sqlite_finds_every_usual_page_without_sorting_all_sagas(
+    sqlite: SqlCorrelatorStore, wanted: Filter | None, order: SagaOrder, descending: bool
+) -> None:
+    statement = saga_page_statement(SagaQuery(wanted, order, descending))
+    explained = statement.compile(dialect=sa.create_engine("sqlite://").dialect, compile_kwargs={"literal_binds": True})
+    plan = await sqlite._database.read(
+        lambda connection: connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {explained}").all()
+    )
+    steps = [row[3] for row in plan]
+    assert all("USING INDEX saga_by_" in step for step in steps), steps
+
+
+SAGAS = [
+    saga(
+        f"k{number}",
+        definition="order-fulfilment" if number % 3 else "drone-delivery",
+        version=1 + number % 2,
+        status=list(Status)[number % 6],
+        health=list(Health)[number % 4],
+        started=number % 5,
+        updated=number % 7,
+        ended=number % 4 if number % 2 else None,
+        deadline=number % 6 if number % 5 else None,
+    )
+    for number in range(60)
+]
+LETTERS = [
+    dead_letter(
+        number,
+        key=f"k{number % 4}" if number % 3 else "",
+        reason=list(Reason)[number % 10],
+        participant="correlator" if number % 2 else "payments",
+    )
+    for number in range(1, 40)
+]
+
+EQUALITY = st.sampled_from([Operator.EQUAL, Operator.NOT_EQUAL])
+ANY = st.sampled_from(Operator)
+TIMES = st.integers(-1, 8).map(at) | st.integers(-1, 8).map(lambda second: at(second) + timedelta(microseconds=1))
+
+
+def filters(comparisons: st.SearchStrategy[Filter], fields: list[str]) -> st.SearchStrategy[Filter]:
+    return st.recursive(
+        comparisons | st.sampled_from(fields).map(Present),
+        lambda inner: (
+            inner.map(Not)
+            | st.lists(inner, min_size=2, max_size=4).map(tuple).map(And)
+            | st.lists(inner, min_size=2, max_size=4).map(tuple).map(Or)
+        ),
+        max_leaves=10,
+    )
+
+
+SAGA_FILTERS = filters(
+    st.one_of(
+        st.builds(Comparison, st.just("saga_id"), EQUALITY, st.sampled_from(["k1", "k2", "none", ""])),
+        st.builds(Comparison, st.just("definition"), EQUALITY, st.sampled_from(["order-fulfilment", "x' OR 1=1 --"])),
+        st.builds(Comparison, st.just("version"), ANY, st.integers(-1, 3) | st.sampled_from([2**63 - 1, -(2**63)])),
+        st.builds(Comparison, st.just("status"), EQUALITY, st.sampled_from(Status)),
+        st.builds(Comparison, st.just("health"), EQUALITY, st.sampled_from(Health)),
+        st.builds(Comparison, st.just("cause"), EQUALITY, st.sampled_from(Cause)),
+        st.builds(Comparison, st.sampled_from(["start_time", "update_time", "end_time", "deadline"]), ANY, TIMES),
+    ),
+    ["end_time", "deadline", "start_time", "saga_id"],
+)
+DEAD_LETTER_FILTERS = filters(
+    st.one_of(
+        st.builds(Comparison, st.just("saga_id"), EQUALITY, st.sampled_from(["k1", "k2", "none"])),
+        st.builds(Comparison, st.just("participant"), EQUALITY, st.sampled_from(["correlator", "payments"])),
+        st.builds(Comparison, st.just("event_type"), EQUALITY, st.sampled_from(["orders.v1.OrderCreated", "x"])),
+        st.builds(Comparison, st.just("reason"), EQUALITY, st.sampled_from(Reason)),
+        st.builds(Comparison, st.just("sequence"), ANY, st.integers(0, 41)),
+        st.builds(Comparison, st.just("stream_time"), ANY, st.integers(0, 41).map(at)),
+    ),
+    ["saga_id", "reason"],
+)
+
+
+@pytest.fixture
+async def both(sqlite: SqlCorrelatorStore) -> tuple[MemoryCorrelatorStore, SqlCorrelatorStore]:
+    memory = MemoryCorrelatorStore()
+    for store in (memory, sqlite):
+        await store.commit(await store.claim(INCARNATION), FoldedBatch(1, new(*SAGAS), dead_letters=LETTERS))
+    return memory, sqlite
+
+
+ONE_STORE_FOR_ALL_EXAMPLES = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@ONE_STORE_FOR_ALL_EXAMPLES
+@given(wanted=SAGA_FILTERS, order=st.sampled_from(SagaOrder), descending=st.booleans())
+async def test_memory_and_sqlite_agree_on_every_filter_of_sagas(
+    both: tuple[MemoryCorrelatorStore, SqlCorrelatorStore], wanted: Filter, order: SagaOrder, descending: bool
+) -> None:
+    memory, sqlite = both
+    query = SagaQuery(wanted, order, descending, limit=7)
+    ours, theirs = await memory.list_sagas(query), await sqlite.list_sagas(query)
+    assert ours == theirs
+    assert await memory.summarize(wanted) == await sqlite.summarize(wanted)
+
+
+@ONE_STORE_FOR_ALL_EXAMPLES
+@given(wanted=DEAD_LETTER_FILTERS)
+async def test_memory_and_sqlite_agree_on_every_filter_of_dead_letters(
+    both: tuple[MemoryCorrelatorStore, SqlCorrelatorStore], wanted: Filter
+) -> None:
+    memory, sqlite = both
+    query = DeadLetterQuery(wanted, limit=7)
+    assert await memory.list_dead_letters(query) == await sqlite.list_dead_letters(query)
+
+
+def test_the_sample_has_sagas_of_every_kind() -> None:
+    def values(field: str) -> set[object]:
+        return {getattr(one, field) for one in SAGAS}
+
+    assert all(isinstance(one, Saga) for one in SAGAS)
+    assert values("status") == set(Status)
+    assert values("health") == set(Health)
+    assert None in values("end_time")
+    assert None in values("deadline")
