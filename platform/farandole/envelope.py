@@ -384,9 +384,8 @@ def _from_protobuf(event_type: EventType, data: bytes) -> Message:
 
 def _from_json(event_type: EventType, data: bytes) -> Message:
     value = _json_value(event_type, data)
-    if misshapen := _misshapen_field(event_type.descriptor, value):
-        detail = f"the body is not a ProtoJSON {event_type.name}: {misshapen} must be an object"
-        raise _Refused(Reason.UNDECODABLE, detail)
+    if fault := _shape_fault(event_type.descriptor, value):
+        raise _Refused(Reason.UNDECODABLE, f"the body is not a ProtoJSON {event_type.name}: {fault}")
     body = event_type.message_class()
     try:
         json_format.ParseDict(value, body, ignore_unknown_fields=True)
@@ -443,25 +442,29 @@ def _no_json_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _misshapen_field(root: Descriptor, body: Any) -> str:  # noqa: ANN401 - any JSON value
-    """The first message in a JSON body that is not a JSON object; empty where all are.
+def _shape_fault(root: Descriptor, body: Any) -> str:  # noqa: ANN401 - any JSON value
+    """What is wrong with the messages in a JSON body, that json_format would let pass; empty where nothing is.
 
-    json_format reads an empty list, and most texts, as a message without fields.
+    It reads an empty list, and most texts, as a message without fields, and takes a field under both its names.
     """
     fields_of: dict[str, dict[str, FieldDescriptor]] = {}
     waiting: list[tuple[Descriptor, Any, str]] = [(root, body, "the body")]
     while waiting:
         descriptor, value, where = waiting.pop()
         if not isinstance(value, dict):
-            return where
+            return f"{where} must be an object"
         fields = fields_of.get(descriptor.full_name)
         if fields is None:
             fields = {name: f for f in descriptor.fields for name in (f.name, f.json_name)}
             fields_of[descriptor.full_name] = fields
         for name, entry in value.items():
             field = fields.get(name)
-            held = None if field is None or entry is None else field.message_type
-            if field is None or held is None:
+            if field is None or entry is None:
+                continue
+            if name != field.json_name and field.json_name in value:
+                return f"{name} stands twice, as {field.json_name} too"
+            held = field.message_type
+            if held is None:
                 continue
             is_map = held.GetOptions().map_entry
             if is_map:
