@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from farandole import logs
 from farandole.errors import FarandoleError
 from farandole.rpc import describe
 from farandole.stack.plan import make_plan
@@ -40,6 +41,7 @@ def main(
 ) -> None:
     """Places orders on the running stack, watches their sagas to the end, and checks that everything adds up."""
     console = Console(highlight=False, soft_wrap=True)
+    logs.configure("demo", "error", "console")
     placements = plan(f"demo-{secrets.token_hex(3)}", orders, min(failing, orders))
     progress = Progress([placement.order.order_id for placement in placements])
     try:

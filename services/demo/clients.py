@@ -20,7 +20,6 @@ from choreography.v1.saga_service_pb2 import ListSagasRequest
 from choreography.v1.saga_service_pb2_grpc import SagaServiceStub
 from farandole.broker.connection import Broker
 from farandole.errors import BrokerError
-from farandole.rpc import read_problem
 from farandole.settings import Settings
 from inventory.v1.inventory_service_pb2 import GetStockRequest
 from inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
@@ -64,7 +63,8 @@ class Addresses:
 class Clients:
     """What the demo asks of the stack. A service that is away is asked again and again, until the caller gives up."""
 
-    def __init__(self, channels: Mapping[str, grpc.aio.Channel], broker: Broker) -> None:
+    def __init__(self, addresses: Addresses, channels: Mapping[str, grpc.aio.Channel], broker: Broker) -> None:
+        self._addresses = addresses
         self._channels = channels
         self._broker = broker
         self._sagas = SagaServiceStub(channels["correlator"])
@@ -91,7 +91,7 @@ class Clients:
         try:
             answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=_CONNECT_SECONDS)
         except grpc.aio.AioRpcError as error:
-            return f"{service} does not answer: {read_problem(error).message}"
+            return f"{service} does not answer at {self._addresses.services[service]}: {error.code().name}"
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         return None if answer.status == health_pb2.HealthCheckResponse.SERVING else f"{service} says {status}"
 
@@ -164,7 +164,7 @@ async def connected(addresses: Addresses) -> AsyncIterator[Clients]:
         broker = Broker(Settings.load("demo", grpc_port=1, nats_url=addresses.nats_url))
         broker.start()
         stack.push_async_callback(broker.close)
-        yield Clients(channels, broker)
+        yield Clients(addresses, channels, broker)
 
 
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
