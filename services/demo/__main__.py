@@ -25,7 +25,7 @@ from farandole.stack.plan import make_plan
 from farandole.stack.ports import default_nats_url
 from farandole.stack.stack_file import STACK_FILE
 from services.demo.books import Entry
-from services.demo.clients import SERVICES, Addresses, StackDownError, connected
+from services.demo.clients import SERVICES, Addresses, StackDownError, StuckError, connected
 from services.demo.plan import Channel, Placement, plan
 from services.demo.progress import Progress
 from services.demo.run import run
@@ -56,8 +56,8 @@ def main(
     except grpc.aio.AioRpcError as refused:
         _say(console, f"[red]FAILED[/]: a call was refused: {escape(describe(refused))}")
         raise typer.Exit(FAILED) from None
-    except TimeoutError:
-        _say_what_is_stuck(console, progress, timeout)
+    except StuckError as stuck:
+        _say_what_is_stuck(console, progress, timeout, str(stuck))
         raise typer.Exit(FAILED) from None
     show_books(console, books)
     if not all(entry.balances for entry in books):
@@ -84,34 +84,32 @@ async def _run(
     limit_seconds: float,
 ) -> list[Entry]:
     async with connected(addresses) as clients:
-        await clients.check()
+        if problems := await clients.problems():
+            raise StackDownError(problems)
         bare = sum(placement.channel is Channel.BARE_EVENT for placement in placements)
         _say(console, f"placing {len(placements)} orders, {bare} of them as {Channel.BARE_EVENT.value}")
         started = time.monotonic()
-        async with asyncio.timeout(limit_seconds):
+        try:
             with Screen(console, len(placements)) as screen:
-                return await run(
-                    clients, placements, progress, lambda now: screen.show(now, time.monotonic() - started)
-                )
+                async with asyncio.timeout(limit_seconds):
+                    return await run(
+                        clients, placements, progress, lambda now: screen.show(now, time.monotonic() - started)
+                    )
+        except TimeoutError:
+            raise StuckError(await clients.problems()) from None
 
 
 def _say(console: Console, text: str) -> None:
     console.print(f"\n{text}")
 
 
-def _say_what_is_stuck(console: Console, progress: Progress, limit_seconds: float) -> None:
-    obstacles = progress.obstacles()
-    if not obstacles:
-        _say(
-            console, f"[red]FAILED[/]: every saga has ended, but a service did not answer within {limit_seconds:.0f} s"
-        )
-        return
-    _say(console, f"[red]FAILED[/]: {progress.ended} sagas have ended, but after {limit_seconds:.0f} s")
-    for obstacle in obstacles:
-        console.print(f"  {escape(obstacle)}")
+def _say_what_is_stuck(console: Console, progress: Progress, limit_seconds: float, problems: str) -> None:
+    _say(console, f"[red]FAILED[/]: given up after {limit_seconds:.0f} s, {progress.ended} sagas have ended")
+    lines = [*progress.obstacles(), *problems.splitlines()]
+    console.print(escape("\n".join(lines) or "every saga has ended, but a service was too slow to say what it has"))
     console.print(
-        "is one of these services stopped? `make status`\n"
-        "what does it say? `make logs`\n"
+        "is a service stopped? `make status`\n"
+        "what do they say? `make logs`\n"
         "what does a saga wait for? `.venv/bin/farandole sagas show SAGA_ID`"
     )
 

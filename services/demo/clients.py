@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -51,6 +51,10 @@ class StackDownError(Exception):
     """Part of the stack does not serve; the message says which, line by line."""
 
 
+class StuckError(Exception):
+    """A run was given up; the message says, line by line, what does not serve. Empty where everything does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Addresses:
     """Where the stack is."""
@@ -73,18 +77,15 @@ class Clients:
         self._payments = PaymentServiceStub(channels["payments"])
         self._shipping = ShippingServiceStub(channels["shipping"])
 
-    async def check(self) -> None:
-        """Raises `StackDownError` where the broker or a service does not serve."""
+    async def problems(self) -> str:
+        """What does not serve, line by line; empty where everything does."""
         problems = await asyncio.gather(self._broker_problem(), *map(self._service_problem, SERVICES))
-        if any(problems):
-            raise StackDownError("\n".join(filter(None, problems)))
+        return "\n".join(filter(None, problems))
 
     async def _broker_problem(self) -> str | None:
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._broker.connected(), _CONNECT_SECONDS)
-        except TimeoutError:
-            return self._broker.problem
-        return None
+        return self._broker.problem
 
     async def _service_problem(self, service: str) -> str | None:
         health = health_pb2_grpc.HealthStub(self._channels[service])
