@@ -19,12 +19,19 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 
 def _nats_url(value: str) -> str:
     for url in value.split(","):
-        parts = urlsplit(url)
-        if parts.scheme not in {"nats", "tls"} or not parts.hostname:
+        if "@" in url:
+            raise ValueError("must hold no user or password; set FARANDOLE_NATS_USER and FARANDOLE_NATS_PASSWORD")
+        if not _is_server(url):
             raise ValueError("must be nats://HOST:PORT or tls://HOST:PORT, several of them separated by commas")
-        if parts.password:
-            raise ValueError("must hold no password; set FARANDOLE_NATS_USER and FARANDOLE_NATS_PASSWORD")
     return value
+
+
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"nats", "tls"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no number as a port, or one above 65535, or half an IPv6 address
+        return False
 
 
 def _address(value: str) -> str:
@@ -35,8 +42,9 @@ def _address(value: str) -> str:
 
 
 def _database_url(value: str) -> str:
-    if not value.startswith("sqlite:///"):
-        raise ValueError("must be sqlite:///PATH")
+    path = value.removeprefix("sqlite:///")
+    if path == value or not path or path.startswith((":memory:", "?")):
+        raise ValueError("must be sqlite:///PATH, a file: readers and the writer have connections of their own")
     return value
 
 
