@@ -59,6 +59,7 @@ def main(
     except StuckError as stuck:
         _say_what_is_stuck(console, progress, timeout, str(stuck))
         raise typer.Exit(FAILED) from None
+    _say(console, "the books")
     show_books(console, books)
     if not all(entry.balances for entry in books):
         _say(console, "[red]FAILED[/]: the books don't balance; `make logs` may say why, or did other orders run?")
@@ -122,7 +123,7 @@ def _say_what_next(console: Console, addresses: Addresses, order_id: str) -> Non
         "  .venv/bin/farandole sagas list\n"
         f'  grpcurl -plaintext -d \'{{"saga_id":"{order_id}"}}\' {addresses.services["correlator"]} '
         "choreography.v1.SagaService/GetSaga\n"
-        "  make demo while you stop a service: `.venv/bin/farandole stop payments`, and start it again",
+        "  make demo again, and meanwhile: .venv/bin/farandole stop payments; .venv/bin/farandole start payments",
     )
 
 
