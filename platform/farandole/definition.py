@@ -200,9 +200,9 @@ def validate(message: saga_definition_pb2.SagaDefinition, known_types: Collectio
         *_wrong_types(message, known_types),
         *_repeated_step_names(message),
         *_ambiguous_outcomes(message),
-        *_wrong_pivot(message),
-        *_wrong_step_starts(message),
-        *_wrong_compensations(message),
+        *_wrong_key_events(message),
+        *_wrong_step_starts(message, known_types),
+        *_wrong_compensations(message, known_types),
     ]
     if not problems:
         problems = list(_wrong_order(message))
@@ -278,13 +278,16 @@ def _ambiguous_outcomes(message: saga_definition_pb2.SagaDefinition) -> Iterator
                 first[event_type] = f"{outcome.value} of {step.name or at}"
 
 
-def _wrong_pivot(message: saga_definition_pb2.SagaDefinition) -> Iterator[Problem]:
+def _wrong_key_events(message: saga_definition_pb2.SagaDefinition) -> Iterator[Problem]:
     successes = [step.success for step in message.steps]
     if message.commit_event and message.commit_event not in successes:
         yield Problem(
             "commit_event",
             f"{message.commit_event} is the success of no step{did_you_mean(message.commit_event, successes)}",
         )
+    outcome, of_step = _produced(message).get(message.initiating_event, (Outcome.SUCCESS, ""))
+    if outcome is not Outcome.SUCCESS:
+        yield Problem("initiating_event", f"{message.initiating_event} is a {outcome.value} of {of_step}")
     pivots = [(at, step) for at, step in _numbered(message) if step.kind == saga_definition_pb2.STEP_KIND_PIVOT]
     if not pivots:
         yield Problem("steps", "no step is the PIVOT; the step whose success is the commit event is the one")
@@ -295,7 +298,7 @@ def _wrong_pivot(message: saga_definition_pb2.SagaDefinition) -> Iterator[Proble
             yield Problem(f"{at}.success", f"the success of the PIVOT is the commit event, {message.commit_event}")
 
 
-def _wrong_step_starts(message: saga_definition_pb2.SagaDefinition) -> Iterator[Problem]:
+def _wrong_step_starts(message: saga_definition_pb2.SagaDefinition, known_types: Collection[str]) -> Iterator[Problem]:
     produced = _produced(message)
     for at, step in _numbered(message):
         if step.triggers and step.all_of:
@@ -311,23 +314,24 @@ def _wrong_step_starts(message: saga_definition_pb2.SagaDefinition) -> Iterator[
             yield Problem(
                 at, f"{step.name} has neither `triggers` nor `all_of`; only the step of the initiating event may"
             )
-        for field, event_types in (("triggers", step.triggers), ("all_of", step.all_of)):
-            for number, event_type in enumerate(event_types):
-                outcome = produced.get(event_type, (Outcome.SUCCESS, ""))[0]
-                if event_type and event_type != message.initiating_event and event_type not in produced:
-                    yield Problem(
-                        f"{at}.{field}[{number}]",
-                        f"nothing in the definition produces {event_type}{did_you_mean(event_type, produced)}",
-                    )
-                elif outcome is not Outcome.SUCCESS:
-                    yield Problem(
-                        f"{at}.{field}[{number}]",
-                        f"{event_type} is a {outcome.value} of {produced[event_type][1]}; a step starts on successes, "
-                        "after anything else the saga is being undone",
-                    )
+        starting = [*_listed(f"{at}.triggers", step.triggers), *_listed(f"{at}.all_of", step.all_of)]
+        for path, event_type in starting:
+            if event_type not in known_types or event_type == message.initiating_event:
+                continue
+            if event_type not in produced:
+                yield Problem(path, _not_produced(event_type, produced))
+            elif produced[event_type][0] is not Outcome.SUCCESS:
+                outcome, of_step = produced[event_type]
+                yield Problem(
+                    path,
+                    f"{event_type} is a {outcome.value} of {of_step}; a step starts on successes, after anything else "
+                    "the saga is being undone",
+                )
 
 
-def _wrong_compensations(message: saga_definition_pb2.SagaDefinition) -> Iterator[Problem]:
+def _wrong_compensations(
+    message: saga_definition_pb2.SagaDefinition, known_types: Collection[str]
+) -> Iterator[Problem]:
     produced = _produced(message)
     for at, step in _numbered(message):
         if step.kind == saga_definition_pb2.STEP_KIND_RETRIABLE:
@@ -337,13 +341,13 @@ def _wrong_compensations(message: saga_definition_pb2.SagaDefinition) -> Iterato
                 yield Problem(f"{at}.compensation", "a RETRIABLE step is never undone: it comes after the commit event")
         for number, event_type in enumerate(step.compensation.triggers):
             path = f"{at}.compensation.triggers[{number}]"
-            if event_type and event_type not in produced:
-                yield Problem(
-                    path, f"nothing in the definition produces {event_type}{did_you_mean(event_type, produced)}"
-                )
+            if event_type not in known_types:
+                continue
+            if event_type not in produced:
+                yield Problem(path, _not_produced(event_type, produced))
             elif event_type == step.compensation.completion:
                 yield Problem(path, f"{event_type} is the completion of this same compensation")
-            elif event_type and produced[event_type][0] is Outcome.SUCCESS:
+            elif produced[event_type][0] is Outcome.SUCCESS:
                 yield Problem(
                     path,
                     f"{event_type} is the success of {produced[event_type][1]}; a compensation is triggered by "
@@ -422,6 +426,10 @@ def _produced(message: saga_definition_pb2.SagaDefinition) -> dict[str, tuple[Ou
         for _, event_type, outcome in _outcomes(step)
         if event_type
     }
+
+
+def _not_produced(event_type: str, produced: Collection[str]) -> str:
+    return f"nothing in the definition produces {event_type}{did_you_mean(event_type, produced)}"
 
 
 def _mentions(message: saga_definition_pb2.SagaDefinition) -> Iterator[tuple[str, str]]:
