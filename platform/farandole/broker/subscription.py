@@ -7,6 +7,7 @@ reader has (`$JS.API.CONSUMER.RESET`), which restores the order. Pulls overlap, 
 from __future__ import annotations
 
 import asyncio
+import enum
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -77,6 +78,19 @@ _ACK_V1_TOKENS = 9
 """`$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`; v2 has a domain and account."""
 
 
+class _State(enum.Enum):
+    """Whether what the consumer delivers is what comes next."""
+
+    LOST = enum.auto()
+    """No: the consumer has to be reset."""
+    RESETTING = enum.auto()
+    """It is being reset; its first message may come before the answer to that does, and so may stragglers."""
+    WAITING = enum.auto()
+    """It has been reset, and its first message has not come."""
+    READING = enum.auto()
+    """Yes."""
+
+
 class Subscription:
     """One reader's view of the stream: every message that its filters match, once, in order, after `start`'s position."""
 
@@ -94,13 +108,16 @@ class Subscription:
         self._expected = 1
         """The consumer sequence that the next new message must have, or something was lost."""
         self._generation = 0
-        self._synchronized = False
+        self._state = _State.LOST
+        self._passed_over = False
+        """Whether, while resetting, a message came in the first one's place: a straggler, or the first was lost."""
         self._outstanding = 0
         self._heard = 0.0
         self._inbox = ""
         self._pumping: asyncio.Task[None] | None = None
         self._problem: str | None = "has not begun to read"
         self._problem_changed = asyncio.Event()
+        self._stopped = False
         self._inbox_subscription: Any = None
         self._forget: Callable[[], None] = lambda: None
 
@@ -157,6 +174,7 @@ class Subscription:
 
     async def stop(self) -> None:
         """Stops reading."""
+        self._stopped = True  # a cancellation alone can be swallowed by `wait_for`, on which nats-py builds
         if self._pumping is not None:
             self._pumping.cancel()
             await asyncio.gather(self._pumping, return_exceptions=True)
@@ -166,7 +184,7 @@ class Subscription:
                 await self._inbox_subscription.unsubscribe()
 
     def _on_change(self, connected: bool) -> None:  # noqa: FBT001 - the listener's signature
-        self._synchronized = False
+        self._state = _State.LOST
         if connected:
             self._wake.set()
         else:
@@ -180,17 +198,24 @@ class Subscription:
         self._outstanding -= 1
         if self._outstanding <= _PULL_MESSAGES // 2:
             self._wake.set()
-        if not self._synchronized:
-            return  # it will be delivered again, in order, after the reset
         delivery = _Delivery.of(message.reply)
-        if delivery.stream_sequence <= self._last:
-            if delivery.consumer_sequence >= self._expected:
-                self._expected = delivery.consumer_sequence + 1
-            return
-        if delivery.consumer_sequence != self._expected:
-            _log.info("gap in delivery", expected=self._expected, got=delivery.consumer_sequence)
-            self._lose_synchrony()
-            return
+        is_new = delivery.stream_sequence > self._last
+        match self._state:
+            case _State.LOST:
+                return  # it will be delivered again, in order, after the reset
+            case _State.RESETTING | _State.WAITING if not is_new:
+                return
+            case _State.RESETTING if delivery.consumer_sequence != 1:
+                self._passed_over = True
+                return
+            case _State.READING if not is_new:
+                self._expected = max(self._expected, delivery.consumer_sequence + 1)
+                return
+            case _ if delivery.consumer_sequence != self._expected:
+                _log.info("gap in delivery", expected=self._expected, got=delivery.consumer_sequence)
+                self._lose_order()
+                return
+        self._state = _State.READING
         self._expected += 1
         self._last = delivery.stream_sequence
         self._ready.append(
@@ -215,29 +240,30 @@ class Subscription:
                 self._outstanding -= int(headers.get("Nats-Pending-Messages", self._outstanding))
             case status:
                 _log.info("pull ended", status=status, description=headers.get("Description", ""))
-                self._lose_synchrony()
+                self._lose_order()
         self._wake.set()
 
-    def _lose_synchrony(self) -> None:
-        self._synchronized = False
+    def _lose_order(self) -> None:
+        self._state = _State.LOST
         self._wake.set()
 
     async def _pump(self) -> None:
         failures = 0
-        while True:
+        while not self._stopped:
             try:
-                await asyncio.wait_for(self._wake.wait(), _HEARTBEAT_SECONDS)
+                async with asyncio.timeout(_HEARTBEAT_SECONDS):
+                    await self._wake.wait()
             except TimeoutError:
-                if self._synchronized and asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS:
+                if self._state is not _State.LOST and asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS:
                     _log.info("pull lost", consumer=self._durable)
-                    self._synchronized = False
+                    self._state = _State.LOST
             self._wake.clear()
             try:
-                if not self._synchronized:
-                    await self._synchronize()
+                if self._state is _State.LOST:
+                    await self._restore_order()
                 await self._pull()
             except (BrokerError, nats.errors.Error, OSError) as error:
-                self._synchronized = False
+                self._state = _State.LOST
                 problem = str(error) or type(error).__name__
                 if problem != self.problem:
                     _log.warning("can't read the stream", problem=problem)
@@ -248,19 +274,23 @@ class Subscription:
             else:
                 failures = 0
 
-    async def _synchronize(self) -> None:
+    async def _restore_order(self) -> None:
         """Sets the consumer behind the last message taken in."""
         if not self._broker.is_connected:
             raise BrokerUnavailableError(self._broker.problem or "the broker is not reachable")
         state = await events_state(self._broker)
         check_position(state, incarnation=self._incarnation, position=self._last)
         await self._ensure_consumer()
-        await self._broker.request(f"$JS.API.CONSUMER.RESET.{EVENTS}.{self._durable}", {"seq": self._last + 1})
         self._generation += 1
         self._expected = 1
+        self._state = _State.RESETTING
+        self._passed_over = False
+        await self._broker.request(f"$JS.API.CONSUMER.RESET.{EVENTS}.{self._durable}", {"seq": self._last + 1})
         self._outstanding = 0
-        self._synchronized = True
         self._set_problem(None)
+        if self._state is _State.RESETTING:
+            self._state = _State.LOST if self._passed_over else _State.WAITING
+        self._wake.set()
 
     async def _ensure_consumer(self) -> None:
         """Makes the durable consumer, or changes it where its filters are others."""

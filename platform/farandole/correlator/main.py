@@ -1,0 +1,90 @@
+"""The correlator's process: definitions and descriptors from files, the fold behind the worker, the queries in front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
+from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
+from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
+
+from farandole.broker.connection import Broker
+from farandole.correlator.changes import SagaChanges
+from farandole.correlator.dead_letter_service import DeadLetterService
+from farandole.correlator.dead_letters import CORRELATOR
+from farandole.correlator.handler import CorrelatorBatchHandler, Definitions
+from farandole.correlator.queries import StoredDefinition
+from farandole.correlator.saga_service import SagaService
+from farandole.correlator.sql_store import SqlCorrelatorStore
+from farandole.database import Database
+from farandole.definition_files import load_definitions
+from farandole.errors import ConfigurationError, Fault
+from farandole.process import CHECKS, run_process, work_until_stopped
+from farandole.registry import Registry
+from farandole.rpc import HealthMonitor, Rpc, serve
+from farandole.settings import Settings
+from farandole.worker import Worker
+
+GRPC_PORT = 50051
+
+
+def main() -> None:
+    """Runs the correlator until SIGTERM. Exits with what is wrong where a setting, a file or a definition is."""
+    run_process(lambda: Settings.load(CORRELATOR, grpc_port=GRPC_PORT), _serve)
+
+
+def read_registry(descriptors: Path) -> Registry:
+    """The events of a descriptor set in a file. Raises `ConfigurationError` where it can't be read."""
+    try:
+        serialized = descriptors.read_bytes()
+    except OSError as error:
+        reason = f"the descriptor set {descriptors} can't be read: {error.strerror}; `buf build` makes one"
+        raise ConfigurationError([Fault("FARANDOLE_DESCRIPTORS", reason)]) from None
+    return Registry.of_descriptor_set(serialized, where=str(descriptors))
+
+
+async def _serve(settings: Settings) -> None:
+    registry = read_registry(settings.descriptors)
+    active = load_definitions(settings.sagas, registry)
+    monitor = HealthMonitor(CHECKS)
+    store = SqlCorrelatorStore(Database(settings.database_url))
+    try:
+        await store.open()
+        await store.activate([StoredDefinition.of(definition) for definition in active])
+        stored = [version.definition() for version in await store.definitions()]
+        broker = Broker(settings)
+        changes = SagaChanges()
+        handler = CorrelatorBatchHandler(
+            store=store,
+            registry=registry,
+            definitions=Definitions(active, stored),
+            changes=changes,
+            withdraw=lambda key, message_ids: worker.withdraw(key, message_ids),
+        )
+        worker = Worker(
+            broker=broker,
+            durable=CORRELATOR,
+            description="Farandole correlator",
+            filters=["events.>"],
+            handler=handler,
+            batch_size=settings.batch_size,
+            report=monitor.set,
+            hold_until_caught_up=True,
+        )
+        sagas, dead_letters = saga_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR
+        rpcs = [
+            Rpc(
+                sagas.services_by_name["SagaService"],
+                add_SagaServiceServicer_to_server,
+                SagaService(store, registry, changes),
+            ),
+            Rpc(
+                dead_letters.services_by_name["DeadLetterService"],
+                add_DeadLetterServiceServicer_to_server,
+                DeadLetterService(store, registry),
+            ),
+        ]
+        async with serve(settings.grpc_address, rpcs, monitor):
+            await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=store.check)
+    finally:
+        await store.close()

@@ -1,0 +1,199 @@
+"""Real brokers for tests: the wheel's nats-server as a child process, or a container where a Docker engine answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+from farandole.broker.connection import Broker
+from farandole.broker.streams import provision
+from farandole.settings import Settings
+from farandole.stack.embedded_broker import find_nats_server, render_configuration
+
+_START_SECONDS = 15.0
+
+
+class TestBroker(Protocol):
+    """A broker that a test may treat badly. Its data stays over `kill` and `start`."""
+
+    __test__ = False
+
+    @property
+    def url(self) -> str:
+        """`nats://127.0.0.1:PORT`; the same after a restart."""
+        ...
+
+    def start(self) -> None:
+        """Starts it, or starts it again; returns once it takes connections."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it at once, as a crash would."""
+        ...
+
+    def stop(self) -> None:
+        """Ends it for good."""
+        ...
+
+
+class EmbeddedBroker:
+    """nats-server as a child process on a free loopback port."""
+
+    def __init__(self, directory: Path, *, store: str = "jetstream") -> None:
+        self._directory = directory
+        self.store = directory / store
+        self._port = free_port()
+        self._monitoring_port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """See `TestBroker.url`."""
+        return f"nats://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """See `TestBroker.start`."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        configuration = self._directory / "nats.conf"
+        configuration.write_text(
+            render_configuration(
+                server_name="test", port=self._port, monitoring_port=self._monitoring_port, store=self.store
+            )
+        )
+        with (self._directory / "nats.log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - the installed nats-server
+                [find_nats_server(os.environ), "-c", configuration], stdout=log, stderr=log
+            )
+        wait_for_port(self._port, _START_SECONDS)
+
+    def kill(self) -> None:
+        """See `TestBroker.kill`."""
+        self._signal(signal.SIGKILL)
+        self._wait()
+
+    def suspend(self) -> None:
+        """Stops its work without ending it: connections stay and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets it go on after `suspend`."""
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """See `TestBroker.stop`."""
+        if self._process is not None and self._process.poll() is None:
+            self._signal(signal.SIGCONT)
+            self._signal(signal.SIGTERM)
+            self._wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None, "start() comes first"
+        self._process.send_signal(number)
+
+    def _wait(self) -> None:
+        assert self._process is not None, "start() comes first"
+        self._process.wait(_START_SECONDS)
+
+
+class ContainerBroker:
+    """nats-server in a container, for where a Docker engine answers (`pytest --broker=container`)."""
+
+    IMAGE = "nats:2.15.1"
+
+    def __init__(self, directory: Path) -> None:
+        from testcontainers.core.container import DockerContainer
+
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "jetstream").mkdir(exist_ok=True)
+        self._port = free_port()
+        configuration = directory / "nats.conf"
+        text = render_configuration(server_name="test", port=4222, monitoring_port=8222, store=Path("/data"))
+        configuration.write_text(text.replace("127.0.0.1", "0.0.0.0"))  # noqa: S104 - inside the container
+        self._container = (
+            DockerContainer(self.IMAGE)
+            .with_bind_ports(4222, ("127.0.0.1", self._port))
+            .with_volume_mapping(str(configuration), "/etc/nats.conf", "ro")
+            .with_volume_mapping(str(directory / "jetstream"), "/data", "rw")
+            .with_command("-c /etc/nats.conf")
+        )
+        self._created = False
+
+    @property
+    def url(self) -> str:
+        """See `TestBroker.url`."""
+        return f"nats://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """See `TestBroker.start`."""
+        if self._created:
+            self._container.get_wrapped_container().start()
+        else:
+            self._container.start()
+            self._created = True
+        wait_for_port(self._port, _START_SECONDS)
+
+    def kill(self) -> None:
+        """See `TestBroker.kill`."""
+        self._container.get_wrapped_container().kill()
+
+    def stop(self) -> None:
+        """See `TestBroker.stop`."""
+        self._container.stop()
+
+
+def docker_problem() -> str | None:
+    """Why containers can't be used here; None where a Docker engine answers."""
+    try:
+        import docker
+
+        client = docker.from_env()
+        client.ping()
+        client.close()
+    except Exception as error:  # noqa: BLE001 - whatever keeps the engine from answering is the answer
+        return f"no Docker engine answers: {type(error).__name__}"
+    return None
+
+
+async def connect(url: str, *, service: str = "test") -> Broker:
+    """A connection to a test's broker."""
+    broker = Broker(Settings.load(service, grpc_port=1, nats_url=url))
+    broker.start()
+    await broker.connected()
+    return broker
+
+
+async def provision_streams(url: str) -> None:
+    """Makes Farandole's streams on a test's broker."""
+    broker = await connect(url, service="provision")
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            await provision(broker)
+    finally:
+        await broker.close()
+
+
+def free_port() -> int:
+    """A loopback port that nothing listened on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, seconds: float) -> None:
+    """Waits until something accepts connections on a loopback port. Raises `TimeoutError`."""
+    import time
+
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
+        except OSError:
+            if time.monotonic() > until:
+                raise TimeoutError(f"nothing listens on 127.0.0.1:{port} after {seconds} s") from None
+            time.sleep(0.01)

@@ -1,0 +1,74 @@
+"""What every kind of test shares: a real broker, chosen by `--broker`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from farandole.broker.connection import Broker
+from farandole.testing.brokers import (
+    ContainerBroker,
+    EmbeddedBroker,
+    TestBroker,
+    connect,
+    docker_problem,
+    provision_streams,
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--broker",
+        choices=("embedded", "container"),
+        default="embedded",
+        help="the broker of messaging tests: the wheel's nats-server, or a container",
+    )
+
+
+@pytest.fixture
+def nats_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TestBroker]:
+    """A running broker of the test's own, without streams."""
+    broker: TestBroker
+    if request.config.getoption("--broker") == "container":
+        if problem := docker_problem():
+            if os.environ.get("FARANDOLE_REQUIRE_DOCKER"):
+                pytest.fail(problem)
+            pytest.skip(problem)
+        broker = ContainerBroker(tmp_path / "broker")
+    else:
+        broker = EmbeddedBroker(tmp_path / "broker")
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+@pytest.fixture
+def embedded_nats_server(tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    """A running nats-server process, for tests that suspend it or take its data away."""
+    broker = EmbeddedBroker(tmp_path / "embedded-broker")
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+@pytest.fixture
+async def provisioned(nats_server: TestBroker) -> TestBroker:
+    """The broker with Farandole's streams."""
+    await provision_streams(nats_server.url)
+    return nats_server
+
+
+@pytest.fixture
+async def broker(provisioned: TestBroker) -> AsyncIterator[Broker]:
+    """A connection to the provisioned broker."""
+    connection = await connect(provisioned.url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
