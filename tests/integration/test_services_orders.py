@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import nats
 import pytest
 from google.protobuf import json_format
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from farandole.rpc import Problem, read_problem
 from farandole.stack.provisioning import provision_broker
-from farandole.testing.brokers import EmbeddedBroker, free_port
+from farandole.testing.brokers import EmbeddedBroker
 from inventory.v1.inventory_service_pb2 import GetStockRequest, GetStockResponse
 from inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 from orders.v1.order_events_pb2 import OrderCreated
@@ -34,57 +27,9 @@ from payments.v1.payment_service_pb2 import GetPaymentRequest, Payment, PaymentS
 from payments.v1.payment_service_pb2_grpc import PaymentServiceStub
 from shipping.v1.shipping_service_pb2 import GetShipmentRequest, Shipment, ShipmentStatus
 from shipping.v1.shipping_service_pb2_grpc import ShippingServiceStub
+from tests.integration.service_processes import PATIENCE_SECONDS, SAMPLES, Services
 
 T = TypeVar("T")
-
-ROOT = Path(__file__).parents[2]
-SERVICES = ("orders", "inventory", "payments", "shipping")
-PATIENCE_SECONDS = 30.0
-
-
-@dataclass
-class Services:
-    """The four services as processes; each can be killed and started again on its own database and port."""
-
-    directory: Path
-    nats_url: str
-    addresses: dict[str, str] = field(
-        default_factory=lambda: {service: f"127.0.0.1:{free_port()}" for service in SERVICES}
-    )
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def start(self, service: str) -> None:
-        environment = os.environ | {
-            "FARANDOLE_NATS_URL": self.nats_url,
-            "FARANDOLE_DATABASE_URL": f"sqlite:///{self.directory / service}.db",
-            "FARANDOLE_GRPC_ADDRESS": self.addresses[service],
-        }
-        with (self.directory / f"{service}.log").open("ab") as log:
-            self.processes[service] = subprocess.Popen(
-                [sys.executable, "-m", f"services.{service}"], cwd=ROOT, env=environment, stdout=log, stderr=log
-            )
-
-    def kill(self, service: str) -> None:
-        process = self.processes.pop(service)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-    def wait_until_serving(self, service: str) -> None:
-        options = [("grpc.enable_http_proxy", 0)]
-        with grpc.insecure_channel(self.addresses[service], options=options) as channel:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(), timeout=PATIENCE_SECONDS, wait_for_ready=True
-            )
-            for answer in watch:
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    watch.cancel()
-                    return
-
-    def stop(self) -> None:
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            assert process.wait(timeout=PATIENCE_SECONDS) == 0, "an orderly stop"
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +47,8 @@ def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[Services]:
     running = Services(tmp_path_factory.mktemp("services"), nats_url)
-    for service in SERVICES:
-        running.start(service)
     try:
-        for service in SERVICES:
-            running.wait_until_serving(service)
+        running.start(*SAMPLES)
         yield running
     finally:
         running.stop()
@@ -179,8 +121,10 @@ async def connected(services: Services) -> AsyncIterator[Clients]:
     async with AsyncExitStack() as stack:
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 200)]
         channels = {
-            service: await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
-            for service, address in services.addresses.items()
+            service: await stack.enter_async_context(
+                grpc.aio.insecure_channel(services.address(service), options=options)
+            )
+            for service in SAMPLES
         }
         connection = await nats.connect(services.nats_url)
         stack.push_async_callback(connection.close)
@@ -334,16 +278,14 @@ async def test_services_that_are_killed_in_the_middle_lose_and_double_nothing(
 ) -> None:
     before = await clients.stock("widget")
     orders: list[OrderCreated] = []
-    for service in SERVICES:
+    for service in SAMPLES:
         wave = [new_order(("widget", 1, 100)) for _ in range(40)]
         orders += wave
         placing = [asyncio.create_task(clients.place(order)) for order in wave]
         await placing[len(wave) // 2]
         services.kill(service)
-        services.start(service)
+        await asyncio.to_thread(services.start, service)
         await asyncio.gather(*placing)
-    for service in SERVICES:
-        await asyncio.to_thread(services.wait_until_serving, service)
     ended = [await clients.ended(order.order_id) for order in orders]
     assert [order.status for order in ended] == [OrderStatus.ORDER_STATUS_COMPLETED] * len(orders)
     payments = [await clients.payment(order.order_id) for order in orders]
