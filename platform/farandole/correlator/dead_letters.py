@@ -24,7 +24,6 @@ _MAX_COPIED_CHARACTERS = 16 * 1024
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _PLAIN = re.compile(r"[\x20-\x7e]*")
 _NOT_PLAIN = re.compile(r"[^\x20-\x24\x26-\x7e]")
-_UP_TO_THE_FIELD = re.compile(r".*?Failed to parse \w+ field", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +71,10 @@ def dead_letter_of(unreadable: Unreadable, registry: Registry) -> DeadLetter:
     event_type = registry.get(message.type)
     payload: bytes | None = None
     prefix = b""
-    detail = unreadable.detail
     if unreadable.body is not None and event_type is not None:
         payload = event_type.redactor.redact(unreadable.body).SerializeToString(deterministic=True)
     elif event_type is not None and not event_type.redactor.is_needed and _is_consistent(unreadable):
         prefix = message.data[:PREFIX_BYTES]
-    elif unreadable.reason is Reason.UNDECODABLE:
-        detail = _without_values(detail)
     return DeadLetter(
         participant=CORRELATOR,
         sequence=message.sequence,
@@ -86,7 +82,7 @@ def dead_letter_of(unreadable: Unreadable, registry: Registry) -> DeadLetter:
         event_type=message.type,
         key=unreadable.key,
         reason=unreadable.reason,
-        detail=detail,
+        detail=unreadable.detail,
         stream_time=message.time,
         headers=dict(message.headers),
         body_size=len(message.data),
@@ -133,14 +129,6 @@ def _is_consistent(unreadable: Unreadable) -> bool:
     return unreadable.reason is not Reason.TYPE_MISMATCH
 
 
-def _without_values(detail: str) -> str:
-    """A decoder's complaint up to the field's name: what follows may quote the field's value."""
-    match = _UP_TO_THE_FIELD.match(detail)
-    if match:
-        return match[0]
-    return detail if "Failed to load JSON" in detail else detail.partition(": ")[0]
-
-
 def _copied(headers: Mapping[str, str]) -> dict[str, str]:
     copied: dict[str, str] = {}
     room = _MAX_COPIED_CHARACTERS
@@ -148,9 +136,10 @@ def _copied(headers: Mapping[str, str]) -> dict[str, str]:
         lower = name.lower()
         if name == MALFORMED_HEADERS or lower.startswith(("nats-", "farandole-")):
             continue
-        room -= len(name) + len(value)
-        if room >= 0 and _HEADER_NAME.fullmatch(name) and _PLAIN.fullmatch(value):
+        size = len(name) + len(value)
+        if size <= room and _HEADER_NAME.fullmatch(name) and _PLAIN.fullmatch(value):
             copied[name] = value
+            room -= size
     return copied
 
 

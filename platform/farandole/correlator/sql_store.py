@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -67,6 +68,16 @@ _ROW_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbe
 _NEVER = 253_402_300_799_999_999
 """The end of the year 9999: where what has no deadline stands among deadlines."""
 
+
+class _Bytes(sa.LargeBinary):
+    """Bytes that the drivers give as bytes: SQLAlchemy's own type converts each value in Python all the same."""
+
+    cache_ok = True
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> None:
+        """Nothing to convert."""
+
+
 _POSITION = sa.Table(
     "correlator_position",
     _METADATA,
@@ -118,13 +129,12 @@ _HISTORY = sa.Table(
     sa.Column("type", sa.Text, nullable=False),
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("event_id", sa.Text, nullable=False),
-    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("digest", _Bytes, nullable=False),
     sa.Column("time", sa.BigInteger, nullable=False),
     sa.Column("causation_id", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("lifecycle", sa.Text),
-    sa.Column("payload", sa.LargeBinary),
-    sqlite_with_rowid=False,  # one saga's history lies together
+    sa.Column("payload", _Bytes),
 )
 
 _DEAD_LETTER = sa.Table(
@@ -142,8 +152,8 @@ _DEAD_LETTER = sa.Table(
     sa.Column("headers", sa.Text, nullable=False),
     sa.Column("body_size", sa.BigInteger, nullable=False),
     sa.Column("body_sha256", sa.Text, nullable=False),
-    sa.Column("payload", sa.LargeBinary),
-    sa.Column("body_prefix", sa.LargeBinary, nullable=False),
+    sa.Column("payload", _Bytes),
+    sa.Column("body_prefix", _Bytes, nullable=False),
     sa.UniqueConstraint("participant", "sequence"),
 )
 sa.Index("dead_letter_by_key", _DEAD_LETTER.c.key, _DEAD_LETTER.c.id)
@@ -155,9 +165,44 @@ _DEFINITION = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("digest", sa.Text, nullable=False),
-    sa.Column("message", sa.LargeBinary, nullable=False),
+    sa.Column("message", _Bytes, nullable=False),
     sa.Column("is_active", sa.Boolean, nullable=False),
 )
+
+
+class _Many:
+    """A statement to execute for many rows of parameters. Compiled once; each row is a tuple in the order of `names`.
+
+    SQLAlchemy would take a dictionary a row and copy it twice, which costs more than the database's work.
+    """
+
+    def __init__(self, statement: sa.Executable, names: Sequence[str]) -> None:
+        self._statement = statement
+        self._names = tuple(names)
+        self._compiled: tuple[str, str, Callable[[Sequence[Any]], Any]] | None = None
+
+    def execute(self, connection: sa.Connection, rows: Sequence[Sequence[Any]]) -> int:
+        """Executes it for every row; returns how many rows of the table it touched in all."""
+        if not rows:
+            return 0
+        dialect, text, arrange = self._compiled or self._compile(connection.dialect)
+        if dialect != connection.dialect.name:
+            dialect, text, arrange = self._compile(connection.dialect)
+        return connection.exec_driver_sql(text, [arrange(row) for row in rows]).rowcount
+
+    def _compile(self, dialect: sa.Dialect) -> tuple[str, str, Callable[[Sequence[Any]], Any]]:
+        compiled: Any = self._statement.compile(dialect=dialect)  # type: ignore[attr-defined]
+        names = self._names
+        if sorted(compiled.params) != sorted(names):
+            raise TypeError(f"the statement takes {sorted(compiled.params)}, not {sorted(names)}")
+        arrange: Callable[[Sequence[Any]], Any]
+        if compiled.positional:
+            arrange = itemgetter(*(names.index(name) for name in compiled.positiontup))
+        else:
+            arrange = lambda row: dict(zip(names, row, strict=True))  # noqa: E731 - as short as the other branch
+        self._compiled = (dialect.name, str(compiled), arrange)
+        return self._compiled
+
 
 _SELECT_POSITIONS = (
     sa.select(_POSITION).where(_POSITION.c.partition.in_(sa.bindparam("partitions", expanding=True))).with_for_update()
@@ -196,19 +241,24 @@ _HISTORIES = sa.select(_HISTORY.c.saga, *_FACT_COLUMNS).join_from(_SAGA, _HISTOR
 _SELECT_HISTORIES = _HISTORIES.order_by(_HISTORY.c.saga, _HISTORY.c.sequence)
 _SELECT_HISTORIES_WITH_PAYLOADS = _SELECT_HISTORIES.add_columns(_HISTORY.c.payload)
 
-_INSERT_SAGA = sa.insert(_SAGA)
-_UPDATED_COLUMNS = (
+_STATE = (
     "version", "revision", "status", "cause", "cause_detail", "health", "start_time", "update_time", "end_time",
     "deadline", "next_deadline", "finished_late", "steps", "history_omitted",
 )  # fmt: skip
-_UPDATE_SAGA = (
+"""The columns of a record that change, as `_state_values` gives them."""
+_INSERT_SAGA = _Many(
+    sa.insert(_SAGA).values({name: sa.bindparam(name) for name in ("key", "definition", *_STATE)}),
+    ("key", "definition", *_STATE),
+)
+_UPDATE_SAGA = _Many(
     sa.update(_SAGA)
     .where(
         _SAGA.c.key == sa.bindparam("of_key"),
         _SAGA.c.definition == sa.bindparam("of_definition"),
         _SAGA.c.revision == sa.bindparam("old_revision"),
     )
-    .values({column: sa.bindparam(f"new_{column}") for column in _UPDATED_COLUMNS})
+    .values({name: sa.bindparam(f"new_{name}") for name in _STATE}),
+    ("of_key", "of_definition", "old_revision", *(f"new_{name}" for name in _STATE)),
 )
 
 _SAGA_ROW = (
@@ -216,22 +266,23 @@ _SAGA_ROW = (
     .where(_SAGA.c.key == sa.bindparam("of_key"), _SAGA.c.definition == sa.bindparam("of_definition"))
     .scalar_subquery()
 )
-_INSERT_HISTORY = sa.insert(_HISTORY).values(
-    saga=_SAGA_ROW, **{column.name: sa.bindparam(column.name) for column in _HISTORY.c if column.name != "saga"}
+_ENTRY = (
+    "disposition", "disposition_reason", "stream_time", "type", "source", "event_id", "digest", "time",
+    "causation_id", "reason", "lifecycle",
+)  # fmt: skip
+"""The columns of a history row besides its key and its payload, as `_entry_values` gives them."""
+_INSERT_HISTORY = _Many(
+    sa.insert(_HISTORY).values(
+        saga=_SAGA_ROW, **{name: sa.bindparam(name) for name in ("sequence", "payload", *_ENTRY)}
+    ),
+    ("of_key", "of_definition", "sequence", "payload", *_ENTRY),
 )
 _THE_ENTRY = (_HISTORY.c.saga == _SAGA_ROW, _HISTORY.c.sequence == sa.bindparam("of_sequence"))
-_UPDATE_HISTORY = (
-    sa.update(_HISTORY)
-    .where(*_THE_ENTRY)
-    .values(
-        {
-            column.name: sa.bindparam(f"new_{column.name}")
-            for column in _HISTORY.c
-            if column.name not in {"saga", "sequence", "payload"}
-        }
-    )
+_UPDATE_HISTORY = _Many(
+    sa.update(_HISTORY).where(*_THE_ENTRY).values({name: sa.bindparam(f"new_{name}") for name in _ENTRY}),
+    ("of_key", "of_definition", "of_sequence", *(f"new_{name}" for name in _ENTRY)),
 )
-_DELETE_HISTORY = sa.delete(_HISTORY).where(*_THE_ENTRY)
+_DELETE_HISTORY = _Many(sa.delete(_HISTORY).where(*_THE_ENTRY), ("of_key", "of_definition", "of_sequence"))
 
 _SELECT_DUE = (
     sa.select(_SAGA.c.definition, _SAGA.c.key, _SAGA.c.next_deadline)
@@ -389,10 +440,10 @@ def _load(connection: sa.Connection, keys: Collection[str]) -> dict[str, tuple[S
     found: dict[str, list[Saga]] = {key: [] for key in keys}
     for some in _chunks(list(found)):
         histories: dict[int, list[HistoryEntry]] = {}
-        for row in connection.execute(_SELECT_HISTORIES, {"keys": some}):
-            histories.setdefault(row[0], []).append(_entry(row[1:]))
-        for row in connection.execute(_SELECT_SAGAS, {"keys": some}):
-            saga = _saga(row[1:], tuple(histories.get(row[0], ())))
+        for row, *columns in connection.execute(_SELECT_HISTORIES, {"keys": some}).all():
+            histories.setdefault(row, []).append(_entry(columns))
+        for row, *columns in connection.execute(_SELECT_SAGAS, {"keys": some}).all():
+            saga = _saga(columns, tuple(histories.get(row, ())))
             found[saga.key].append(saga)
     return {key: tuple(sagas) for key, sagas in found.items()}
 
@@ -432,49 +483,35 @@ def _commit(connection: sa.Connection, claim: Claim, batch: FoldedBatch) -> Comm
 
 
 def _write_sagas(connection: sa.Connection, changes: Sequence[SagaChange]) -> None:
-    new: list[Parameters] = []
-    changed: list[Parameters] = []
+    new: list[tuple[Any, ...]] = []
+    changed: list[tuple[Any, ...]] = []
     for change in changes:
-        row = _saga_parameters(change.after)
+        after = change.after
         if change.before is None:
-            new.append(row)
+            new.append((after.key, after.definition, *_state_values(after)))
         else:
-            parameters = {f"new_{column}": row[column] for column in _UPDATED_COLUMNS}
-            parameters |= {
-                "of_key": change.after.key,
-                "of_definition": change.after.definition,
-                "old_revision": change.before.revision,
-            }
-            changed.append(parameters)
-    if new:
-        connection.execute(_INSERT_SAGA, new)
-    if changed:
-        updated = connection.execute(_UPDATE_SAGA, changed).rowcount
-        if updated != len(changed):
-            raise StoreError(f"{len(changed) - updated} of {len(changed)} sagas are not stored as they were loaded")
+            changed.append((after.key, after.definition, change.before.revision, *_state_values(after)))
+    _INSERT_SAGA.execute(connection, new)
+    updated = _UPDATE_SAGA.execute(connection, changed)
+    if updated != len(changed):
+        raise StoreError(f"{len(changed) - updated} of {len(changed)} sagas are not stored as they were loaded")
 
 
 def _write_history(connection: sa.Connection, changes: Sequence[SagaChange], payloads: Mapping[int, bytes]) -> None:
-    added: list[Parameters] = []
-    changed: list[Parameters] = []
-    removed: list[Parameters] = []
+    added: list[tuple[Any, ...]] = []
+    changed: list[tuple[Any, ...]] = []
+    removed: list[tuple[Any, ...]] = []
     for change in changes:
-        of = {"of_key": change.after.key, "of_definition": change.after.definition}
+        key, definition = change.after.key, change.after.definition
         difference = history_change(change.before, change.after)
         for entry in difference.added:
             sequence = entry.fact.sequence
-            added.append(
-                {**of, "sequence": sequence, "payload": payloads.get(sequence), **_entry_parameters(entry)},
-            )
-        for entry in difference.changed:
-            row = _entry_parameters(entry)
-            changed.append(
-                {**of, "of_sequence": entry.fact.sequence, **{f"new_{name}": value for name, value in row.items()}}
-            )
-        removed.extend({**of, "of_sequence": sequence} for sequence in difference.removed)
-    for statement, parameters in ((_DELETE_HISTORY, removed), (_UPDATE_HISTORY, changed), (_INSERT_HISTORY, added)):
-        if parameters:
-            connection.execute(statement, parameters)
+            added.append((key, definition, sequence, payloads.get(sequence), *_entry_values(entry)))
+        changed.extend((key, definition, entry.fact.sequence, *_entry_values(entry)) for entry in difference.changed)
+        removed.extend((key, definition, sequence) for sequence in difference.removed)
+    _DELETE_HISTORY.execute(connection, removed)
+    _UPDATE_HISTORY.execute(connection, changed)
+    _INSERT_HISTORY.execute(connection, added)
 
 
 def _write_dead_letters(connection: sa.Connection, dead_letters: Sequence[NewDeadLetter]) -> list[Publication]:
@@ -588,25 +625,24 @@ def _stored(value: Value) -> str | int:
             return value
 
 
-def _saga_parameters(saga: Saga) -> Parameters:
-    return {
-        "key": saga.key,
-        "definition": saga.definition,
-        "version": saga.version,
-        "revision": saga.revision,
-        "status": saga.status.value,
-        "cause": saga.cause.value,
-        "cause_detail": saga.cause_detail,
-        "health": saga.health.value,
-        "start_time": _maybe_micros(saga.start_time),
-        "update_time": _micros(saga.update_time),
-        "end_time": _maybe_micros(saga.end_time),
-        "deadline": _maybe_micros(saga.deadline),
-        "next_deadline": _maybe_micros(next_deadline(saga)),
-        "finished_late": saga.finished_late,
-        "steps": _dump([_step_values(step) for step in saga.steps]),
-        "history_omitted": saga.history_omitted,
-    }
+def _state_values(saga: Saga) -> tuple[Any, ...]:
+    """The values of `_STATE`."""
+    return (
+        saga.version,
+        saga.revision,
+        saga.status.value,
+        saga.cause.value,
+        saga.cause_detail,
+        saga.health.value,
+        _maybe_micros(saga.start_time),
+        _micros(saga.update_time),
+        _maybe_micros(saga.end_time),
+        _maybe_micros(saga.deadline),
+        _maybe_micros(next_deadline(saga)),
+        saga.finished_late,
+        _dump([_step_values(step) for step in saga.steps]),
+        saga.history_omitted,
+    )
 
 
 def _step_values(step: StepRecord) -> list[str | int | None]:
@@ -648,32 +684,34 @@ def _saga(columns: Sequence[Any], history: tuple[HistoryEntry, ...]) -> Saga:
     )
 
 
-def _entry_parameters(entry: HistoryEntry) -> Parameters:
-    """The columns of a history row except its key and its payload."""
+def _entry_values(entry: HistoryEntry) -> tuple[Any, ...]:
+    """The values of `_ENTRY`."""
     fact = entry.fact
-    lifecycle = fact.lifecycle
-    return {
-        "disposition": entry.disposition.value,
-        "disposition_reason": entry.reason,
-        "stream_time": _micros(fact.stream_time),
-        "type": fact.type,
-        "source": fact.source,
-        "event_id": fact.id,
-        "digest": fact.digest,
-        "time": _micros(fact.time),
-        "causation_id": fact.causation_id,
-        "reason": fact.reason,
-        "lifecycle": lifecycle
-        and _dump(
-            [
-                lifecycle.definition,
-                lifecycle.version,
-                lifecycle.cause.value,
-                list(lifecycle.steps),
-                lifecycle.compensation,
-            ]
-        ),
-    }
+    return (
+        entry.disposition.value,
+        entry.reason,
+        _micros(fact.stream_time),
+        fact.type,
+        fact.source,
+        fact.id,
+        fact.digest,
+        _micros(fact.time),
+        fact.causation_id,
+        fact.reason,
+        None if fact.lifecycle is None else _lifecycle_text(fact.lifecycle),
+    )
+
+
+def _lifecycle_text(lifecycle: Lifecycle) -> str:
+    return _dump(
+        [
+            lifecycle.definition,
+            lifecycle.version,
+            lifecycle.cause.value,
+            list(lifecycle.steps),
+            lifecycle.compensation,
+        ]
+    )
 
 
 def _entry(columns: Sequence[Any]) -> HistoryEntry:
