@@ -257,6 +257,7 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
     attributes = _attributes(message.headers)
     if attributes.get("ce-specversion", "1.0") != "1.0":
         raise _Refused(Reason.INVALID_HEADER, f"ce-specversion is {attributes['ce-specversion']!r}, not '1.0'")
+    time = _time(attributes.get("ce-time")) or message.time
     if attributes.get("ce-type", name) != name:
         raise _Refused(Reason.TYPE_MISMATCH, f"the subject names {name}, ce-type {attributes['ce-type']!r}")
     event_type = registry.get(name)
@@ -266,7 +267,6 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
         raise _Refused(
             Reason.TOO_LARGE, f"the body has {len(message.data)} bytes; an event has at most {MAX_BODY_BYTES}"
         )
-    time = _time(attributes.get("ce-time")) or message.time
     body = _body(event_type, attributes.get("ce-datacontenttype", JSON), message.data)
     key = str(getattr(body, event_type.key_field))
     if not is_key(key):
