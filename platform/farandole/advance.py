@@ -9,8 +9,9 @@ the record is folded again from its history. How a saga moves:
   `LATE` and must be undone, and the record is `COMPENSATING` until nothing is left to undo or to wait for.
 - A status is terminal only once the lifecycle event that says so was folded, and only where the record justifies it.
   `pending_lifecycle` names the one that a record calls for.
-- After the commit event nothing turns a saga. A `SagaTimedOut` that comes too late to turn it (after the commit event,
-  or after another turn) and past the deadline says that the saga is `STALLED`, until it ends.
+- After the commit event nothing turns a saga: `validate` sees to it that what can fail is over by then. A
+  `SagaTimedOut` that comes too late to turn it (after the commit event, or after another turn) and past the deadline
+  says that the saga is `STALLED`, until it ends.
 """
 
 from __future__ import annotations
@@ -401,11 +402,8 @@ class _Fold:
         step = self.steps[role.step]
         if self.status.is_terminal:
             return _LATE, "came after the saga had ended"
-        if self.status is Status.RUNNING:
-            if step.status is StepStatus.PENDING:
-                return _EARLY, self._waits_for_start(role.step)
-            if step.status is StepStatus.RUNNING and self._is_committed:
-                return _UNEXPECTED, f"{self._after_commit()}, so {step.name} must succeed"
+        if self.status is Status.RUNNING and step.status is StepStatus.PENDING:
+            return _EARLY, self._waits_for_start(role.step)
         is_open = (
             step.status is StepStatus.RUNNING
             or step.status is StepStatus.PENDING

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from farandole.advance import HISTORY_LIMIT, advance, pending_lifecycle
-from farandole.definition import Definition, StepDefinition, StepKind
+from farandole.definition import CompensationDefinition, Definition, StepDefinition, StepKind
 from farandole.saga import Cause, Disposition, Health, Saga, Status
 from tests.unit.saga_histories import (
     KEY,
@@ -256,6 +256,17 @@ class TestOutOfTurn:
         saga = told("OrderCreated", "ReservationFailed", "ItemsReleased")
         assert dispositions(saga)[2] == "ItemsReleased UNEXPECTED"
 
+    def test_a_completion_that_still_waits_when_all_else_is_undone_is_late(self) -> None:
+        undone = ("OrderCreated", "ReservationFailed", "PaymentRefunded", "OrderCancelled")
+        assert dispositions(told(*undone))[2] == "PaymentRefunded EARLY"
+        ended = told(*undone, COMPENSATED)
+        assert (ended.status, dispositions(ended)[2]) == (Status.COMPENSATED, "PaymentRefunded LATE")
+
+    def test_a_completion_in_a_turned_saga_is_applied_though_its_trigger_is_missing(self) -> None:
+        saga = told("OrderCreated", "ItemsReserved", "PaymentFailed", "OrderCancelled")
+        assert dispositions(saga)[3] == "OrderCancelled APPLIED"
+        assert (statuses(saga)["place-order"], statuses(saga)["reserve-items"]) == ("COMPENSATED", "COMPENSATING")
+
 
 class TestLateSuccess:
     """A success after the saga turned happened all the same, and must be undone."""
@@ -410,6 +421,8 @@ class TestLifecycle:
         assert dispositions(saga)[4] == "SagaCompensated UNEXPECTED"
         (pending,) = pending_lifecycle(ORDER_FULFILMENT, saga)
         assert pending.id != too_soon.id
+        stored_twice = told(*ended, "PaymentProcessed", too_soon, "PaymentRefunded", too_soon)
+        assert pending_lifecycle(ORDER_FULFILMENT, stored_twice) == (pending,)
         again = told(*ended, "PaymentProcessed", too_soon, "PaymentRefunded", replace(COMPENSATED, id=pending.id))
         assert again.status is Status.COMPENSATED
 
@@ -509,6 +522,52 @@ class TestJoin:
         late = self.record("Asked", "LeftFailed", "Right")
         assert dispositions(late)[2] == "Right LATE"
         assert called_for(late, self.DEFINITION) == ["SagaFailed"]
+
+
+class TestParallel:
+    """Two branches of which one fails."""
+
+    DEFINITION = replace(
+        TestJoin.DEFINITION,
+        steps=tuple(
+            replace(step, compensation=CompensationDefinition(triggers, f"{step.success}Undone", timedelta(seconds=9)))
+            for step, triggers in zip(TestJoin.DEFINITION.steps, ((), ("t.v1.LeftFailed",), ()), strict=True)
+        ),
+    )
+
+    def record(self, *events: str | Told) -> Saga:
+        named = [event(f"t.v1.{one}") if isinstance(one, str) else one for one in events]
+        return fold(facts_of(named), self.DEFINITION)
+
+    def test_the_other_is_to_be_undone_while_it_still_runs(self) -> None:
+        saga = self.record("Asked", "LeftFailed")
+        assert statuses(saga) == {"left": "FAILED", "right": "COMPENSATING", "join": "PENDING"}
+        assert saga.steps[1].deadline == START + timedelta(seconds=10)
+
+    @pytest.mark.parametrize(
+        ("answers", "status", "calls_for"),
+        [
+            (("Right", "RightUndone"), "COMPENSATED", "SagaCompensated"),
+            (("RightUndone",), "COMPENSATED", "SagaCompensated"),
+            ((lifecycle("StepVoided", "right", definition="join"),), "VOIDED", "SagaFailed"),
+        ],
+    )
+    def test_it_answers_that_it_is_undone_or_that_it_never_ran(
+        self, answers: tuple[str | Told, ...], status: str, calls_for: str
+    ) -> None:
+        saga = self.record("Asked", "LeftFailed", *answers)
+        assert statuses(saga)["right"] == status
+        assert called_for(saga, self.DEFINITION) == [calls_for]
+
+    def test_what_nothing_undoes_keeps_the_saga_open(self) -> None:
+        stuck = replace(self.DEFINITION, steps=tuple(_without_triggers(step) for step in self.DEFINITION.steps))
+        saga = fold(facts_of(["t.v1.Asked", "t.v1.Right", "t.v1.LeftFailed"]), stuck)
+        assert (saga.status, statuses(saga)["right"]) == (Status.COMPENSATING, "SUCCEEDED")
+        assert called_for(saga, stuck) == []
+
+
+def _without_triggers(step: StepDefinition) -> StepDefinition:
+    return replace(step, compensation=step.compensation and replace(step.compensation, triggers=()))
 
 
 class TestArrival:
