@@ -78,6 +78,7 @@ next_steps:
             "FARANDOLE_PORT_BETA": str(free_port()),
             "FARANDOLE_DESCRIPTORS": str(ROOT / "generated" / "descriptors.binpb"),
         }
+        self.printed = ""
         self._seen: dict[int, float] = {}
 
     def farandole(

@@ -29,60 +29,79 @@ def stack(tmp_path: Path) -> Iterator[StackUnderTest]:
     assert made.leftovers() == []
 
 
-def test_up_returns_when_every_service_serves_and_says_what_to_try_next(stack: StackUnderTest) -> None:
-    printed = stack.up()
-    status = stack.status()
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackUnderTest]:
+    made = StackUnderTest(tmp_path_factory.mktemp("running"))
+    try:
+        made.printed = made.up()
+        yield made
+    finally:
+        made.status()
+        assert made.farandole("down").returncode == 0
+    assert made.leftovers() == []
+
+
+@pytest.fixture
+def running(shared: StackUnderTest) -> StackUnderTest:
+    """A stack that is up, shared by tests that need no new one; `printed` is what the first `up` said."""
+    if any(shared.status()[name]["health"] != "SERVING" for name in ("nats", "alpha", "beta")):
+        shared.up()
+    return shared
+
+
+def test_up_returns_when_every_service_serves_and_says_what_to_try_next(running: StackUnderTest) -> None:
+    printed = running.printed
+    status = running.status()
     services = ["nats", "alpha", "beta"]
     assert [status[name]["health"] for name in services] == ["SERVING"] * 3
-    assert [status[name]["pid"] for name in services] == [stack.pid(name) for name in services]
-    assert status["supervisor"]["pid"] == stack.pid("supervisor")
-    assert f"grpcurl -plaintext 127.0.0.1:{stack.environment['FARANDOLE_PORT_BETA']} list" in printed
-    log = (stack.home / "logs" / "alpha.log").read_text()
-    assert f"its database is sqlite:///{stack.home}/data/alpha.db" in log
+    assert [status[name]["pid"] for name in services] == [running.pid(name) for name in services]
+    assert status["supervisor"]["pid"] == running.pid("supervisor")
+    assert f"grpcurl -plaintext 127.0.0.1:{running.environment['FARANDOLE_PORT_BETA']} list" in printed
+    log = (running.home / "logs" / "alpha.log").read_text()
+    assert f"its database is sqlite:///{running.home}/data/alpha.db" in log
 
 
-def test_up_made_the_streams_before_any_service_started(stack: StackUnderTest) -> None:
-    assert "made the streams EVENTS, DEADLETTERS" in stack.up()
+def test_up_made_the_streams_before_any_service_started(running: StackUnderTest) -> None:
+    lines = running.printed.splitlines()
+    assert lines.index("making the streams") < next(n for n, line in enumerate(lines) if line.startswith("alpha: run"))
+    assert any("made the streams EVENTS, DEADLETTERS" in line for line in lines)
 
 
-def test_status_for_programs_is_the_status(stack: StackUnderTest) -> None:
-    stack.up()
-    printed = json.loads(stack.farandole("status", "--json").stdout)
-    assert printed["supervisor_pid"] == stack.pid("supervisor")
+def test_status_for_programs_is_the_status(running: StackUnderTest) -> None:
+    printed = json.loads(running.farandole("status", "--json").stdout)
+    assert printed["supervisor_pid"] == running.pid("supervisor")
     assert [(service["name"], service["pid"], service["health"]) for service in printed["services"]] == [
-        (name, stack.pid(name), "SERVING") for name in ("nats", "alpha", "beta")
+        (name, running.pid(name), "SERVING") for name in ("nats", "alpha", "beta")
     ]
 
 
-def test_status_for_people_is_a_table(stack: StackUnderTest) -> None:
-    stack.up()
-    stack.farandole("stop", "beta")
-    lines = [line.split() for line in stack.farandole("status").stdout.splitlines()]
+def test_status_for_people_is_a_table(running: StackUnderTest) -> None:
+    running.farandole("stop", "beta")
+    lines = [line.split() for line in running.farandole("status").stdout.splitlines()]
     assert lines[0] == ["SERVICE", "STATE", "PID", "RESTARTS", "UPTIME", "ADDRESS", "HEALTH", "REASON"]
-    address = f"127.0.0.1:{stack.environment['FARANDOLE_PORT_BETA']}"
-    assert lines[2][:4] == ["alpha", "running", str(stack.pid("alpha")), "0"]
-    assert lines[3] == ["beta", "stopped", "0", address]
+    address = f"127.0.0.1:{running.environment['FARANDOLE_PORT_BETA']}"
+    restarts = str(running.status()["alpha"]["restarts"])
+    assert lines[2][:4] == ["alpha", "running", str(running.pid("alpha")), restarts]
+    assert lines[3][:2] == ["beta", "stopped"]
+    assert lines[3][-1] == address
 
 
-def test_only_the_owner_can_open_the_control_socket(stack: StackUnderTest) -> None:
-    stack.up()
-    mode = (stack.home / "run" / "supervisor.sock").stat().st_mode
+def test_only_the_owner_can_open_the_control_socket(running: StackUnderTest) -> None:
+    mode = (running.home / "run" / "supervisor.sock").stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o600
 
 
-def test_the_supervisor_lives_in_a_session_of_its_own(stack: StackUnderTest) -> None:
-    stack.up()
-    supervisor = stack.pid("supervisor")
+def test_the_supervisor_lives_in_a_session_of_its_own(running: StackUnderTest) -> None:
+    supervisor = running.pid("supervisor")
     assert os.getsid(supervisor) == supervisor
-    assert os.getsid(stack.pid("alpha")) == stack.pid("alpha")
+    assert os.getsid(running.pid("alpha")) == running.pid("alpha")
 
 
-def test_a_second_up_leaves_everything_running_as_it_is(stack: StackUnderTest) -> None:
-    stack.up()
-    before = {name: service["pid"] for name, service in stack.status().items()}
-    assert "everything is running already" in stack.up()
-    assert {name: service["pid"] for name, service in stack.status().items()} == before
+def test_a_second_up_leaves_everything_running_as_it_is(running: StackUnderTest) -> None:
+    before = {name: service["pid"] for name, service in running.status().items()}
+    assert "everything is running already" in running.up()
+    assert {name: service["pid"] for name, service in running.status().items()} == before
 
 
 def test_two_at_once_make_one_stack(stack: StackUnderTest) -> None:
@@ -113,46 +132,44 @@ def test_taken_ports_are_all_named_with_who_has_them_and_what_moves_them(stack: 
         assert stack.status()["alpha"]["address"] == f"127.0.0.1:{moved['FARANDOLE_PORT_ALPHA']}"
 
 
-def test_a_running_stack_refuses_to_be_brought_up_on_other_ports(stack: StackUnderTest) -> None:
-    stack.up()
-    refused = stack.farandole("up", environment={"FARANDOLE_PORT_ALPHA": str(free_port())})
+def test_a_running_stack_refuses_to_be_brought_up_on_other_ports(running: StackUnderTest) -> None:
+    refused = running.farandole("up", environment={"FARANDOLE_PORT_ALPHA": str(free_port())})
     assert refused.returncode == 1
     assert "`farandole down` first" in refused.stderr
 
 
 @pytest.mark.parametrize("service", ["alpha", "nats"])
-def test_what_dies_is_started_again_and_counted(stack: StackUnderTest, service: str) -> None:
-    stack.up()
-    others = {name: stack.pid(name) for name in ("nats", "alpha", "beta") if name != service}
-    killed = stack.kill(service)
-    found = stack.restarted(service, killed)
-    assert found["restarts"] == 1
-    assert stack.pid(service) == found["pid"]
-    assert {name: stack.pid(name) for name in others} == others
+def test_what_dies_is_started_again_and_counted(running: StackUnderTest, service: str) -> None:
+    others = {name: running.pid(name) for name in ("nats", "alpha", "beta") if name != service}
+    restarts = running.status()[service]["restarts"]
+    killed = running.kill(service)
+    found = running.restarted(service, killed)
+    assert found["restarts"] == restarts + 1
+    assert running.pid(service) == found["pid"]
+    assert {name: running.pid(name) for name in others} == others
 
 
-def test_what_was_stopped_stays_stopped_until_it_is_started(stack: StackUnderTest) -> None:
-    stack.up()
-    stopped = stack.farandole("stop", "alpha")
+def test_what_was_stopped_stays_stopped_until_it_is_started(running: StackUnderTest) -> None:
+    restarts = running.status()["alpha"]["restarts"]
+    stopped = running.farandole("stop", "alpha")
     assert (stopped.returncode, stopped.stdout) == (0, "stopped alpha\n")
-    killed = stack.kill("beta")
-    stack.restarted("beta", killed)  # the supervisor had every chance to start both
-    alpha = stack.status()["alpha"]
+    killed = running.kill("beta")
+    running.restarted("beta", killed)  # the supervisor had every chance to start both
+    alpha = running.status()["alpha"]
     assert (alpha["state"], alpha["pid"], alpha["health"]) == ("stopped", None, None)
-    assert stack.farandole("stop", "alpha").stdout == "alpha was stopped already\n"
-    assert stack.farandole("start", "alpha").stdout == "started alpha\n"
-    alpha = stack.status()["alpha"]
-    assert (alpha["health"], alpha["restarts"]) == ("SERVING", 0)
-    assert stack.farandole("start", "alpha").stdout == "alpha is running already\n"
+    assert running.farandole("stop", "alpha").stdout == "alpha was stopped already\n"
+    assert running.farandole("start", "alpha").stdout == "started alpha\n"
+    alpha = running.status()["alpha"]
+    assert (alpha["health"], alpha["restarts"]) == ("SERVING", restarts)
+    assert running.farandole("start", "alpha").stdout == "alpha is running already\n"
 
 
-def test_up_starts_what_was_stopped(stack: StackUnderTest) -> None:
-    stack.up()
-    beta = stack.pid("beta")
-    stack.farandole("stop", "alpha")
-    assert "started alpha\n" in stack.up()
-    assert stack.status()["alpha"]["health"] == "SERVING"
-    assert stack.pid("beta") == beta
+def test_up_starts_what_was_stopped(running: StackUnderTest) -> None:
+    beta = running.pid("beta")
+    running.farandole("stop", "alpha")
+    assert "started alpha\n" in running.up()
+    assert running.status()["alpha"]["health"] == "SERVING"
+    assert running.pid("beta") == beta
 
 
 def test_start_hands_on_the_callers_settings(stack: StackUnderTest) -> None:
@@ -280,30 +297,29 @@ def test_an_unsupported_broker_is_refused_before_anything_starts(stack: StackUnd
     assert stack.status()["supervisor"]["pid"] is None
 
 
-def test_an_unknown_service_is_guessed(stack: StackUnderTest) -> None:
+def test_an_unknown_service_is_guessed(running: StackUnderTest) -> None:
     for command in (["stop", "alpah"], ["start", "alpah"], ["logs", "alpah"]):
-        refused = stack.farandole(*command)
+        refused = running.farandole(*command)
         assert refused.returncode == 2
         assert "did you mean alpha?" in refused.stderr
 
 
-def test_logs_shows_what_was_written_and_follows_what_is(stack: StackUnderTest) -> None:
-    stack.up()
-    assert "alpha serves" in stack.farandole("logs", "alpha").stdout
-    every = stack.farandole("logs").stdout
+def test_logs_shows_what_was_written_and_follows_what_is(running: StackUnderTest) -> None:
+    assert "alpha serves" in running.farandole("logs", "alpha").stdout
+    every = running.farandole("logs").stdout
     assert "alpha      | alpha serves" in every
     assert "beta       | beta serves" in every
     with subprocess.Popen(
         [sys.executable, "-m", "farandole", "logs", "beta", "--follow", "--lines", "1"],
-        cwd=stack.directory,
-        env=stack.environment,
+        cwd=running.directory,
+        env=running.environment,
         stdout=subprocess.PIPE,
         text=True,
     ) as following:
         assert following.stdout is not None
         try:
             assert "beta serves" in following.stdout.readline()
-            stack.restarted("beta", stack.kill("beta"))
+            running.restarted("beta", running.kill("beta"))
             assert "beta serves" in following.stdout.readline()
         finally:
             following.send_signal(signal.SIGINT)

@@ -123,7 +123,7 @@ def _status_table(status: StackStatus) -> Any:  # noqa: ANN401 - rich's own type
 
 def down(file: FileOption = None) -> None:
     """Stop everything and keep the data."""
-    from farandole.stack.bring_up import take_down
+    from farandole.stack.take_down import take_down
 
     plan = _plan(file)
     ended = take_down(plan)
@@ -132,7 +132,7 @@ def down(file: FileOption = None) -> None:
 
 def stop(service: ServiceArgument, file: FileOption = None) -> None:
     """Stop one service; it stays stopped until it is started."""
-    from farandole.stack.bring_up import stop_service
+    from farandole.stack.take_down import stop_service
 
     was_running = stop_service(_plan(file), service)
     typer.echo(f"stopped {service}" if was_running else f"{service} was stopped already")
@@ -173,7 +173,7 @@ def logs(
 ) -> None:
     """What services write."""
     from farandole.stack.log_rotation import last_lines
-    from farandole.stack.supervisor import SUPERVISOR
+    from farandole.stack.supervisor_lock import SUPERVISOR
 
     plan = _plan(file)
     if service is None:

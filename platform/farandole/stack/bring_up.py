@@ -1,9 +1,7 @@
-"""Bringing a stack up and taking it down, from a command; the supervisor goes on after the command has ended."""
+"""Bringing a stack up, from a command; the supervisor goes on after the command has ended."""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,17 +15,16 @@ from farandole.stack.embedded_broker import check_version, find_nats_server
 from farandole.stack.log_rotation import last_lines
 from farandole.stack.plan import Plan, PlannedService, overriding, passed_on
 from farandole.stack.ports import Port, taken_ports
-from farandole.stack.processes import ProcessRecord, recorded_processes, take_down_orphans
+from farandole.stack.processes import ProcessRecord, take_down_orphans
 from farandole.stack.provisioning import provision_broker
 from farandole.stack.status import ServiceStatus, StackStatus, combine
-from farandole.stack.supervisor import SUPERVISOR, supervisor_lock
+from farandole.stack.supervisor_lock import SUPERVISOR, supervisor_lock
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
 
 _SUPERVISOR_START_SECONDS = 15.0
 _POLL_SECONDS = 0.1
 _LOG_LINES_SHOWN = 10
-_END_MARGIN_SECONDS = 10.0
 
 Report = Callable[["Progress"], None]
 
@@ -112,7 +109,7 @@ def _clear_the_way(plan: Plan, environment: Mapping[str, str]) -> Sequence[Proce
     with supervisor_lock(plan.home) as ours:
         if not ours:
             return ()  # one is just starting; it will answer soon
-        orphans = take_down_orphans(plan.home, stop_timeout_seconds=_longest_stop(plan))
+        orphans = take_down_orphans(plan.home, stop_timeout_seconds=plan.longest_stop_seconds)
         _refuse_taken_ports([port for service in plan.services for port in service.ports])
         if plan.broker:
             check_version(find_nats_server(environment))
@@ -203,55 +200,6 @@ def _why(service: ServiceStatus, plan: Plan, status: StackStatus) -> str:
 
 def _indented(lines: Sequence[str]) -> str:
     return "\n".join(f"    {line}" for line in lines) or "    (nothing)"
-
-
-def _longest_stop(plan: Plan) -> float:
-    return max(service.stop_timeout_seconds for service in plan.services)
-
-
-def _down_timeout(plan: Plan) -> float:
-    return sum(service.stop_timeout_seconds for service in plan.services) + _END_MARGIN_SECONDS
-
-
-def take_down(plan: Plan) -> list[str]:
-    """Stops every service and the supervisor, and returns what was running; the data stays. Fine when nothing runs.
-
-    A supervisor that does not do as it is told is killed, and what it leaves behind is ended here.
-    """
-    if not plan.home.run.is_dir():
-        return []
-    ended: list[str] = []
-    client = SupervisorClient(plan.home)
-    try:
-        state = client.state()
-        if state is not None:
-            ended = [service.name for service in state.services if service.pid is not None]
-            client.down(timeout_seconds=_down_timeout(plan))
-    except StackError:
-        _kill_supervisor(plan)
-    until = time.monotonic() + _down_timeout(plan)
-    while time.monotonic() < until:
-        with supervisor_lock(plan.home) as ours:
-            if ours:
-                orphans = take_down_orphans(plan.home, stop_timeout_seconds=_longest_stop(plan))
-                return ended + [orphan.service for orphan in orphans if orphan.service not in ended]
-        time.sleep(_POLL_SECONDS)
-    raise StackError(f"the supervisor of {plan.home.directory} does not end; see {plan.home.log(SUPERVISOR)}")
-
-
-def _kill_supervisor(plan: Plan) -> None:
-    for record in recorded_processes(plan.home):
-        if record.service == SUPERVISOR and record.is_alive():
-            os.kill(record.pid, signal.SIGKILL)
-
-
-def stop_service(plan: Plan, name: str) -> bool:
-    """Stops one service, which then stays stopped; returns whether it was running.
-
-    Raises `StackError` where the stack is not running, `ConfigurationError` for an unknown name.
-    """
-    planned = plan.service(name)
-    return SupervisorClient(plan.home).stop(name, timeout_seconds=planned.stop_timeout_seconds + _END_MARGIN_SECONDS)
 
 
 def start_service(

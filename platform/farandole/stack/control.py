@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,6 +18,10 @@ ANSWER_TIMEOUT_SECONDS = 5.0
 START_TIMEOUT_SECONDS = 60.0
 """A start waits for a stop that is under way."""
 LONGEST_LINE_BYTES = 1024 * 1024
+
+_ENDING_TRIES = 40
+_ENDING_TRY_SECONDS = 0.05
+"""The system closes the socket of a killed process a moment after the process is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,10 @@ class SupervisorState:
         return cls(pid=data["pid"], services=services, places=data["places"])
 
 
+class _ConnectionLostError(StackError):
+    """The supervisor was there, and went before it had answered."""
+
+
 class SupervisorClient:
     """Asks the supervisor of one home."""
 
@@ -64,8 +73,14 @@ class SupervisorClient:
 
     def state(self) -> SupervisorState | None:
         """What the supervisor knows; None where no supervisor runs. Raises `StackError` where it does not answer."""
-        answer = self._ask({"command": "status"})
-        return None if answer is None else SupervisorState.from_json(answer["state"])
+        for _ in range(_ENDING_TRIES):
+            try:
+                answer = self._ask({"command": "status"})
+            except _ConnectionLostError:
+                time.sleep(_ENDING_TRY_SECONDS)  # it is ending; soon nobody listens any more
+                continue
+            return None if answer is None else SupervisorState.from_json(answer["state"])
+        raise StackError(f"the supervisor closes every connection to {self._path}")
 
     def start(self, service: str, environment: Mapping[str, str] | None = None) -> bool:
         """Starts a service, with these variables over the ones that it had; returns whether it was not running.
@@ -104,10 +119,12 @@ class SupervisorClient:
                 connection.sendall(json.dumps(request).encode() + b"\n")
                 with connection.makefile("rb") as reader:
                     line = reader.readline(LONGEST_LINE_BYTES)
+            except ConnectionError as error:
+                raise _ConnectionLostError(f"the supervisor ended before it had answered: {error}") from error
             except OSError as error:
                 raise StackError(f"the supervisor does not answer {request['command']!r}: {error}") from error
         if not line:
-            raise StackError(f"the supervisor ended before it had answered {request['command']!r}")
+            raise _ConnectionLostError(f"the supervisor ended before it had answered {request['command']!r}")
         answer: dict[str, Any] = json.loads(line)
         if error_text := answer.get("error"):
             raise StackError(error_text)

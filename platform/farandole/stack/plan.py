@@ -80,6 +80,11 @@ class Plan:
         """The embedded broker's URL."""
         return f"nats://{self.broker.port.address}" if self.broker else None
 
+    @property
+    def longest_stop_seconds(self) -> float:
+        """How long the slowest service may take to end."""
+        return max(service.stop_timeout_seconds for service in self.services)
+
     def service(self, name: str) -> PlannedService:
         """The service of that name. Raises `ConfigurationError` that says which one may have been meant."""
         for service in self.services:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from farandole.stack.home import Home
 
 _START_TIME_TOLERANCE_SECONDS = 2.0
 """The system derives start times from its boot time, which moves when the clock is corrected."""
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +92,25 @@ def take_down_orphans(home: Home, *, stop_timeout_seconds: float) -> list[Proces
     for record in reversed(orphans):
         if not record.is_alive():
             continue
-        process = psutil.Process(record.pid)
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-        with contextlib.suppress(psutil.TimeoutExpired):
-            process.wait(stop_timeout_seconds)
-        if record.is_alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.pid, signal.SIGTERM)
+        if not _has_ended(record, stop_timeout_seconds):
             signal_group(record.pid, signal.SIGKILL)
-            with contextlib.suppress(psutil.TimeoutExpired):
-                process.wait(stop_timeout_seconds)
+            _has_ended(record, stop_timeout_seconds)
     for record in recorded_processes(home):
         if not record.is_alive():
             forget_process(home, record.service)
     return orphans
+
+
+def _has_ended(record: ProcessRecord, within_seconds: float) -> bool:
+    """Whether it ends within a time. A process that has ended may stay listed where nobody collects orphans."""
+    until = time.monotonic() + within_seconds
+    while record.is_alive():
+        if time.monotonic() > until:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
 
 
 def _write(path: Path, content: str) -> None:

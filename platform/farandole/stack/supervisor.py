@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import sys
 import time
 from asyncio.subprocess import Process
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +27,17 @@ from farandole import logs
 from farandole.errors import FarandoleError, StackError
 from farandole.stack.control import LONGEST_LINE_BYTES, ServiceState, State, SupervisorState
 from farandole.stack.embedded_broker import check_version, find_nats_server, render_configuration
-from farandole.stack.home import Home
 from farandole.stack.log_rotation import rotate
 from farandole.stack.plan import Plan, PlannedService, make_plan, passed_on, places, resolve_command
 from farandole.stack.ports import Port, taken_ports
 from farandole.stack.processes import forget_process, record_process, signal_group, take_down_orphans
 from farandole.stack.restart_policy import RestartPolicy
-
-SUPERVISOR = "supervisor"
+from farandole.stack.supervisor_lock import SUPERVISOR, supervisor_lock
 
 _ROTATION_INTERVAL_SECONDS = 5.0
 _ORPHAN_STOP_TIMEOUT_SECONDS = 10.0
 
 _log = structlog.get_logger(__name__)
-
-
-@contextlib.contextmanager
-def supervisor_lock(home: Home) -> Iterator[bool]:
-    """Holds the right to act as the supervisor of a home; yields False where a supervisor has it."""
-    with home.lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 class SupervisedService:

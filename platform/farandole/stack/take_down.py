@@ -1,0 +1,61 @@
+"""Taking a stack down, whole or one service, from a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from farandole.errors import StackError
+from farandole.stack.control import SupervisorClient
+from farandole.stack.plan import Plan
+from farandole.stack.processes import recorded_processes, take_down_orphans
+from farandole.stack.supervisor_lock import SUPERVISOR, supervisor_lock
+
+_POLL_SECONDS = 0.05
+_END_MARGIN_SECONDS = 10.0
+
+
+def _down_timeout(plan: Plan) -> float:
+    return sum(service.stop_timeout_seconds for service in plan.services) + _END_MARGIN_SECONDS
+
+
+def take_down(plan: Plan) -> list[str]:
+    """Stops every service and the supervisor, and returns what was running; the data stays. Fine when nothing runs.
+
+    A supervisor that does not do as it is told is killed, and what it leaves behind is ended here.
+    """
+    if not plan.home.run.is_dir():
+        return []
+    ended: list[str] = []
+    client = SupervisorClient(plan.home)
+    try:
+        state = client.state()
+        if state is not None:
+            ended = [service.name for service in state.services if service.pid is not None]
+            client.down(timeout_seconds=_down_timeout(plan))
+    except StackError:
+        _kill_supervisor(plan)
+    until = time.monotonic() + _down_timeout(plan)
+    while time.monotonic() < until:
+        with supervisor_lock(plan.home) as ours:
+            if ours:
+                orphans = take_down_orphans(plan.home, stop_timeout_seconds=plan.longest_stop_seconds)
+                return ended + [orphan.service for orphan in orphans if orphan.service not in ended]
+        time.sleep(_POLL_SECONDS)
+    raise StackError(f"the supervisor of {plan.home.directory} does not end; see {plan.home.log(SUPERVISOR)}")
+
+
+def _kill_supervisor(plan: Plan) -> None:
+    for record in recorded_processes(plan.home):
+        if record.service == SUPERVISOR and record.is_alive():
+            os.kill(record.pid, signal.SIGKILL)
+
+
+def stop_service(plan: Plan, name: str) -> bool:
+    """Stops one service, which then stays stopped; returns whether it was running.
+
+    Raises `StackError` where the stack is not running, `ConfigurationError` for an unknown name.
+    """
+    planned = plan.service(name)
+    return SupervisorClient(plan.home).stop(name, timeout_seconds=planned.stop_timeout_seconds + _END_MARGIN_SECONDS)
