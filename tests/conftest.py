@@ -11,7 +11,7 @@ from farandole.broker.connection import Broker
 from farandole.testing.brokers import (
     ContainerBroker,
     EmbeddedBroker,
-    TestBroker,
+    BrokerUnderTest,
     connect,
     docker_problem,
     provision_streams,
@@ -28,9 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def nats_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TestBroker]:
+def nats_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerUnderTest]:
     """A running broker of the test's own, without streams."""
-    broker: TestBroker
+    broker: BrokerUnderTest
     if request.config.getoption("--broker") == "container":
         if problem := docker_problem():
             if os.environ.get("FARANDOLE_REQUIRE_DOCKER"):
@@ -58,14 +58,14 @@ def embedded_nats_server(tmp_path: Path) -> Iterator[EmbeddedBroker]:
 
 
 @pytest.fixture
-async def provisioned(nats_server: TestBroker) -> TestBroker:
+async def provisioned(nats_server: BrokerUnderTest) -> BrokerUnderTest:
     """The broker with Farandole's streams."""
     await provision_streams(nats_server.url)
     return nats_server
 
 
 @pytest.fixture
-async def broker(provisioned: TestBroker) -> AsyncIterator[Broker]:
+async def broker(provisioned: BrokerUnderTest) -> AsyncIterator[Broker]:
     """A connection to the provisioned broker."""
     connection = await connect(provisioned.url)
     try:

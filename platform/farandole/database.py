@@ -24,7 +24,14 @@ T = TypeVar("T")
 
 _READERS = 4
 _BUSY_TIMEOUT_SECONDS = 5.0
-_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536", "temp_store=MEMORY")
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "cache_size=-65536",
+    "temp_store=MEMORY",
+    "secure_delete=ON",  # an outbox row holds what must not be shown until it is published; then its bytes go too
+)
 
 
 class Database:

@@ -10,7 +10,7 @@ from farandole.broker.publisher import Publisher
 from farandole.broker.streams import events_state
 from farandole.broker.subscription import Subscription
 from farandole.envelope import Publication
-from farandole.testing.brokers import EmbeddedBroker, TestBroker, connect, provision_streams
+from farandole.testing.brokers import EmbeddedBroker, BrokerUnderTest, connect, provision_streams
 
 TYPE = "orders.v1.OrderCreated"
 
@@ -79,7 +79,7 @@ async def test_a_filter_by_type_takes_only_that_type(broker: Broker) -> None:
     await publisher.stop()
 
 
-async def test_a_broker_that_crashes_loses_and_reorders_nothing(provisioned: TestBroker) -> None:
+async def test_a_broker_that_crashes_loses_and_reorders_nothing(provisioned: BrokerUnderTest) -> None:
     reader, writer = await connect(provisioned.url, service="reader"), await connect(provisioned.url, service="writer")
     subscription = await subscribed(reader)
     await publish(writer, range(500))
@@ -129,7 +129,7 @@ async def test_a_deleted_consumer_is_made_again(broker: Broker) -> None:
     await subscription.stop()
 
 
-async def test_a_stream_that_was_made_anew_is_refused_with_the_remedy(broker: Broker, provisioned: TestBroker) -> None:
+async def test_a_stream_that_was_made_anew_is_refused_with_the_remedy(broker: Broker, provisioned: BrokerUnderTest) -> None:
     await publish(broker, range(10))
     subscription = await subscribed(broker)
     await read(subscription, 10)

@@ -60,8 +60,10 @@ STREAMS: Mapping[str, Mapping[str, Any]] = {
 }
 """The streams, as the JetStream API has them."""
 
-_FREE_SETTINGS = frozenset({"description", "num_replicas", "metadata"})
-"""What an operator may choose; of the metadata the number of partitions is checked on its own."""
+_FREE_SETTINGS = frozenset(
+    {"description", "num_replicas", "metadata", "duplicate_window", "max_bytes", "max_msg_size", "max_consumers"}
+)
+"""What an operator may choose: no guarantee rests on it. Of the metadata the number of partitions is checked."""
 
 
 @dataclass(frozen=True, slots=True)

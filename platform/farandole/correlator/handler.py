@@ -72,17 +72,19 @@ def fold(definitions: Definitions, records: Records, event: Event) -> dict[str, 
     fact = event.fact
     if fact.lifecycle is not None:
         named = records.get(fact.lifecycle.definition)
-        return {} if named is None else {named.definition: advance(definitions.of(named), named, fact)}
+        return {} if named is None else {named.definition: advance(definitions.of(named), named, fact, key=event.key)}
     changed: dict[str, Saga] = {}
     for saga in records.values():
         definition = definitions.of(saga)
         if fact.type in definition.event_types:
-            changed[saga.definition] = advance(definition, saga, fact)
+            changed[saga.definition] = advance(definition, saga, fact, key=event.key)
     for definition in definitions.that_mention(fact.type):
         if definition.name not in records:
-            changed[definition.name] = advance(definition, None, fact)
+            changed[definition.name] = advance(definition, None, fact, key=event.key)
     if not changed:
-        changed = {name: advance(definitions.of(saga), saga, fact) for name, saga in records.items()}
+        changed = {
+            name: advance(definitions.of(saga), saga, fact, key=event.key) for name, saga in records.items()
+        }
     return changed
 
 
@@ -228,19 +230,18 @@ class CorrelatorBatchHandler:
                 event_type = self._registry.types[pending.type]
                 yield encode(
                     event_type,
-                    _lifecycle_message(pending, after),
+                    _lifecycle_message(pending),
                     source=CORRELATOR,
                     event_id=pending.id,
                     time=self._clock(),
-                    causation_id=cause.id,
+                    causation_id=pending.causation_id,
                     traceparent=cause.traceparent,
                 )
 
 
-def _lifecycle_message(pending: PendingLifecycle, saga: Saga) -> Message:
-    message_class = _MESSAGES[pending.type]
-    return message_class(
-        saga_id=saga.key,
+def _lifecycle_message(pending: PendingLifecycle) -> Message:
+    return _MESSAGES[pending.type](
+        saga_id=pending.key,
         definition=pending.definition,
         version=pending.version,
         cause=pending.cause.value,  # type: ignore[arg-type]  # the numbers are the same, see farandole.saga

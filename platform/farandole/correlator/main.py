@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
@@ -13,7 +14,6 @@ from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.dead_letters import CORRELATOR
 from farandole.correlator.handler import CorrelatorBatchHandler, Definitions
-from farandole.correlator.queries import StoredDefinition
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.database import Database
@@ -50,7 +50,7 @@ async def _serve(settings: Settings) -> None:
     store = SqlCorrelatorStore(Database(settings.database_url))
     try:
         await store.open()
-        await store.activate([StoredDefinition.of(definition) for definition in active])
+        await store.activate(active)
         stored = [version.definition() for version in await store.definitions()]
         broker = Broker(settings)
         changes = SagaChanges()
@@ -72,7 +72,7 @@ async def _serve(settings: Settings) -> None:
             hold_until_caught_up=True,
         )
         sagas, dead_letters = saga_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR
-        rpcs = [
+        rpcs: list[Rpc[Any]] = [
             Rpc(
                 sagas.services_by_name["SagaService"],
                 add_SagaServiceServicer_to_server,

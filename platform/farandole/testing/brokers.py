@@ -18,10 +18,8 @@ from farandole.stack.embedded_broker import find_nats_server, render_configurati
 _START_SECONDS = 15.0
 
 
-class TestBroker(Protocol):
+class BrokerUnderTest(Protocol):
     """A broker that a test may treat badly. Its data stays over `kill` and `start`."""
-
-    __test__ = False
 
     @property
     def url(self) -> str:
@@ -53,11 +51,11 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """See `TestBroker.url`."""
+        """See `BrokerUnderTest.url`."""
         return f"nats://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """See `TestBroker.start`."""
+        """See `BrokerUnderTest.start`."""
         self._directory.mkdir(parents=True, exist_ok=True)
         configuration = self._directory / "nats.conf"
         configuration.write_text(
@@ -72,7 +70,7 @@ class EmbeddedBroker:
         wait_for_port(self._port, _START_SECONDS)
 
     def kill(self) -> None:
-        """See `TestBroker.kill`."""
+        """See `BrokerUnderTest.kill`."""
         self._signal(signal.SIGKILL)
         self._wait()
 
@@ -85,7 +83,7 @@ class EmbeddedBroker:
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """See `TestBroker.stop`."""
+        """See `BrokerUnderTest.stop`."""
         if self._process is not None and self._process.poll() is None:
             self._signal(signal.SIGCONT)
             self._signal(signal.SIGTERM)
@@ -116,7 +114,7 @@ class ContainerBroker:
         configuration.write_text(text.replace("127.0.0.1", "0.0.0.0"))  # noqa: S104 - inside the container
         self._container = (
             DockerContainer(self.IMAGE)
-            .with_bind_ports(4222, ("127.0.0.1", self._port))
+            .with_bind_ports(4222, ("127.0.0.1", self._port))  # type: ignore[arg-type]  # the engine takes (host, port)
             .with_volume_mapping(str(configuration), "/etc/nats.conf", "ro")
             .with_volume_mapping(str(directory / "jetstream"), "/data", "rw")
             .with_command("-c /etc/nats.conf")
@@ -125,11 +123,11 @@ class ContainerBroker:
 
     @property
     def url(self) -> str:
-        """See `TestBroker.url`."""
+        """See `BrokerUnderTest.url`."""
         return f"nats://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """See `TestBroker.start`."""
+        """See `BrokerUnderTest.start`."""
         if self._created:
             self._container.get_wrapped_container().start()
         else:
@@ -138,11 +136,11 @@ class ContainerBroker:
         wait_for_port(self._port, _START_SECONDS)
 
     def kill(self) -> None:
-        """See `TestBroker.kill`."""
+        """See `BrokerUnderTest.kill`."""
         self._container.get_wrapped_container().kill()
 
     def stop(self) -> None:
-        """See `TestBroker.stop`."""
+        """See `BrokerUnderTest.stop`."""
         self._container.stop()
 
 
