@@ -252,6 +252,12 @@ class TestOutOfTurn:
         assert dispositions(saga)[2] == "ItemsReserved UNEXPECTED"
         assert statuses(saga)["reserve-items"] == "FAILED"
 
+    @pytest.mark.parametrize("outcome", ["PaymentFailed", lifecycle("StepVoided", "take-payment", source="payments")])
+    def test_what_succeeded_and_is_being_undone_neither_failed_nor_never_ran(self, outcome: str | Told) -> None:
+        saga = told(*SHIPPING_FAILED, outcome)
+        assert saga.history[4].disposition is Disposition.UNEXPECTED
+        assert statuses(saga)["take-payment"] == "COMPENSATING"
+
     def test_a_completion_of_what_failed_is_unexpected(self) -> None:
         saga = told("OrderCreated", "ReservationFailed", "ItemsReleased")
         assert dispositions(saga)[2] == "ItemsReleased UNEXPECTED"
