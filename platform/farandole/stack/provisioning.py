@@ -10,7 +10,7 @@ from farandole.errors import BrokerUnavailableError
 from farandole.settings import Settings
 from farandole.stack.ports import CORRELATOR_PORT
 
-CONNECT_TIMEOUT_SECONDS = 5.0
+CONNECT_TIMEOUT_SECONDS = 3.0
 
 
 def provision_broker(nats_url: str, *, replicas: int = 1) -> list[Provisioned]:
