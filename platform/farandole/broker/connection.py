@@ -25,14 +25,22 @@ _log = structlog.get_logger(__name__)
 
 
 class _Client(Client):
-    """nats-py, with headers read by a parser that loses nothing and never raises.
+    """nats-py, with headers and subjects read so that nothing is lost and nothing raises.
 
-    nats-py replaces what is not UTF-8, skips lines that it can't read, and drops the connection at a status line that
-    is not UTF-8: a hostile publisher could cut off every consumer of a stream.
+    nats-py replaces what is not UTF-8, skips lines that it can't read, and drops the connection at a status line or a
+    subject that is not UTF-8: a hostile publisher could cut off every consumer of a stream, for as long as the message
+    is in it.
     """
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         return parse_headers(headers)
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Any:  # noqa: ANN401 - nats-py's message, which a client may choose
+        # The server takes any bytes but spaces as a subject. What is not UTF-8 becomes text such as `\xff`.
+        readable = subject.decode(errors="backslashreplace").encode()
+        return super()._build_message(sid, readable, reply, data, headers)
 
 
 class Broker:

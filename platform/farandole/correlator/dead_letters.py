@@ -21,6 +21,8 @@ PREFIX_BYTES = 4096
 _MAX_HEADER_CHARACTERS = 1024
 _MAX_COPIED_CHARACTERS = 16 * 1024
 """Of all copied headers together: a copy must stay below the broker's payload limit, which counts headers too."""
+_MAX_SUBJECT_TYPE_BYTES = 512
+"""The broker closes a connection that sends a longer line than 4096 bytes, and an unknown type may nearly fill one."""
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _PLAIN = re.compile(r"[\x20-\x7e]*")
 _NOT_PLAIN = re.compile(r"[^\x20-\x24\x26-\x7e]")
@@ -96,7 +98,8 @@ def dead_letter_publication(dead_letter: DeadLetter, unreadable: Unreadable) -> 
     """The copy for the stream `DEADLETTERS`, whole and not redacted: only who may read that stream sees it.
 
     Headers that would steer the broker (`Nats-*`) or pass for ours are not copied, nor what a header can't carry. A
-    body above the limit is replaced by a JSON document with its size, its SHA-256 and its first bytes.
+    body above the limit is replaced by a JSON document with its size, its SHA-256 and its first bytes, and a type that
+    is too long for a subject is cut.
     """
     data = unreadable.message.data
     headers = _copied(unreadable.message.headers)
@@ -118,7 +121,7 @@ def dead_letter_publication(dead_letter: DeadLetter, unreadable: Unreadable) -> 
         data = json.dumps(summary).encode()
     return Publication(
         key=dead_letter.key or dead_letter.id,
-        subject=f"deadletters.{dead_letter.participant}.{dead_letter.event_type}",
+        subject=f"deadletters.{dead_letter.participant}.{_subject_type(dead_letter.event_type)}",
         headers=headers,
         data=data,
     )
@@ -141,6 +144,11 @@ def _copied(headers: Mapping[str, str]) -> dict[str, str]:
             copied[name] = value
             room -= size
     return copied
+
+
+def _subject_type(event_type: str) -> str:
+    """As much of a type as a subject has room for, ending in no empty token."""
+    return event_type.encode()[:_MAX_SUBJECT_TYPE_BYTES].decode(errors="ignore").rstrip(".")
 
 
 def _header_value(text: str) -> str:
