@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
+from farandole import logs
 from farandole.broker.connection import Broker
 from farandole.testing.brokers import (
+    BrokerUnderTest,
     ContainerBroker,
     EmbeddedBroker,
-    BrokerUnderTest,
     connect,
     docker_problem,
     provision_streams,
@@ -25,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="embedded",
         help="the broker of messaging tests: the wheel's nats-server, or a container",
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _logs() -> None:
+    """Structured logs as in production, and not structlog's default, which shows local variables."""
+    logs.configure("test", "warning")
 
 
 @pytest.fixture

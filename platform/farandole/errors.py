@@ -1,24 +1,24 @@
 """One tree of errors. Adapters translate what their libraries raise; no library's exception leaks through.
 
-    FarandoleError
-    ├── ConfigurationError        a setting, a stack file or a descriptor set is wrong; lists every fault
-    ├── DefinitionError           a saga definition is refused; lists every fault with file and line
-    ├── ContractError             a handler's annotations, or what it returned, break the participant's contract
-    ├── InvalidEventError         an event can't be published: its type, a rule, its key or its size
-    ├── BrokerError               the broker refused or did not answer
-    │   ├── BrokerUnavailableError    not connected, or no answer in time; trying again may help
-    │   ├── StreamMissingError        a stream does not exist
-    │   ├── StreamDriftError          a stream exists with other settings than Farandole needs
-    │   └── StreamIncarnationError    the stream is not the one that a stored position points into
-    ├── StoreError                a database refused or did not answer
-    │   ├── StoreUnavailableError     locked, read-only, full or unreachable; trying again may help
-    │   └── FencedError               another process took over what this one owned
-    ├── StackError                the embedded stack, or a service in it, can't be started, stopped or reached
-    └── QueryError                a request can't be answered
-        ├── InvalidArgumentError      names the field
-        ├── NotFoundError
-        ├── AmbiguousSagaError        several definitions have a saga under the key
-        └── AlreadyExistsError
+FarandoleError
+├── ConfigurationError        a setting, a stack file or a descriptor set is wrong; lists every fault
+├── DefinitionError           a saga definition is refused; lists every fault with file and line
+├── ContractError             a handler's annotations, or what it returned, break the participant's contract
+├── InvalidEventError         an event can't be published: its type, a rule, its key or its size
+├── BrokerError               the broker refused or did not answer
+│   ├── BrokerUnavailableError    not connected, or no answer in time; trying again may help
+│   ├── StreamMissingError        a stream does not exist
+│   ├── StreamDriftError          a stream exists with other settings than Farandole needs
+│   └── StreamIncarnationError    the stream is not the one that a stored position points into
+├── StoreError                a database refused or did not answer
+│   ├── StoreUnavailableError     locked, read-only, full or unreachable; trying again may help
+│   └── FencedError               another process took over what this one owned
+├── StackError                the embedded stack, or a service in it, can't be started, stopped or reached
+└── QueryError                a request can't be answered
+    ├── InvalidArgumentError      names the field
+    ├── NotFoundError
+    ├── AmbiguousSagaError        several definitions have a saga under the key
+    └── AlreadyExistsError
 """
 
 from __future__ import annotations

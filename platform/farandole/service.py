@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import grpc
 import sqlalchemy as sa
+
 from choreography.v1 import participant_pb2, participant_service_pb2
 from choreography.v1.participant_service_pb2_grpc import (
     ParticipantServiceServicer,
     add_ParticipantServiceServicer_to_server,
 )
-
 from farandole.broker.connection import Broker
 from farandole.database import Database
 from farandole.outbox import OutboxRow

@@ -39,6 +39,16 @@ class Position:
     """The stream that the sequence belongs to."""
 
 
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """What came of a batch that is committed."""
+
+    rows: Sequence[OutboxRow] = ()
+    """The new outbox rows, in order."""
+    read_back: Sequence[tuple[str, str]] = ()
+    """Events of its own that it found in the stream: key and message id. They need not be published any more."""
+
+
 class BatchHandler(Protocol):
     """What a worker drives. Its calls never overlap. Every call raises `StoreError` where the store is in trouble."""
 
@@ -54,9 +64,9 @@ class BatchHandler(Protocol):
         """The outbox rows that an earlier run left, in order."""
         ...
 
-    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Sequence[OutboxRow]:
+    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
         """Takes the messages in, in stream order, in one transaction that also moves the position and removes the
-        outbox rows `published`; returns the new outbox rows once it is committed.
+        outbox rows `published`; returns once it is committed.
 
         Raises `FencedError`, with nothing written, where another owner has taken over.
         """
@@ -129,10 +139,6 @@ class Worker:
         """Publishes outbox rows that were committed elsewhere, as by a remote procedure call."""
         self._relay.add(rows)
 
-    def withdraw(self, key: str, message_ids: Sequence[str]) -> None:
-        """Takes back what waits to be published under a key and turned out to be in the stream already."""
-        self._relay.withdraw(key, message_ids)
-
     async def _session(self) -> None:
         self._relay = OutboxRelay(self._publisher)
         subscription = Subscription(self._broker, self._durable, self._filters, description=self._description)
@@ -180,8 +186,10 @@ class Worker:
                 batch = await subscription.next_batch(self._batch_size)
                 removable = self._relay.take_acknowledged()
                 async with self._lock:
-                    rows = await self._handler.handle(batch.messages, removable)
-                published = self._relay.add(rows)
+                    handled = await self._handler.handle(batch.messages, removable)
+                for key, message_id in handled.read_back:
+                    self._relay.withdraw(key, message_id)
+                published = self._relay.add(handled.rows)
                 if batch.last_sequence >= target:
                     self._relay.run()
                 task = asyncio.create_task(acknowledge(published, batch))

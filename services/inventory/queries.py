@@ -17,7 +17,7 @@ class InventoryQueries(InventoryServiceServicer):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    async def GetStock(  # noqa: N802 - the name in the contract
+    async def GetStock(
         self, request: GetStockRequest, _context: grpc.aio.ServicerContext[GetStockRequest, GetStockResponse]
     ) -> GetStockResponse:
         """The stock of one article."""

@@ -31,7 +31,7 @@ class OrderQueries(OrderServiceServicer):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    async def PlaceOrder(  # noqa: N802 - the name in the contract
+    async def PlaceOrder(
         self, request: PlaceOrderRequest, _context: grpc.aio.ServicerContext[PlaceOrderRequest, PlaceOrderResponse]
     ) -> PlaceOrderResponse:
         """Places an order."""
@@ -46,7 +46,7 @@ class OrderQueries(OrderServiceServicer):
         await self._runtime.execute(partial(handlers.place, order))
         return PlaceOrderResponse(order_id=order.order_id)
 
-    async def GetOrder(  # noqa: N802 - the name in the contract
+    async def GetOrder(
         self, request: GetOrderRequest, _context: grpc.aio.ServicerContext[GetOrderRequest, GetOrderResponse]
     ) -> GetOrderResponse:
         """One order."""

@@ -17,7 +17,7 @@ class PaymentQueries(PaymentServiceServicer):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    async def GetPayment(  # noqa: N802 - the name in the contract
+    async def GetPayment(
         self, request: GetPaymentRequest, _context: grpc.aio.ServicerContext[GetPaymentRequest, GetPaymentResponse]
     ) -> GetPaymentResponse:
         """The payment for one order."""

@@ -17,7 +17,7 @@ class ShippingQueries(ShippingServiceServicer):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    async def GetShipment(  # noqa: N802 - the name in the contract
+    async def GetShipment(
         self, request: GetShipmentRequest, _context: grpc.aio.ServicerContext[GetShipmentRequest, GetShipmentResponse]
     ) -> GetShipmentResponse:
         """The shipment of one order."""

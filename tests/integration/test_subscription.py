@@ -10,7 +10,7 @@ from farandole.broker.publisher import Publisher
 from farandole.broker.streams import events_state
 from farandole.broker.subscription import Subscription
 from farandole.envelope import Publication
-from farandole.testing.brokers import EmbeddedBroker, BrokerUnderTest, connect, provision_streams
+from farandole.testing.brokers import BrokerUnderTest, EmbeddedBroker, connect, provision_streams
 
 TYPE = "orders.v1.OrderCreated"
 
@@ -89,8 +89,9 @@ async def test_a_broker_that_crashes_loses_and_reorders_nothing(provisioned: Bro
     provisioned.start()
     await until_problem(subscription, "")
     async with asyncio.timeout(10):
-        while not writer.is_connected:
-            await asyncio.sleep(0.01)
+        back = asyncio.Event()
+        writer.on_change(lambda connected: back.set() if connected else None)
+        await back.wait()
     await publish(writer, range(500, 900))
     assert await read(subscription, 700) == list(range(201, 901))
     await subscription.stop()
@@ -129,7 +130,9 @@ async def test_a_deleted_consumer_is_made_again(broker: Broker) -> None:
     await subscription.stop()
 
 
-async def test_a_stream_that_was_made_anew_is_refused_with_the_remedy(broker: Broker, provisioned: BrokerUnderTest) -> None:
+async def test_a_stream_that_was_made_anew_is_refused_with_the_remedy(
+    broker: Broker, provisioned: BrokerUnderTest
+) -> None:
     await publish(broker, range(10))
     subscription = await subscribed(broker)
     await read(subscription, 10)

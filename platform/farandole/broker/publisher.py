@@ -106,7 +106,7 @@ class Publisher:
         except BrokerError as error:
             under_way.receipt.set_exception(error)
 
-    def _on_change(self, connected: bool) -> None:  # noqa: FBT001 - the listener's signature
+    def _on_change(self, connected: bool) -> None:
         if not connected:
             self._fail_all("the connection was lost before the acknowledgement")
 

@@ -74,10 +74,10 @@ class OutboxRelay:
             for key in list(self._waiting):
                 self._begin(key)
 
-    def withdraw(self, key: str, message_ids: Sequence[str]) -> None:
-        """Drops the rows of a key that the stream is known to hold."""
+    def withdraw(self, key: str, message_id: str) -> None:
+        """Drops the row of a key that has this message id: the stream is known to hold it."""
         for row in self._waiting.get(key, ()):
-            if row.publication.headers.get("Nats-Msg-Id") in message_ids:
+            if row.publication.headers.get("Nats-Msg-Id") == message_id:
                 self._withdrawn.add(row.id)
         if not self._running:
             self._drop_withdrawn(key)

@@ -91,7 +91,8 @@ async def stream_state(broker: Broker, name: str) -> StreamState:
     except BrokerError as error:
         if error.code == _STREAM_NOT_FOUND:
             raise StreamMissingError(
-                f"the stream {name} does not exist; `farandole provision` makes it, after a loss restore it from backup",
+                f"the stream {name} does not exist; `farandole provision` makes it; "
+                "after a loss restore it from its backup",
                 code=error.code,
             ) from None
         raise

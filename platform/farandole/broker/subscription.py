@@ -75,7 +75,7 @@ class _Delivery:
 
 
 _ACK_V1_TOKENS = 9
-"""`$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`; v2 has a domain and account."""
+"""`$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`; v2 has two more in front."""
 
 
 class _State(enum.Enum):
@@ -92,7 +92,7 @@ class _State(enum.Enum):
 
 
 class Subscription:
-    """One reader's view of the stream: every message that its filters match, once, in order, after `start`'s position."""
+    """One reader's view of the stream: every message that its filters match after a position, once, in order."""
 
     def __init__(self, broker: Broker, durable: str, filters: Sequence[str], *, description: str = "") -> None:
         self._broker = broker
@@ -183,7 +183,7 @@ class Subscription:
             with suppress(nats.errors.Error):
                 await self._inbox_subscription.unsubscribe()
 
-    def _on_change(self, connected: bool) -> None:  # noqa: FBT001 - the listener's signature
+    def _on_change(self, connected: bool) -> None:
         self._state = _State.LOST
         if connected:
             self._wake.set()
@@ -254,7 +254,10 @@ class Subscription:
                 async with asyncio.timeout(_HEARTBEAT_SECONDS):
                     await self._wake.wait()
             except TimeoutError:
-                if self._state is not _State.LOST and asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS:
+                if (
+                    self._state is not _State.LOST
+                    and asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS
+                ):
                     _log.info("pull lost", consumer=self._durable)
                     self._state = _State.LOST
             self._wake.clear()
@@ -343,5 +346,3 @@ class Subscription:
 def _filters_of(config: dict[str, Any]) -> list[str]:
     filters = config.get("filter_subjects") or [config.get("filter_subject") or ""]
     return sorted(filters)
-
-

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
-from choreography.v1 import lifecycle_pb2
 from google.protobuf.message import Message
 
+from choreography.v1 import lifecycle_pb2
 from farandole.advance import PendingLifecycle, advance, pending_lifecycle
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letters import CORRELATOR, dead_letter_of, dead_letter_publication
@@ -25,7 +25,7 @@ from farandole.errors import StoreError
 from farandole.outbox import OutboxRow
 from farandole.registry import Registry
 from farandole.saga import Saga
-from farandole.worker import Position
+from farandole.worker import Handled, Position
 
 _CACHED_KEYS = 20_000
 
@@ -36,8 +36,7 @@ class Definitions:
     """The definitions under which sagas start, and every version that a saga keeps."""
 
     def __init__(self, active: Sequence[Definition], stored: Sequence[Definition] = ()) -> None:
-        newest = {d.name: d for d in sorted(active, key=lambda d: d.version)}
-        self._active = tuple(newest.values())
+        self._active = {d.name: d for d in sorted(active, key=lambda d: d.version)}
         self._versions = {(d.name, d.version): d for d in (*stored, *active)}
         self._mentioned: dict[str, tuple[Definition, ...]] = {}
 
@@ -51,11 +50,15 @@ class Definitions:
                 "which the store does not have"
             ) from None
 
+    def active(self, name: str) -> Definition | None:
+        """The newest version of a definition under which sagas start; None where none do."""
+        return self._active.get(name)
+
     def that_mention(self, event_type: str) -> tuple[Definition, ...]:
         """The active definitions in which an event type plays a part."""
         found = self._mentioned.get(event_type)
         if found is None:
-            found = self._mentioned[event_type] = tuple(d for d in self._active if event_type in d.event_types)
+            found = self._mentioned[event_type] = tuple(d for d in self._active.values() if event_type in d.event_types)
         return found
 
 
@@ -72,7 +75,8 @@ def fold(definitions: Definitions, records: Records, event: Event) -> dict[str, 
     fact = event.fact
     if fact.lifecycle is not None:
         named = records.get(fact.lifecycle.definition)
-        return {} if named is None else {named.definition: advance(definitions.of(named), named, fact, key=event.key)}
+        definition = definitions.of(named) if named is not None else definitions.active(fact.lifecycle.definition)
+        return {} if definition is None else {definition.name: advance(definition, named, fact, key=event.key)}
     changed: dict[str, Saga] = {}
     for saga in records.values():
         definition = definitions.of(saga)
@@ -82,9 +86,7 @@ def fold(definitions: Definitions, records: Records, event: Event) -> dict[str, 
         if definition.name not in records:
             changed[definition.name] = advance(definition, None, fact, key=event.key)
     if not changed:
-        changed = {
-            name: advance(definitions.of(saga), saga, fact, key=event.key) for name, saga in records.items()
-        }
+        changed = {name: advance(definitions.of(saga), saga, fact, key=event.key) for name, saga in records.items()}
     return changed
 
 
@@ -111,15 +113,12 @@ class CorrelatorBatchHandler:
         registry: Registry,
         definitions: Definitions,
         changes: SagaChanges,
-        withdraw: Callable[[str, Sequence[str]], None],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`withdraw(key, message_ids)` takes back lifecycle events that the stream turned out to hold already."""
         self._store = store
         self._registry = registry
         self._definitions = definitions
         self._changes = changes
-        self._withdraw = withdraw
         self._clock = clock
         self._claim: Claim | None = None
         self._cache: OrderedDict[str, dict[str, Saga]] = OrderedDict()
@@ -146,7 +145,7 @@ class CorrelatorBatchHandler:
         """See `BatchHandler.due`."""
         return ()
 
-    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Sequence[OutboxRow]:
+    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
         """See `BatchHandler.handle`."""
         assert self._claim is not None, "claim() comes first"
         decoded = [decode(self._registry, message) for message in messages]
@@ -173,10 +172,8 @@ class CorrelatorBatchHandler:
         )
         self._claim = committed.claim
         self._remember(folding.records)
-        for key, identity in folding.read_back:
-            self._withdraw(key, (identity,))
         self._changes.changed({key for _, key in folding.before})
-        return committed.publications
+        return Handled(committed.publications, folding.read_back)
 
     async def _load(self, keys: set[str]) -> dict[str, dict[str, Saga]]:
         missing = {key for key in keys if key not in self._cache}

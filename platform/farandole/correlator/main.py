@@ -1,4 +1,4 @@
-"""The correlator's process: definitions and descriptors from files, the fold behind the worker, the queries in front."""
+"""The correlator's process: definitions and descriptors from files, the fold behind, the queries in front."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
-
 from farandole.broker.connection import Broker
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
@@ -59,7 +58,6 @@ async def _serve(settings: Settings) -> None:
             registry=registry,
             definitions=Definitions(active, stored),
             changes=changes,
-            withdraw=lambda key, message_ids: worker.withdraw(key, message_ids),
         )
         worker = Worker(
             broker=broker,

@@ -14,9 +14,9 @@ from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 import structlog
-from choreography.v1 import lifecycle_pb2, saga_pb2
 from google.protobuf.message import Message
 
+from choreography.v1 import lifecycle_pb2, saga_pb2
 from farandole.database import Database, is_store_trouble
 from farandole.envelope import Event, StoredMessage, Unreadable, decode, derived_id, message_id
 from farandole.outbox import OutboxRow
@@ -26,7 +26,7 @@ from farandole.participant.participant import Participant, Reaction
 from farandole.participant.tables import BarrierKey, InboxEntry, ParticipantTables, QueueEntry
 from farandole.participant.transaction import Transaction
 from farandole.saga import Disposition
-from farandole.worker import Position
+from farandole.worker import Handled, Position
 
 _FIRST_RETRY = timedelta(milliseconds=200)
 _LONGEST_RETRY = timedelta(seconds=30)
@@ -101,7 +101,7 @@ class ParticipantBatchHandler:
         """See `BatchHandler.remove`."""
         await self._database.write(lambda connection: self._tables.outbox.remove(connection, published))
 
-    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Sequence[OutboxRow]:
+    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
         """See `BatchHandler.handle`."""
         events = list(self._decoded(messages))
         last = messages[-1].sequence
@@ -115,7 +115,7 @@ class ParticipantBatchHandler:
             intake, rows = await self._database.write(attempt(isolated=True))
         self._position = last
         self._queued |= intake.queued_keys
-        return rows
+        return Handled(rows)
 
     def due_in(self) -> float | None:
         """See `BatchHandler.due_in`."""
@@ -178,7 +178,7 @@ class ParticipantBatchHandler:
         tables.move(connection, epoch=self._epoch, old=self._position, new=self._position)
         entries = tables.queued(connection, keys, _DUE_MESSAGES)
         # Whatever the limit left out is due at once; a failure below says later for its saga.
-        heads = {key: now for key in keys} if len(entries) == _DUE_MESSAGES else {}
+        heads = dict.fromkeys(keys, now) if len(entries) == _DUE_MESSAGES else {}
         decoded = list(self._decoded([entry.message for entry in entries]))
         events = {message.sequence: event for message, event in decoded}
         intake, before = self._intake(connection, list(events.values()))
@@ -199,16 +199,12 @@ class ParticipantBatchHandler:
         tables.dequeue(connection, done)
         return heads, self._save(connection, intake, before)
 
-    def _intake(
-        self, connection: sa.Connection, events: Sequence[Event]
-    ) -> tuple[_Intake, dict[BarrierKey, Barrier]]:
+    def _intake(self, connection: sa.Connection, events: Sequence[Event]) -> tuple[_Intake, dict[BarrierKey, Barrier]]:
         handled = self._tables.handled(connection, {_identity(event) for event in events})
         before = self._tables.barriers(connection, {event.key for event in events})
         return _Intake(self.outgoing(), handled, dict(before)), before
 
-    def _save(
-        self, connection: sa.Connection, intake: _Intake, before: dict[BarrierKey, Barrier]
-    ) -> list[OutboxRow]:
+    def _save(self, connection: sa.Connection, intake: _Intake, before: dict[BarrierKey, Barrier]) -> list[OutboxRow]:
         self._tables.add_inbox(connection, intake.inbox)
         self._tables.save_barriers(connection, before, intake.barriers)
         return self._tables.outbox.add(connection, intake.outgoing.publications)
@@ -223,7 +219,8 @@ class ParticipantBatchHandler:
             type=entry.message.type,
             attempts=attempts,
             retry_seconds=pause.total_seconds(),
-            exc_info=failure,
+            error=f"{type(failure).__name__}: {failure}",
+            exc_info=failure if attempts == 1 else None,
         )
         return replace(
             entry, attempts=attempts, due=self._clock() + pause, error=f"{type(failure).__name__}: {failure}"[:1000]
@@ -255,9 +252,7 @@ class ParticipantBatchHandler:
         intake.inbox.append(InboxEntry(identity, event.sequence, disposition))
         return None
 
-    def _react(
-        self, connection: sa.Connection, event: Event, reaction: Reaction, intake: _Intake
-    ) -> Disposition:
+    def _react(self, connection: sa.Connection, event: Event, reaction: Reaction, intake: _Intake) -> Disposition:
         step = reaction.step
         place = (step.saga, event.key, step.name)
         barrier = intake.barriers.get(place)
@@ -287,9 +282,7 @@ class ParticipantBatchHandler:
             )
         return disposition
 
-    def _passed(
-        self, event: Event, reaction: Reaction, outcome: Sequence[Message], barrier: Barrier | None
-    ) -> Barrier:
+    def _passed(self, event: Event, reaction: Reaction, outcome: Sequence[Message], barrier: Barrier | None) -> Barrier:
         if reaction.direction is Direction.UNDO and barrier is not None:
             return replace(barrier, state=BarrierState.UNDONE)
         failed = any(self._is_failure(body) for body in outcome)

@@ -28,7 +28,9 @@ class Outgoing:
     """Full types of events that may be published outside a step."""
     publications: list[Publication] = field(default_factory=list)
 
-    def add_outcome(self, outcome: Sequence[Message], *, step: str, saga: str, direction: Direction, cause: Event) -> None:
+    def add_outcome(
+        self, outcome: Sequence[Message], *, step: str, saga: str, direction: Direction, cause: Event
+    ) -> None:
         """Adds what a step's handler returned.
 
         Raises `InvalidEventError` where an event breaks a rule of its type.

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
-from choreography.v1 import lifecycle_pb2, participant_pb2
 from google.protobuf.message import Message
 
+from choreography.v1 import lifecycle_pb2, participant_pb2
 from farandole.contract import Signature
 from farandole.errors import ContractError
 from farandole.participant.barrier import Direction

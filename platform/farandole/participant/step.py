@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from choreography.v1 import participant_pb2
 from google.protobuf.message import Message
 
+from choreography.v1 import participant_pb2
 from farandole.contract import Signature, signature_of
 from farandole.errors import ContractError
 from farandole.participant.outgoing import Outcome

@@ -121,16 +121,12 @@ class ParticipantTables:
             .order_by(queue.c.sequence)
             .limit(sa.bindparam("most"))
         )
-        self._select_due = (
-            sa.select(queue.c.key, sa.func.max(queue.c.due).label("due")).group_by(queue.c.key)
-        )
+        self._select_due = sa.select(queue.c.key, sa.func.max(queue.c.due).label("due")).group_by(queue.c.key)
         self._delete_queue = sa.delete(queue).where(queue.c.sequence == sa.bindparam("done"))
         self._postpone = (
             sa.update(queue)
             .where(queue.c.sequence == sa.bindparam("failed"))
-            .values(
-                attempts=sa.bindparam("new_attempts"), due=sa.bindparam("new_due"), error=sa.bindparam("new_error")
-            )
+            .values(attempts=sa.bindparam("new_attempts"), due=sa.bindparam("new_due"), error=sa.bindparam("new_error"))
         )
 
     def claim(self, connection: sa.Connection, incarnation: str, own_epoch: int) -> tuple[Position, int]:
@@ -164,10 +160,7 @@ class ParticipantTables:
         if entries:
             connection.execute(
                 self._insert_inbox,
-                [
-                    {"identity": e.identity, "sequence": e.sequence, "disposition": int(e.disposition)}
-                    for e in entries
-                ],
+                [{"identity": e.identity, "sequence": e.sequence, "disposition": int(e.disposition)} for e in entries],
             )
 
     def barriers(self, connection: sa.Connection, keys: Collection[str]) -> dict[BarrierKey, Barrier]:
@@ -232,9 +225,7 @@ class ParticipantTables:
         return [
             QueueEntry(
                 row.key,
-                StoredMessage(
-                    row.subject, json.loads(row.headers), row.data, row.sequence, _datetime(row.stream_time)
-                ),
+                StoredMessage(row.subject, json.loads(row.headers), row.data, row.sequence, _datetime(row.stream_time)),
                 row.attempts,
                 _datetime(row.due),
                 row.error,

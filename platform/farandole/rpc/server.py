@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -85,7 +86,7 @@ async def start(address: str, rpcs: Iterable[Rpc[Any]], monitor: HealthMonitor) 
         rpc.add_to_server(rpc.servicer, server)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(monitor, [*names, health_name]), server)
-    reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
+    reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server, pool=_ReflectedPool())
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:
@@ -110,6 +111,23 @@ async def serve(
         yield server
     finally:
         await server.stop(grace_seconds)
+
+
+class _ReflectedPool:
+    """The descriptor pool as reflection reads it. The pool itself finds no file by the name of a method, which is what
+    `grpcurl describe package.Service.Method` asks for."""
+
+    def __init__(self) -> None:
+        self._pool = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the pool has
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802 - the pool's own name
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return self._pool.FindMethodByName(symbol).containing_service.file
 
 
 def _not_bound(address: str) -> ConfigurationError:

@@ -8,7 +8,6 @@ class TestMyStore(CorrelatorStoreConformance):
         yield store
         await store.close()
 """
-# ruff: noqa: S101 - tests assert
 
 from __future__ import annotations
 
