@@ -94,6 +94,7 @@ generate: $(VENV)/development ## rebuild generated/ from proto/
 	@mkdir -p generated/python
 	@PATH=$(BIN):$$PATH $(PROTOC) --python_out=generated/python --mypy_out=quiet:generated/python $(PROTOS)
 	@PATH=$(BIN):$$PATH $(PROTOC) --grpc_python_out=generated/python --mypy_grpc_out=quiet:generated/python $(SERVICE_PROTOS)
+	@for package in generated/python/*/; do touch "$${package}py.typed"; done
 	@$(BIN)/buf build --as-file-descriptor-set --exclude-source-info --output generated/descriptors.binpb
 
 .PHONY: lock
