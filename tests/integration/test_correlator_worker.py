@@ -1,0 +1,314 @@
+"""The correlator over a real broker: what it records and publishes, across restarts, rebuilds and takeovers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from farandole.broker.connection import Broker
+from farandole.broker.publisher import Publisher
+from farandole.broker.streams import EVENTS
+from farandole.correlator.changes import SagaChanges
+from farandole.correlator.handler import CorrelatorBatchHandler, Definitions
+from farandole.correlator.main import read_registry
+from farandole.correlator.memory_store import MemoryCorrelatorStore
+from farandole.correlator.queries import RecordedSaga
+from farandole.correlator.store import CorrelatorStore
+from farandole.definition import Definition
+from farandole.definition_files import load_definitions
+from farandole.envelope import Publication, StoredMessage
+from farandole.saga import Disposition, Status
+from farandole.testing.brokers import BrokerUnderTest, connect
+from farandole.worker import Worker
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+REGISTRY = read_registry(ROOT / "generated" / "descriptors.binpb")
+DEFINITIONS = load_definitions(ROOT / "services" / "correlator" / "sagas", REGISTRY)
+
+HAPPY: tuple[tuple[str, dict[str, object]], ...] = (
+    (
+        "orders.v1.OrderCreated",
+        {
+            "customerId": "ada",
+            "currency": "EUR",
+            "card": "4111",
+            "address": "1 Main Street",
+            "lines": [{"sku": "widget", "quantity": 1, "unitPriceCents": 5}],
+        },
+    ),
+    (
+        "inventory.v1.ItemsReserved",
+        {"reservationId": "r", "amountCents": 5, "currency": "EUR", "card": "4111", "address": "1 Main Street"},
+    ),
+    (
+        "payments.v1.PaymentProcessed",
+        {"paymentId": "p", "amountCents": 5, "currency": "EUR", "address": "1 Main Street"},
+    ),
+    ("shipping.v1.OrderShipped", {"trackingNumber": "t"}),
+    ("orders.v1.OrderCompleted", {"trackingNumber": "t"}),
+)
+
+
+class Problems:
+    """What the worker reports to health."""
+
+    def __init__(self) -> None:
+        self.now: str | None = None
+        self._changed = asyncio.Event()
+
+    def report(self, _check: str, problem: str | None) -> None:
+        self.now = problem
+        self._changed.set()
+
+    async def until(self, part: str) -> None:
+        """Waits until the problem holds a text."""
+        async with asyncio.timeout(20):
+            while part not in (self.now or ""):
+                self._changed.clear()
+                await self._changed.wait()
+
+
+@dataclass
+class Correlator:
+    """A running correlator's parts."""
+
+    store: CorrelatorStore
+    worker: Worker
+    changes: SagaChanges
+    problems: Problems
+
+    async def until(self, key: str, *statuses: Status, definition: str = "order-fulfilment") -> RecordedSaga:
+        """Waits until a saga has one of the statuses."""
+        with self.changes.watch(key) as watch:
+            async with asyncio.timeout(20):
+                while True:
+                    found = await self.store.get_sagas(key, definition)
+                    if found and found[0].saga.is_started and found[0].saga.status in statuses:
+                        return found[0]
+                    await watch.wait(0.5)
+
+
+@asynccontextmanager
+async def correlating(
+    broker: Broker, store: CorrelatorStore, definitions: tuple[Definition, ...] = DEFINITIONS
+) -> AsyncIterator[Correlator]:
+    """A correlator at work on a store."""
+    await store.open()
+    await store.activate(definitions)
+    changes = SagaChanges()
+    handler = CorrelatorBatchHandler(
+        store=store, registry=REGISTRY, definitions=Definitions(definitions), changes=changes
+    )
+    problems = Problems()
+    worker = Worker(
+        broker=broker,
+        durable="correlator",
+        description="",
+        filters=["events.>"],
+        handler=handler,
+        batch_size=100,
+        report=problems.report,
+        hold_until_caught_up=True,
+    )
+    running = asyncio.create_task(worker.run())
+    try:
+        yield Correlator(store, worker, changes, problems)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def tell(broker: Broker, key: str, events: tuple[tuple[str, dict[str, object]], ...] = HAPPY) -> None:
+    """Publishes events of a saga, with no headers, as anyone may."""
+    publisher = Publisher(broker)
+    for name, body in events:
+        data = json.dumps({"orderId": key, **body}).encode()
+        await publisher.publish(Publication(key, f"events.{key}.{name}", {}, data))
+    await publisher.stop()
+
+
+async def stored_of(broker: Broker, event_type: str) -> list[str]:
+    """The saga ids of all stored events of a type, in stream order."""
+    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
+    stream = broker.client.jetstream()
+    found = []
+    for sequence in range(1, info["state"]["last_seq"] + 1):
+        message = await stream.get_msg(EVENTS, sequence)
+        if message.subject is not None and message.subject.endswith(event_type):
+            assert message.headers is not None
+            found.append(message.headers["ce-correlationid"])
+    return found
+
+
+def dispositions(recorded: RecordedSaga) -> list[tuple[str, Disposition]]:
+    return [(entry.fact.type.rpartition(".")[2], entry.disposition) for entry in recorded.saga.history]
+
+
+async def test_a_saga_is_followed_to_its_end_and_said_to_be_complete(broker: Broker) -> None:
+    async with correlating(broker, MemoryCorrelatorStore()) as correlator:
+        await tell(broker, "o1")
+        recorded = await correlator.until("o1", Status.COMPLETED)
+    assert dispositions(recorded) == [
+        ("OrderCreated", Disposition.APPLIED),
+        ("ItemsReserved", Disposition.APPLIED),
+        ("PaymentProcessed", Disposition.APPLIED),
+        ("OrderShipped", Disposition.APPLIED),
+        ("OrderCompleted", Disposition.APPLIED),
+        ("SagaCompleted", Disposition.APPLIED),
+    ]
+    completed = recorded.saga.history[-1].fact
+    assert (completed.source, completed.causation_id) == ("correlator", recorded.saga.history[-2].fact.id)
+    assert b"4111" not in b"".join(recorded.payloads.values())
+
+
+async def test_what_was_stored_while_it_was_away_counts(broker: Broker) -> None:
+    store = MemoryCorrelatorStore()
+    async with correlating(broker, store) as correlator:
+        await tell(broker, "o1", HAPPY[:2])
+        await correlator.until("o1", Status.RUNNING)
+    await tell(broker, "o1", HAPPY[2:])
+    async with correlating(broker, store) as correlator:
+        await correlator.until("o1", Status.COMPLETED)
+    assert await stored_of(broker, "SagaCompleted") == ["o1"]
+
+
+async def test_a_rebuild_gives_the_same_records_and_publishes_nothing_again(broker: Broker) -> None:
+    first = MemoryCorrelatorStore()
+    keys = [f"o{n}" for n in range(30)]
+    async with correlating(broker, first) as correlator:
+        await asyncio.gather(*(tell(broker, key) for key in keys))
+        for key in keys:
+            await correlator.until(key, Status.COMPLETED)
+    # the broker's own window must not be what keeps a second SagaCompleted out
+    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
+    await broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**info["config"], "duplicate_window": 100_000_000})
+    second = MemoryCorrelatorStore()
+    async with correlating(broker, second) as correlator:
+        for key in keys:
+            await correlator.until(key, Status.COMPLETED)
+        await tell(broker, "after")
+        await correlator.until("after", Status.COMPLETED)
+    assert sorted(await stored_of(broker, "SagaCompleted")) == sorted([*keys, "after"])
+    for key in keys:
+        assert await second.get_sagas(key) == await first.get_sagas(key)
+
+
+async def test_a_lifecycle_event_that_was_decided_but_not_published_comes_after_a_restart(
+    provisioned: BrokerUnderTest,
+) -> None:
+    """The broker goes away between the commit and the publication."""
+    store = MemoryCorrelatorStore()
+    broker = await connect(provisioned.url)
+    await tell(broker, "o1")
+    await store.open()
+    await store.activate(DEFINITIONS)
+    handler = CorrelatorBatchHandler(
+        store=store, registry=REGISTRY, definitions=Definitions(DEFINITIONS), changes=SagaChanges()
+    )
+    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
+    await handler.claim(info["created"])
+    stream = broker.client.jetstream()
+    messages = []
+    for sequence in range(1, 6):
+        raw = await stream.get_msg(EVENTS, sequence)
+        assert raw.subject is not None
+        assert raw.time is not None
+        messages.append(StoredMessage(raw.subject, {}, raw.data or b"", sequence, raw.time))
+    handled = await handler.handle(messages, ())
+    assert [row.publication.subject for row in handled.rows] == ["events.o1.choreography.v1.SagaCompleted"]
+    # that process is gone now, with the row in its store
+    async with correlating(broker, store) as correlator:
+        await correlator.until("o1", Status.COMPLETED)
+    assert await stored_of(broker, "SagaCompleted") == ["o1"]
+    await broker.close()
+
+
+async def test_a_second_correlator_on_the_same_store_shuts_the_first_out(provisioned: BrokerUnderTest) -> None:
+    store = MemoryCorrelatorStore()
+    first_broker, second_broker = await connect(provisioned.url), await connect(provisioned.url)
+    async with correlating(first_broker, store) as first:
+        await tell(first_broker, "o1")
+        await first.until("o1", Status.COMPLETED)
+        async with correlating(second_broker, store) as second:
+            keys = [f"p{n}" for n in range(40)]
+            await asyncio.gather(*(tell(second_broker, key) for key in keys))
+            for key in keys:
+                recorded = await second.until(key, Status.COMPLETED)
+                assert all(disposition is Disposition.APPLIED for _, disposition in dispositions(recorded))
+            await first.problems.until("has taken over")
+            assert second.problems.now is None
+    completed = await stored_of(second_broker, "SagaCompleted")
+    assert sorted(completed) == sorted(["o1", *keys])
+    await first_broker.close()
+    await second_broker.close()
+
+
+async def test_two_definitions_on_one_event_keep_a_record_each(broker: Broker, tmp_path: Path) -> None:
+    (tmp_path / "order.yaml").write_text(
+        (ROOT / "services" / "correlator" / "sagas" / "order-fulfilment.yaml").read_text()
+    )
+    (tmp_path / "stock.yaml").write_text(
+        """
+name: stock-watch
+version: 1
+deadline: 60s
+initiating_event: orders.v1.OrderCreated
+commit_event: inventory.v1.ItemsReserved
+steps:
+  - name: reserve
+    participant: inventory
+    kind: PIVOT
+    triggers: [orders.v1.OrderCreated]
+    success: inventory.v1.ItemsReserved
+    failures: [inventory.v1.ReservationFailed]
+"""
+    )
+    definitions = load_definitions(tmp_path, REGISTRY)
+    async with correlating(broker, MemoryCorrelatorStore(), definitions) as correlator:
+        await tell(broker, "o1")
+        orders = await correlator.until("o1", Status.COMPLETED)
+        stock = await correlator.until("o1", Status.COMPLETED, definition="stock-watch")
+    assert len(orders.saga.history) == 6
+    assert [name for name, _ in dispositions(stock)] == ["OrderCreated", "ItemsReserved", "SagaCompleted"]
+
+
+async def test_what_no_one_can_read_is_a_dead_letter_once_and_holds_up_nothing(broker: Broker) -> None:
+    store = MemoryCorrelatorStore()
+    publisher = Publisher(broker)
+    async with correlating(broker, store) as correlator:
+        await publisher.publish(Publication("o1", "events.o1.orders.v1.OrderCreated", {}, b"\xff\x00garbage"))
+        await publisher.publish(Publication("o1", "events.o1.nobody.v1.Knows", {}, b"{}"))
+        await tell(broker, "o1")
+        await correlator.until("o1", Status.COMPLETED)
+        assert await store.get_dead_letter("correlator", 1) is not None
+        assert await store.get_dead_letter("correlator", 2) is not None
+    await publisher.stop()
+    info = await broker.request("$JS.API.STREAM.INFO.DEADLETTERS")
+    assert info["state"]["messages"] == 2
+
+
+async def test_an_event_before_the_saga_starts_is_remembered(broker: Broker) -> None:
+    async with correlating(broker, MemoryCorrelatorStore()) as correlator:
+        await tell(broker, "o1", HAPPY[1:2])
+        await tell(broker, "o1", HAPPY[:1])
+        recorded = await correlator.until("o1", Status.RUNNING)
+    assert dispositions(recorded) == [
+        ("ItemsReserved", Disposition.APPLIED),
+        ("OrderCreated", Disposition.APPLIED),
+    ]
+
+
+async def test_a_worker_whose_store_was_taken_over_says_so(broker: Broker) -> None:
+    store = MemoryCorrelatorStore()
+    async with correlating(broker, store) as correlator:
+        await tell(broker, "o1", HAPPY[:1])
+        await correlator.until("o1", Status.RUNNING)
+        info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
+        await store.claim(info["created"])
+        await tell(broker, "o2", HAPPY[:1])
+        await correlator.problems.until("has taken over")
+    assert await store.get_sagas("o2") == ()
