@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from farandole.correlator.pages import page_size, page_token, position_of
 from farandole.errors import InvalidArgumentError
 
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 LISTING = ("sagas", "status = RUNNING", "update_time")
 
 
@@ -29,7 +30,7 @@ def test_a_negative_size_is_refused() -> None:
 def test_a_token_leads_back_to_its_position(number: int, text: str) -> None:
     token = page_token((number, text), listing=LISTING)
     assert position_of(token, listing=LISTING, shape=(int, str)) == (number, text)
-    assert set(token) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+    assert set(token) <= set(ALPHABET)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +49,19 @@ def test_a_token_of_another_listing_is_refused(listing: tuple[str, ...]) -> None
     assert refused.value.field == "page_token"
 
 
-@given(st.integers(0, 200), st.integers(0, 63))
-def test_a_token_that_was_cut_or_changed_is_refused(place: int, letter: int) -> None:
+def test_a_token_that_was_cut_or_changed_is_refused() -> None:
     token = page_token((1234567, 7), listing=LISTING)
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    place %= len(token)
-    changed = token[:place] + alphabet[letter] + token[place + 1 :]
-    for wrong in (changed, token[:place]):
+    wrong = {token[:place] for place in range(len(token))}
+    for place in range(len(token)):
+        wrong |= {token[:place] + letter + token[place + 1 :] for letter in ALPHABET}
+    accepted = set()
+    for text in wrong - {token}:
         try:
-            position = position_of(wrong, listing=LISTING, shape=(int, int))
+            accepted.add(position_of(text, listing=LISTING, shape=(int, int)))
         except InvalidArgumentError as refused:
-            assert refused.field == "page_token"  # noqa: PT017 - the unchanged token is right
-        else:
-            assert position == (1234567, 7)
+            assert refused.field == "page_token"  # noqa: PT017 - see below for what is accepted
+    # base64's last letter may hold bits that mean nothing: such a token still says what it said
+    assert accepted <= {(1234567, 7)}
 
 
 @given(st.text() | st.binary().map(lambda data: base64.urlsafe_b64encode(data).decode()))
