@@ -17,7 +17,7 @@ import structlog
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
 from farandole.broker.relay import OutboxRelay
-from farandole.broker.streams import check_position, events_state
+from farandole.broker.streams import check_position, events_state, last_stored
 from farandole.broker.subscription import Batch, Subscription
 from farandole.envelope import StoredMessage
 from farandole.errors import BrokerError, FencedError, StoreError
@@ -163,16 +163,17 @@ class Worker:
                 position = await self._handler.claim(state.incarnation)
                 check_position(state, incarnation=position.incarnation, position=position.sequence)
                 self._relay.add(await self._handler.waiting())
+                target = await last_stored(self._broker) if self._hold else 0
                 await subscription.start(after=position.sequence, incarnation=position.incarnation)
             except FencedError as error:
                 raise BaseExceptionGroup("fenced", [error]) from None
             except (BrokerError, StoreError) as error:
                 failures = await self._pause(error, failures)
             else:
-                if position.sequence >= state.last_sequence or not self._hold:
+                if position.sequence >= target:
                     self._relay.run()
                 _log.info("reading", consumer=self._durable, after=position.sequence, until=state.last_sequence)
-                return state.last_sequence
+                return target
 
     async def _read(self, subscription: Subscription, target: int) -> None:
         acknowledging: set[asyncio.Task[None]] = set()

@@ -227,6 +227,15 @@ async def test_a_lifecycle_event_that_was_decided_but_not_published_comes_after_
     await broker.close()
 
 
+async def test_events_that_an_operator_deleted_are_not_waited_for(broker: Broker) -> None:
+    """Catching up ends at the last event that the stream still holds, not at the number of its last sequence."""
+    await tell(broker, "o1")
+    await tell(broker, "o2", HAPPY[:1])
+    await broker.request(f"$JS.API.STREAM.MSG.DELETE.{EVENTS}", {"seq": 6})
+    async with correlating(broker, MemoryCorrelatorStore()) as correlator:
+        await correlator.until("o1", Status.COMPLETED)
+
+
 async def test_a_second_correlator_on_the_same_store_shuts_the_first_out(provisioned: BrokerUnderTest) -> None:
     store = MemoryCorrelatorStore()
     first_broker, second_broker = await connect(provisioned.url), await connect(provisioned.url)

@@ -18,6 +18,7 @@ DEADLETTERS = "DEADLETTERS"
 PARTITIONS_METADATA = "farandole.partitions"
 
 _STREAM_NOT_FOUND = 10059
+_NO_MESSAGE_FOUND = 10037
 _SECOND = 1_000_000_000
 _DUPLICATE_WINDOW_NANOSECONDS = 120 * _SECOND
 
@@ -106,6 +107,21 @@ async def events_state(broker: Broker) -> StreamState:
     if drift:
         raise StreamDriftError(f"the stream {EVENTS} is not as Farandole needs it: {'; '.join(drift)}")
     return state
+
+
+async def last_stored(broker: Broker) -> int:
+    """The sequence of the last event that `EVENTS` holds, 0 where it holds none.
+
+    It may be lower than where the stream ends: operators can delete events, and pruning does.
+    """
+    try:
+        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"last_by_subj": "events.>"})
+    except BrokerError as error:
+        if error.code == _NO_MESSAGE_FOUND:
+            return 0
+        raise
+    sequence: int = answer["message"]["seq"]
+    return sequence
 
 
 def check_position(state: StreamState, *, incarnation: str, position: int) -> None:
