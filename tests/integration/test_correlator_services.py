@@ -259,6 +259,15 @@ async def test_a_saga_with_very_large_events_can_still_be_read(correlator: Corre
     assert answer.history[40].payload["currency"] == "EUR"
 
 
+async def test_a_saga_with_an_event_that_is_too_large_as_json_can_still_be_read(correlator: Correlator) -> None:
+    many = order(lines=[{"quantity": 1, "unit_price_cents": 1}] * 100_000)
+    claim = await correlator.store.claim(INCARNATION)
+    whole = saga("ord-1", history=[entry(1), entry(2)])
+    await correlator.store.commit(claim, FoldedBatch(2, new(whole), {1: many, 2: order()}))
+    answer = await correlator.get("ord-1")
+    assert [one.HasField("payload") for one in answer.history] == [False, True]
+
+
 async def test_an_unknown_saga_is_not_found(correlator: Correlator) -> None:
     problem = await refused(correlator.get("ord-9"))
     assert (problem.code, problem.reason) == (grpc.StatusCode.NOT_FOUND, "SAGA_NOT_FOUND")
