@@ -97,9 +97,13 @@ class StoredMessage:
     """When the stream stored it, in UTC."""
 
     @property
-    def partition(self) -> int:
-        """The partition that the broker chose from the key in the subject under which it was published."""
-        return int(self.subject.split(".", 2)[1])
+    def partition(self) -> int | None:
+        """The partition that the broker chose from the key in the subject under which it was published.
+
+        None where it chose none: it takes a wildcard as a subject to publish to, and stores that as it is.
+        """
+        token = self.subject.split(".", 2)[1]
+        return int(token) if token.isascii() and token.isdigit() else None
 
     @property
     def type(self) -> str:
@@ -278,10 +282,12 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
     violation = _violation(event_type, body)
     if violation:
         raise _Refused(Reason.RULE_VIOLATION, violation, key=key, body=body)
-    if partition_of(key) != message.partition:
+    partition = partition_of(key)
+    if partition != message.partition:
+        stored = "none" if message.partition is None else message.partition
         raise _Refused(
             Reason.WRONG_PARTITION,
-            f"the key {key!r} belongs to partition {partition_of(key)}, the event was stored in {message.partition}: "
+            f"the key {key!r} belongs to partition {partition}, the event was stored in {stored}: "
             f"publish it to events.{key}.{name}",
             key=key,
             body=body,
@@ -290,7 +296,7 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
         event_type=event_type,
         body=body,
         key=key,
-        partition=message.partition,
+        partition=partition,
         sequence=message.sequence,
         stream_time=message.time,
         source=attributes.get("ce-source") or ANONYMOUS,

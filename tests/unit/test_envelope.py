@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -166,6 +167,15 @@ def test_a_wrong_partition_says_where_the_event_belongs() -> None:
     message = _json('{"orderId":"ord-1","trackingNumber":"T"}', key="ord-3")
     assert message.partition != partition_of("ord-1")
     refused = _refused(message)
+    assert refused.reason == Reason.WRONG_PARTITION
+    assert "publish it to events.ord-1.shipping.v1.OrderShipped" in refused.detail
+
+
+@pytest.mark.parametrize("token", ["*", ">", "key", "", "-1", "1_0", "\u0663"])
+def test_what_the_broker_stored_in_no_partition_belongs_elsewhere(token: str) -> None:
+    """It does not map a subject with a wildcard."""
+    placed = _json('{"orderId":"ord-1","trackingNumber":"T"}')
+    refused = _refused(replace(placed, subject=f"events.{token}.shipping.v1.OrderShipped"))
     assert refused.reason == Reason.WRONG_PARTITION
     assert "publish it to events.ord-1.shipping.v1.OrderShipped" in refused.detail
 
