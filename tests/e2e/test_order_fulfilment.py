@@ -88,7 +88,7 @@ def test_an_order_that_is_placed_without_an_id_is_given_one(stack: Stack) -> Non
 
 def test_events_are_seen_live_under_their_saga(stack: Stack) -> None:
     """`nats sub` on a saga's key gets what is published, though the stream stores it by partition."""
-    command = [stack.tools.nats, "-s", stack.nats.url, "sub", "events.live-1.>", "--count", "6", "--headers-only"]
+    command = [str(stack.tools.nats), "-s", stack.nats.url, "sub", "events.live-1.>", "--count", "6", "--headers-only"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as watching:
         assert watching.stdout is not None
         try:
