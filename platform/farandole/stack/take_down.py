@@ -28,6 +28,7 @@ def take_down(plan: Plan) -> list[str]:
     if not plan.home.run.is_dir():
         return []
     ended: list[str] = []
+    supervisors = [record for record in recorded_processes(plan.home) if record.service == SUPERVISOR]
     client = SupervisorClient(plan.home)
     try:
         state = client.state()
@@ -39,7 +40,8 @@ def take_down(plan: Plan) -> list[str]:
     until = time.monotonic() + _down_timeout(plan)
     while time.monotonic() < until:
         with supervisor_lock(plan.home) as ours:
-            if ours:
+            # it lets go of the lock a moment before its process has ended
+            if ours and not any(supervisor.is_alive() for supervisor in supervisors):
                 orphans = take_down_orphans(plan.home, stop_timeout_seconds=plan.longest_stop_seconds)
                 return ended + [orphan.service for orphan in orphans if orphan.service not in ended]
         time.sleep(_POLL_SECONDS)

@@ -138,7 +138,9 @@ class DeadLetter(_message.Message):
     body_sha256: _builtins.str
     """SHA-256 of the body, in hex."""
     body_prefix: _builtins.bytes
-    """The body's first 4 KiB, where it could not be decoded and its type has no redacted field."""
+    """The body's first 4 KiB, where it could not be decoded, its type is known and has no redacted field, and the
+    headers name no other type: else nobody can tell what must not be shown.
+    """
     @_builtins.property
     def stream_time(self) -> _timestamp_pb2.Timestamp:
         """When the stream stored the event."""
