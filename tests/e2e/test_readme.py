@@ -1,0 +1,143 @@
+"""What the pages say is what happens: every session is typed, and every table is held against the code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from farandole.cli.application import application
+from farandole.settings import ENV_PREFIX, Settings
+from farandole.stack.embedded_broker import BINARY_VARIABLE
+from farandole.stack.home import HOME_VARIABLE
+from farandole.stack.ports import OFFSET_VARIABLE, port_variable
+from tests.e2e.readme_sessions import ROOT, File, Session, Terminal, difference, read_page
+from tests.e2e.running_stack import Tools
+
+README = ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+SESSION_PAGES = [page for page in PAGES if "```console" in page.read_text(encoding="utf-8")]
+
+
+@pytest.fixture
+def terminal(tools: Tools, tmp_path: Path) -> Iterator[Terminal]:
+    """A terminal in a checkout of its own."""
+    opened = Terminal.open(tmp_path, [tools.grpcurl, tools.nats])
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", SESSION_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_shows_is_what_happens(page: Path, terminal: Terminal) -> None:
+    for part in read_page(page.read_text(encoding="utf-8")):
+        match part:
+            case File():
+                terminal.write(part)
+            case Session():
+                terminal.play(part)
+
+
+def test_a_comparison_sees_what_differs() -> None:
+    shown = 'status  COMPLETED\n…\n"sequence": "7"\nat 2026-11-22T07:22:53.4Z by …\n'
+    assert not difference(shown, 'status  COMPLETED  \na\nb\n"sequence": "12"\nat 2027-01-01T00:00:00Z by ada\n')
+    assert difference(shown, 'status  RUNNING\n"sequence": "12"\nat 2027-01-01T00:00:00Z by ada\n')
+    assert difference(shown, 'status  COMPLETED\n"sequence": "12"\n')
+    assert difference("", "something\n")
+    assert difference("something\n", "")
+
+
+def test_the_picture_of_the_flow_has_the_events_of_the_definition() -> None:
+    picture = TEXT[: TEXT.index("## Two commands")]
+    file = ROOT / "services/correlator/sagas/order-fulfilment.yaml"
+    definition = yaml.safe_load(file.read_text(encoding="utf-8"))
+    events = set(re.findall(r"\.v1\.(\w+)", str(definition)))
+    only_after_a_time_out = {"ShipmentCancelled"}
+    assert set(re.findall(r"\(\[(\w+)\]\)", picture)) == events - only_after_a_time_out
+
+
+def test_the_settings_are_those_of_the_class() -> None:
+    shown = dict(re.findall(rf"^\| `({ENV_PREFIX}\w+)` \| (.*?) ?\|", _section("Settings"), re.MULTILINE))
+    given_by_code = {"service", "default_grpc_port"}
+    names = {name: f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields if name not in given_by_code}
+    assert set(names.values()) <= shown.keys()
+    defaults = Settings(service="SERVICE", default_grpc_port=50051)
+    for name, variable in names.items():
+        value = getattr(defaults, name)
+        text = "" if value is None else f"`{value}`".replace(":50051", ":PORT")
+        assert shown[variable] == text, variable
+
+
+def test_every_variable_of_the_code_is_a_setting_on_the_page() -> None:
+    shown = set(re.findall(r"^\| `(\w+)` \|", _section("Settings"), re.MULTILINE))
+    sources = [*(ROOT / "platform").rglob("*.py"), *(ROOT / "services").rglob("*.py")]
+    read = {
+        variable
+        for source in sources
+        for variable in re.findall(r"FARANDOLE_[A-Z_]*[A-Z]\b", source.read_text(encoding="utf-8"))
+    }
+    for_tests_only = {"FARANDOLE_REQUIRE_DOCKER"}
+    of_one_service = {variable for variable in read if variable.startswith("FARANDOLE_PORT_")} - {OFFSET_VARIABLE}
+    assert read - for_tests_only - of_one_service <= shown
+    assert {HOME_VARIABLE, OFFSET_VARIABLE, port_variable("service"), BINARY_VARIABLE} <= shown
+
+
+def test_the_ports_are_those_of_the_stack_file() -> None:
+    services = yaml.safe_load((ROOT / "farandole.yaml").read_text(encoding="utf-8"))["services"]
+    ports = [
+        (service["name"], str(service[field]))
+        for service in services
+        for field in ("port", "monitoring_port", "grpc_port")
+        if field in service
+    ]
+    assert re.findall(r"^\| (\w+) \| (\d+) \|", _section("Ports"), re.MULTILINE) == ports
+
+
+def test_the_make_targets_are_those_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):.*## (.*)$", makefile, re.MULTILINE)
+    assert sorted(re.findall(r"^\| `make ([a-z-]+)` \| (.*) \|$", _section("make"), re.MULTILINE)) == sorted(targets)
+
+
+def test_the_commands_are_those_of_the_command_line() -> None:
+    shown = re.findall(r"^\| `farandole ([a-z ]+?)(?: [A-Z[].*)?` \|", _section("farandole"), re.MULTILINE)
+    commands = typer.main.get_command(application)
+    assert sorted(shown) == sorted(_paths(commands))
+
+
+def test_what_a_page_tells_to_make_can_be_made() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    for page in PAGES:
+        told = set(re.findall(r"(?:`|^\$? ?)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+        assert told <= targets, page
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]*)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if target and "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def _section(title: str) -> str:
+    """What stands under a heading, up to the next one."""
+    found = re.search(rf"^#+ {title}\n(.*?)(?=^#)", TEXT, re.MULTILINE | re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+def _paths(command: object, path: str = "") -> Iterator[str]:
+    children = getattr(command, "commands", None)
+    if children is None:
+        yield path
+        return
+    for name, child in children.items():
+        yield from _paths(child, f"{path} {name}".strip())
