@@ -42,10 +42,12 @@ class Runtime:
     async def execute(self, work: Callable[[CommandTransaction], T]) -> T:
         """Runs `work` in one write transaction; what it publishes goes out once that has committed.
 
-        Raises what `work` raises, with nothing written, and `StoreUnavailableError`.
+        Raises what `work` raises, with nothing written; `StoreUnavailableError`; and `FencedError` where another
+        process has taken over this participant.
         """
 
         def transact(connection: sa.Connection) -> tuple[T, list[OutboxRow]]:
+            self._handler.check_owner(connection)
             outgoing = self._handler.outgoing()
             result = work(CommandTransaction(connection, outgoing))
             return result, self._tables.outbox.add(connection, outgoing.publications)

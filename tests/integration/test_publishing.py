@@ -188,6 +188,20 @@ class TestRelay:
         await relay.stop()
         await publisher.stop()
 
+    async def test_a_row_that_is_added_twice_is_published_once(self, broker: Broker) -> None:
+        """A remote procedure may hand over a row that the outbox, read at the start, has too."""
+        publisher = Publisher(broker)
+        relay = OutboxRelay(publisher)
+        first = relay.add([OutboxRow(1, publication("k", 1))])
+        again = relay.add([OutboxRow(1, publication("k", 1)), OutboxRow(2, publication("k", 2))])
+        relay.run()
+        async with asyncio.timeout(10):
+            await asyncio.gather(first, again)
+        assert [number for _, number in await stored(broker)] == [1, 2]
+        assert sorted(relay.take_acknowledged()) == [1, 2]
+        await relay.stop()
+        await publisher.stop()
+
     async def test_nothing_is_published_before_it_runs_and_nothing_that_was_withdrawn(self, broker: Broker) -> None:
         publisher = Publisher(broker)
         relay = OutboxRelay(publisher)

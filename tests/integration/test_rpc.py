@@ -342,6 +342,7 @@ MAPPED: list[tuple[Exception, grpc.StatusCode, str, dict[str, str]]] = [
     (errors.AlreadyExistsError("ord-1 has another body"), grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS", {}),
     (errors.InvalidEventError("has 300000 bytes"), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_EVENT", {}),
     (errors.StoreUnavailableError("/secret/path"), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", {}),
+    (errors.FencedError("epoch 7"), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", {}),
     (errors.BrokerUnavailableError("nats://10.0.0.1"), grpc.StatusCode.UNAVAILABLE, "BROKER_UNAVAILABLE", {}),
 ]
 

@@ -51,7 +51,11 @@ class OutboxRelay:
         return sum(len(rows) for rows in self._waiting.values())
 
     def add(self, rows: Sequence[OutboxRow]) -> asyncio.Future[None]:
-        """Takes rows over, in order; the result comes once the broker has acknowledged all of them."""
+        """Takes rows over, in order; the result comes once the broker has acknowledged all of them.
+
+        A row that it has already is passed over.
+        """
+        rows = [row for row in rows if row.id not in self._groups]
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not rows:
             done.set_result(None)

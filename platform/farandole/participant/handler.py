@@ -83,6 +83,10 @@ class ParticipantBatchHandler:
             publishes=frozenset(c.DESCRIPTOR.full_name for c in participant.publishes),
         )
 
+    def check_owner(self, connection: sa.Connection) -> None:
+        """Raises `FencedError` where another process has taken over, which publishes what this one writes no more."""
+        self._tables.check_owner(connection, self._epoch)
+
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
 

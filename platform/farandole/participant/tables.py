@@ -134,16 +134,21 @@ class ParticipantTables:
 
         `own_epoch` is that of the caller's last claim, 0 for its first. Raises `FencedError` where it is outdated.
         """
-        stored = connection.execute(self._select_position).first()
-        if own_epoch and (stored is None or stored.epoch != own_epoch):
-            raise FencedError(f"another process has taken over since epoch {own_epoch}")
-        if stored is None:
+        self.check_owner(connection, own_epoch)
+        if connection.execute(self._select_position).first() is None:
             connection.execute(
                 self._insert_position, {"lane": _LANE, "incarnation": incarnation, "epoch": 0, "position": 0}
             )
         connection.execute(self._raise_epoch)
         row = connection.execute(self._select_position).one()
         return Position(row.position, row.incarnation), row.epoch
+
+    def check_owner(self, connection: sa.Connection, own_epoch: int) -> None:
+        """Raises `FencedError` where another owner has taken over since `own_epoch`; 0 has nothing to lose yet."""
+        if own_epoch:
+            stored = connection.execute(self._select_position).first()
+            if stored is None or stored.epoch != own_epoch:
+                raise FencedError(f"another process has taken over since epoch {own_epoch}")
 
     def move(self, connection: sa.Connection, *, epoch: int, old: int, new: int) -> None:
         """Moves the position by compare-and-set. Raises `FencedError` where another owner has taken over."""

@@ -7,7 +7,7 @@
 | `AmbiguousSagaError` | FAILED_PRECONDITION | SAGA_AMBIGUOUS |
 | `AlreadyExistsError` | ALREADY_EXISTS | ALREADY_EXISTS |
 | `InvalidEventError` | INVALID_ARGUMENT | INVALID_EVENT |
-| `StoreUnavailableError` | UNAVAILABLE | STORE_UNAVAILABLE |
+| `StoreUnavailableError`, `FencedError` | UNAVAILABLE | STORE_UNAVAILABLE |
 | `BrokerUnavailableError` | UNAVAILABLE | BROKER_UNAVAILABLE |
 | anything else | INTERNAL, with a reference that the log has too | INTERNAL |
 """
@@ -26,6 +26,7 @@ from farandole.errors import (
     AlreadyExistsError,
     AmbiguousSagaError,
     BrokerUnavailableError,
+    FencedError,
     InvalidArgumentError,
     InvalidEventError,
     NotFoundError,
@@ -70,7 +71,7 @@ def _known_status(error: Exception, method: str) -> grpc.Status | None:
             return status_of(code, str(error), reason=error.reason, metadata=error.metadata, fields=fields)
         case InvalidEventError():
             return status_of(grpc.StatusCode.INVALID_ARGUMENT, str(error), reason="INVALID_EVENT")
-        case StoreUnavailableError():
+        case StoreUnavailableError() | FencedError():
             return _unavailable(error, method, "the store", reason="STORE_UNAVAILABLE")
         case BrokerUnavailableError():
             return _unavailable(error, method, "the broker", reason="BROKER_UNAVAILABLE")
