@@ -374,7 +374,7 @@ async def test_an_invalid_argument_names_its_field(kit: Kit) -> None:
 
 @pytest.mark.parametrize(
     "raised",
-    [ValueError("card 4111"), errors.StoreError("card 4111"), errors.FencedError("card 4111"), KeyError("card 4111")],
+    [ValueError("card 4111"), errors.StoreError("card 4111"), KeyError("card 4111")],
 )
 async def test_anything_else_is_internal_and_tells_only_a_reference_that_the_log_has_too(
     kit: Kit, raised: Exception
