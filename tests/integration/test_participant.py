@@ -276,6 +276,30 @@ class TestAHandlerThatRaises:
         assert await bench.done("bad") == ["charge", "refund"]
         assert bench.handler.due_in() is None
 
+    async def test_all_of_an_events_steps_are_done_or_none(self, bench: Bench) -> None:
+        """The first step's work, its barrier and what it published go too where the second one fails."""
+        broken = [True]
+
+        def second(_event: ItemsReserved, tx: Transaction) -> None:
+            tx.execute(charges.insert(), {"key": tx.key, "what": "second"})
+            if broken:
+                raise RuntimeError("broken")
+
+        bench.participant = Participant(
+            "payments",
+            step("take-payment", bench.cashier.charge, saga="order-fulfilment"),
+            step("second", second, saga="order-fulfilment"),
+            metadata=metadata,
+        )
+        bench.handler = bench.new_owner()
+        await bench.handler.claim("stream-1")
+        assert await bench.take(bench.message(reserved())) == []
+        assert await bench.done() == []
+        broken.clear()
+        bench.now += timedelta(seconds=1)
+        assert types(bench.decoded(await bench.handler.due())) == ["PaymentProcessed"]
+        assert await bench.done() == ["charge", "second"]
+
     async def test_it_is_not_tried_before_its_time_and_then_later_and_later(self, bench: Bench) -> None:
         bench.cashier.fails = lambda _key: True
         await bench.take(bench.message(reserved()))

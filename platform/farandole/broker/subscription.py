@@ -7,7 +7,6 @@ reader has (`$JS.API.CONSUMER.RESET`), which restores the order. Pulls overlap, 
 from __future__ import annotations
 
 import asyncio
-import enum
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from farandole.broker.connection import Broker
+from farandole.broker.delivery_order import DeliveryOrder
 from farandole.broker.headers import STATUS
 from farandole.broker.streams import EVENTS, check_position, events_state
 from farandole.envelope import StoredMessage
@@ -78,19 +78,6 @@ _ACK_V1_TOKENS = 9
 """`$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`; v2 has two more in front."""
 
 
-class _State(enum.Enum):
-    """Whether what the consumer delivers is what comes next."""
-
-    LOST = enum.auto()
-    """No: the consumer has to be reset."""
-    RESETTING = enum.auto()
-    """It is being reset; its first message may come before the answer to that does, and so may stragglers."""
-    WAITING = enum.auto()
-    """It has been reset, and its first message has not come."""
-    READING = enum.auto()
-    """Yes."""
-
-
 class Subscription:
     """One reader's view of the stream: every message that its filters match after a position, once, in order."""
 
@@ -99,18 +86,14 @@ class Subscription:
         self._durable = durable
         self._filters = sorted(filters)
         self._description = description
-        self._ready: deque[tuple[StoredMessage, str]] = deque()
+        self._ready: deque[tuple[StoredMessage, int, str]] = deque()
+        """Messages with the generation of the consumer that delivered them, and where to acknowledge them."""
         self._arrived = asyncio.Event()
         self._wake = asyncio.Event()
         self._incarnation = ""
-        self._last = 0
-        """The stream sequence of the last message taken in; what is stored up to it is not taken in again."""
-        self._expected = 1
-        """The consumer sequence that the next new message must have, or something was lost."""
+        self._order = DeliveryOrder(after=0)
         self._generation = 0
-        self._state = _State.LOST
-        self._passed_over = False
-        """Whether, while resetting, a message came in the first one's place: a straggler, or the first was lost."""
+        """How often the consumer has been reset: an acknowledgement from before a reset would confuse it."""
         self._outstanding = 0
         self._heard = 0.0
         self._inbox = ""
@@ -142,7 +125,7 @@ class Subscription:
         Returns at once; where the stream is missing, is another one or is not as needed, `problem` says so until the
         reason has gone.
         """
-        self._last = after
+        self._order = DeliveryOrder(after=after)
         self._incarnation = incarnation
         self._inbox = self._broker.client.new_inbox()
         self._inbox_subscription = await self._broker.client.subscribe(
@@ -157,16 +140,16 @@ class Subscription:
             self._arrived.clear()
             await self._arrived.wait()
         messages: list[StoredMessage] = []
-        reply = ""
+        generation, reply = 0, ""
         while self._ready and len(messages) < limit:
-            message, reply = self._ready.popleft()
+            message, generation, reply = self._ready.popleft()
             messages.append(message)
         self._wake.set()
-        return Batch(messages, self._generation, reply)
+        return Batch(messages, generation, reply)
 
     async def acknowledge(self, batch: Batch) -> None:
         """Tells the broker that everything up to the batch's end is done. Only its own view depends on that."""
-        if batch.generation == self._generation and batch.reply:
+        if batch.generation == self._generation:
             try:
                 await self._broker.client.publish(batch.reply, b"+ACK")
             except (nats.errors.Error, OSError) as error:
@@ -184,7 +167,7 @@ class Subscription:
                 await self._inbox_subscription.unsubscribe()
 
     def _on_change(self, connected: bool) -> None:
-        self._state = _State.LOST
+        self._order.lose()
         if connected:
             self._wake.set()
         else:
@@ -199,30 +182,16 @@ class Subscription:
         if self._outstanding <= _PULL_MESSAGES // 2:
             self._wake.set()
         delivery = _Delivery.of(message.reply)
-        is_new = delivery.stream_sequence > self._last
-        match self._state:
-            case _State.LOST:
-                return  # it will be delivered again, in order, after the reset
-            case _State.RESETTING | _State.WAITING if not is_new:
-                return
-            case _State.RESETTING if delivery.consumer_sequence != 1:
-                self._passed_over = True
-                return
-            case _State.READING if not is_new:
-                self._expected = max(self._expected, delivery.consumer_sequence + 1)
-                return
-            case _ if delivery.consumer_sequence != self._expected:
-                _log.info("gap in delivery", expected=self._expected, got=delivery.consumer_sequence)
-                self._lose_order()
-                return
-        self._state = _State.READING
-        self._expected += 1
-        self._last = delivery.stream_sequence
+        if not self._order.admits(delivery.stream_sequence, delivery.consumer_sequence):
+            if self._order.is_lost:
+                self._wake.set()
+            return
         self._ready.append(
             (
                 StoredMessage(
                     message.subject, message.headers or {}, message.data, delivery.stream_sequence, delivery.time
                 ),
+                self._generation,
                 message.reply,
             )
         )
@@ -240,11 +209,7 @@ class Subscription:
                 self._outstanding -= int(headers.get("Nats-Pending-Messages", self._outstanding))
             case status:
                 _log.info("pull ended", status=status, description=headers.get("Description", ""))
-                self._lose_order()
-        self._wake.set()
-
-    def _lose_order(self) -> None:
-        self._state = _State.LOST
+                self._order.lose()
         self._wake.set()
 
     async def _pump(self) -> None:
@@ -254,19 +219,16 @@ class Subscription:
                 async with asyncio.timeout(_HEARTBEAT_SECONDS):
                     await self._wake.wait()
             except TimeoutError:
-                if (
-                    self._state is not _State.LOST
-                    and asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS
-                ):
+                if not self._order.is_lost and asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS:
                     _log.info("pull lost", consumer=self._durable)
-                    self._state = _State.LOST
+                    self._order.lose()
             self._wake.clear()
             try:
-                if self._state is _State.LOST:
+                if self._order.is_lost:
                     await self._restore_order()
                 await self._pull()
             except (BrokerError, nats.errors.Error, OSError) as error:
-                self._state = _State.LOST
+                self._order.lose()
                 problem = str(error) or type(error).__name__
                 if problem != self.problem:
                     _log.warning("can't read the stream", problem=problem)
@@ -282,17 +244,14 @@ class Subscription:
         if not self._broker.is_connected:
             raise BrokerUnavailableError(self._broker.problem or "the broker is not reachable")
         state = await events_state(self._broker)
-        check_position(state, incarnation=self._incarnation, position=self._last)
+        check_position(state, incarnation=self._incarnation, position=self._order.last)
         await self._ensure_consumer()
         self._generation += 1
-        self._expected = 1
-        self._state = _State.RESETTING
-        self._passed_over = False
-        await self._broker.request(f"$JS.API.CONSUMER.RESET.{EVENTS}.{self._durable}", {"seq": self._last + 1})
+        self._order.reset_begins()
+        await self._broker.request(f"$JS.API.CONSUMER.RESET.{EVENTS}.{self._durable}", {"seq": self._order.last + 1})
         self._outstanding = 0
         self._set_problem(None)
-        if self._state is _State.RESETTING:
-            self._state = _State.LOST if self._passed_over else _State.WAITING
+        self._order.reset_ends()
         self._wake.set()
 
     async def _ensure_consumer(self) -> None:

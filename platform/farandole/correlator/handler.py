@@ -97,7 +97,8 @@ class _Folding:
     before: dict[tuple[str, str], Saga | None] = field(default_factory=dict)
     records: dict[str, dict[str, Saga]] = field(default_factory=dict)
     payloads: dict[int, bytes] = field(default_factory=dict)
-    publications: list[Publication] = field(default_factory=list)
+    publications: dict[str, Publication] = field(default_factory=dict)
+    """Lifecycle events to publish, by message id, in order."""
     dead_letters: list[NewDeadLetter] = field(default_factory=list)
     read_back: list[tuple[str, str]] = field(default_factory=list)
     """Lifecycle events found in the stream: key and message id."""
@@ -165,7 +166,7 @@ class CorrelatorBatchHandler:
                     for (definition, key), before in folding.before.items()
                 ],
                 payloads=folding.payloads,
-                publications=folding.publications,
+                publications=tuple(folding.publications.values()),
                 dead_letters=folding.dead_letters,
                 acknowledged=published,
             ),
@@ -211,12 +212,15 @@ class CorrelatorBatchHandler:
                 continue
             folding.before.setdefault((name, event.key), before)
             records[name] = after
-            folding.publications.extend(self._called_for(before, after, event))
+            for publication in self._called_for(before, after, event):
+                folding.publications[publication.headers["Nats-Msg-Id"]] = publication
         if changed:
             redacted = event.event_type.redactor.redact(event.body)
             folding.payloads[event.sequence] = redacted.SerializeToString(deterministic=True)
         if event.fact.lifecycle is not None:
-            folding.read_back.append((event.key, message_id(event.source, event.id)))
+            identity = message_id(event.source, event.id)
+            folding.publications.pop(identity, None)
+            folding.read_back.append((event.key, identity))
 
     def _called_for(self, before: Saga | None, after: Saga, cause: Event) -> Iterator[Publication]:
         """The lifecycle events that the record calls for now and did not before."""
