@@ -24,7 +24,6 @@ class Server:
     position: int = 0
     consumer_sequence: int = 0
     on_the_way: list[Delivery] = field(default_factory=list)
-    is_answer_on_the_way: bool = False
 
     def deliver(self) -> None:
         """Sends the next message to the reader."""
@@ -49,22 +48,15 @@ class Server:
                 self.admitted.append(stream_sequence)
 
     def reset(self) -> None:
-        """The reader resets the consumer where it has to; the answer takes its own way."""
-        if self.order.is_lost and not self.is_answer_on_the_way:
-            self.order.reset_begins()
+        """The reader resets the consumer where it has to, and reads from a new inbox."""
+        if self.order.is_lost:
+            self.on_the_way.clear()
             self.position, self.consumer_sequence = self.order.last, 0
-            self.is_answer_on_the_way = True
-
-    def answer(self) -> None:
-        """The answer to the reset arrives, before or after what was delivered around it."""
-        if self.is_answer_on_the_way:
-            self.is_answer_on_the_way = False
-            self.order.reset_ends()
+            self.order.reset()
 
     def disconnect(self) -> None:
         """The connection breaks, with all that is on the way."""
         self.on_the_way.clear()
-        self.is_answer_on_the_way = False
         self.order.lose()
 
     def _next(self) -> Delivery | None:
@@ -75,7 +67,7 @@ class Server:
         return self.position, self.consumer_sequence
 
 
-ACTIONS = ("deliver", "steal", "redeliver", "arrive", "reset", "answer", "disconnect")
+ACTIONS = ("deliver", "steal", "redeliver", "arrive", "reset", "disconnect")
 
 
 @given(st.lists(st.sampled_from(ACTIONS), max_size=300))
@@ -87,7 +79,6 @@ def test_everything_is_admitted_once_in_order_whatever_happens(actions: list[str
         assert server.admitted == list(range(1, len(server.admitted) + 1)), "skipped, doubled or out of order"
     for _ in range(10 * STORED):  # nothing bad happens any more: all that is left comes
         server.reset()
-        server.answer()
         server.deliver()
         server.redeliver()
         while server.on_the_way:
@@ -97,24 +88,15 @@ def test_everything_is_admitted_once_in_order_whatever_happens(actions: list[str
 
 def test_a_redelivery_does_not_hide_that_a_message_was_lost_before_it() -> None:
     order = DeliveryOrder(after=0)
-    order.reset_begins()
-    order.reset_ends()
+    order.reset()
     assert order.admits(1, 1)
     assert not order.admits(1, 3)  # number 2 went to somebody else
     assert order.is_lost
 
 
-def test_the_first_delivery_may_overtake_the_answer_to_the_reset() -> None:
+def test_a_redelivery_counts() -> None:
     order = DeliveryOrder(after=0)
-    order.reset_begins()
+    order.reset()
     assert order.admits(1, 1)
-    order.reset_ends()
-    assert order.admits(2, 2)
-
-
-def test_a_second_delivery_without_the_first_asks_for_another_reset() -> None:
-    order = DeliveryOrder(after=0)
-    order.reset_begins()
-    assert not order.admits(2, 2)
-    order.reset_ends()
-    assert order.is_lost
+    assert not order.admits(1, 2)
+    assert order.admits(2, 3)

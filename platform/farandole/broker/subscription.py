@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import nats.errors
@@ -127,10 +128,6 @@ class Subscription:
         """
         self._order = DeliveryOrder(after=after)
         self._incarnation = incarnation
-        self._inbox = self._broker.client.new_inbox()
-        self._inbox_subscription = await self._broker.client.subscribe(
-            self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
         self._forget = self._broker.on_change(self._on_change)
         self._pumping = asyncio.create_task(self._pump(), name=f"subscription-{self._durable}")
 
@@ -162,9 +159,7 @@ class Subscription:
             self._pumping.cancel()
             await asyncio.gather(self._pumping, return_exceptions=True)
         self._forget()
-        if self._inbox_subscription is not None and self._broker.is_connected:
-            with suppress(nats.errors.Error):
-                await self._inbox_subscription.unsubscribe()
+        await self._close_inbox()
 
     def _on_change(self, connected: bool) -> None:
         self._order.lose()
@@ -173,7 +168,9 @@ class Subscription:
         else:
             self._set_problem("the broker is not reachable")
 
-    async def _on_message(self, message: Msg) -> None:
+    async def _on_message(self, generation: int, message: Msg) -> None:
+        if generation != self._generation:
+            return
         self._heard = asyncio.get_running_loop().time()
         if not message.reply.startswith(_ACK_PREFIX):
             self._on_status(message.headers or {})
@@ -246,13 +243,31 @@ class Subscription:
         state = await events_state(self._broker)
         check_position(state, incarnation=self._incarnation, position=self._order.last)
         await self._ensure_consumer()
-        self._generation += 1
-        self._order.reset_begins()
+        await self._close_inbox()
         await self._broker.request(f"$JS.API.CONSUMER.RESET.{EVENTS}.{self._durable}", {"seq": self._order.last + 1})
         self._outstanding = 0
         self._set_problem(None)
-        self._order.reset_ends()
-        self._wake.set()
+        await self._open_inbox()
+        self._order.reset()
+
+    async def _open_inbox(self) -> None:
+        """A new inbox for each generation: what was sent before a reset can't be taken for what comes after it."""
+        self._generation += 1
+        self._inbox = self._broker.client.new_inbox()
+        self._inbox_subscription = await self._broker.client.subscribe(
+            self._inbox,
+            cb=partial(self._on_message, self._generation),
+            pending_msgs_limit=-1,
+            pending_bytes_limit=-1,
+        )
+
+    async def _close_inbox(self) -> None:
+        """Ends the pulls that still wait at the broker, too: it drops those whose inbox nobody reads."""
+        self._generation += 1
+        subscription, self._inbox_subscription = self._inbox_subscription, None
+        if subscription is not None:
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()
 
     async def _ensure_consumer(self) -> None:
         """Makes the durable consumer, or changes it where its filters are others."""
