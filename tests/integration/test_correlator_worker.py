@@ -17,7 +17,9 @@ from farandole.correlator.handler import CorrelatorBatchHandler, Definitions
 from farandole.correlator.main import read_registry
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.queries import RecordedSaga
+from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import CorrelatorStore
+from farandole.database import Database
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
 from farandole.envelope import Publication, StoredMessage
@@ -193,7 +195,7 @@ async def test_what_was_stored_while_it_was_away_counts(broker: Broker) -> None:
     assert await stored_of(broker, "SagaCompleted") == ["o1"]
 
 
-async def test_a_rebuild_gives_the_same_records_and_publishes_nothing_again(broker: Broker) -> None:
+async def test_a_rebuild_gives_the_same_records_and_publishes_nothing_again(broker: Broker, tmp_path: Path) -> None:
     first = MemoryCorrelatorStore()
     keys = [f"o{n}" for n in range(30)]
     async with correlating(broker, first) as correlator:
@@ -201,8 +203,8 @@ async def test_a_rebuild_gives_the_same_records_and_publishes_nothing_again(brok
         for key in keys:
             await correlator.until(key, Status.COMPLETED)
     await end_deduplication(broker)
-    second = MemoryCorrelatorStore()
-    # small batches, so that the end of a saga is called for in one and found in another
+    # a store that takes its time, and small batches: the end of a saga is called for in one and found in another
+    second = SqlCorrelatorStore(Database(f"sqlite:///{tmp_path}/rebuilt.db"))
     async with correlating(broker, second, batch_size=7) as correlator:
         for key in keys:
             await correlator.until(key, Status.COMPLETED)
@@ -211,6 +213,7 @@ async def test_a_rebuild_gives_the_same_records_and_publishes_nothing_again(brok
     assert sorted(await stored_of(broker, "SagaCompleted")) == sorted([*keys, "after"])
     for key in keys:
         assert await second.get_sagas(key) == await first.get_sagas(key)
+    await second.close()
 
 
 async def test_a_lifecycle_event_that_was_decided_but_not_published_comes_after_a_restart(
