@@ -99,12 +99,16 @@ _PRIMARY_CODE = 0xFF
 
 
 def is_store_trouble(error: BaseException) -> bool:
-    """Whether an error says that the database can't be used now, and not that a statement is wrong."""
+    """Whether an error says that the database can't be used now, and not that a statement is wrong.
+
+    An error that came while another was dealt with counts by that one too: a full disk makes SQLite roll the whole
+    transaction back, after which there is no savepoint to go back to.
+    """
     if isinstance(error, StoreUnavailableError):
         return True
-    if not isinstance(error, DatabaseError) or not isinstance(error.orig, sqlite3.Error):
-        return False
-    return getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE in _TROUBLES
+    if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE in _TROUBLES:
+        return True
+    return any(is_store_trouble(earlier) for earlier in (error.__cause__, error.__context__) if earlier is not None)
 
 
 def _transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -17,10 +19,14 @@ from farandole.rpc import HealthMonitor
 from farandole.settings import Settings
 from farandole.worker import Worker
 
-CHECKS = ("broker", "store", "events")
-"""What health is made of: the connection, the database, and reading the stream in order."""
+CHECKS = ("broker", "store", "events", "outbox")
+"""What health is made of: the connection, the database, reading the stream in order, and publishing into it."""
 
 _STORE_CHECK_SECONDS = 1.0
+_TRANSACTION_SECONDS = 3.0
+"""A transaction that takes longer holds up everything behind it."""
+_CANCEL_SECONDS = 0.5
+_CLOSE_SECONDS = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -63,16 +69,37 @@ async def work_until_stopped(
                 watched.discard(ended)
         _log.info("stopping")
     finally:
-        for task in (stopped, working, checking):
-            task.cancel()
-        await asyncio.gather(stopped, working, checking, return_exceptions=True)
+        await _cancel(stopped, working, checking)
         await broker.close()
+
+
+async def close_or_exit(close: Awaitable[None]) -> None:
+    """Closes a database; where a transaction never ends, ends the process: what it has not committed is tried again."""
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await close
+    except TimeoutError:
+        _log.error("a transaction does not end; the process ends without it")
+        logging.shutdown()
+        os._exit(1)
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels until they have ended: in Python 3.11 `wait_for`, on which nats-py builds, can swallow a cancellation."""
+    waiting = set(tasks)
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=_CANCEL_SECONDS)
 
 
 async def _check_store(monitor: HealthMonitor, check_store: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
-            await check_store()
+            async with asyncio.timeout(_TRANSACTION_SECONDS):
+                await check_store()
+        except TimeoutError:
+            monitor.set("store", f"a transaction has been running for more than {_TRANSACTION_SECONDS:.0f} s")
         except StoreError as error:
             monitor.set("store", str(error))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.participant import Participant
 from farandole.participant.tables import ParticipantTables
 from farandole.participant.transaction import CommandTransaction
-from farandole.process import CHECKS, run_process, work_until_stopped
+from farandole.process import CHECKS, close_or_exit, run_process, work_until_stopped
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.settings import Settings
 from farandole.worker import Worker
@@ -38,6 +39,7 @@ class Runtime:
         self._tables = tables
         self._handler = handler
         self._worker = worker
+        self._committing: set[asyncio.Task[Any]] = set()
 
     async def execute(self, work: Callable[[CommandTransaction], T]) -> T:
         """Runs `work` in one write transaction; what it publishes goes out once that has committed.
@@ -46,15 +48,28 @@ class Runtime:
         process has taken over this participant.
         """
 
+        # a caller that gives up must not keep what it has committed from being published
+        committing = asyncio.create_task(self._commit(work))
+        self._committing.add(committing)
+        committing.add_done_callback(self._committed)
+        return await asyncio.shield(committing)
+
+    async def _commit(self, work: Callable[[CommandTransaction], T]) -> T:
         def transact(connection: sa.Connection) -> tuple[T, list[OutboxRow]]:
             self._handler.check_owner(connection)
             outgoing = self._handler.outgoing()
             result = work(CommandTransaction(connection, outgoing))
             return result, self._tables.outbox.add(connection, outgoing.publications)
 
-        result, rows = await self._database.write(transact)
+        async with self._handler.ownership:
+            result, rows = await self._database.write(transact)
         self._worker.publish_rows(rows)
         return result
+
+    def _committed(self, task: asyncio.Task[Any]) -> None:
+        self._committing.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to the caller, where there still is one
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Runs `work` over what has been committed. Raises `StoreUnavailableError`."""
@@ -100,7 +115,7 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
         async with serve(settings.grpc_address, [_contract_rpc(participant), *rpcs(runtime)], monitor):
             await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=database.check)
     finally:
-        await database.close()
+        await close_or_exit(database.close())
 
 
 class _ParticipantService(ParticipantServiceServicer):

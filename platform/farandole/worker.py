@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,11 @@ from farandole.errors import BrokerError, FencedError, StoreError
 from farandole.outbox import OutboxRow
 
 _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
+_STABLE_SECONDS = 60.0
+"""A session that lasted so long was well; what ends it is a new trouble."""
+_WATCH_SECONDS = 1.0
+_MOST_UNPUBLISHED = 10_000
+"""Beyond this many outbox rows nothing is read until some are published."""
 _TIDY_SECONDS = 0.2
 """How long an acknowledged outbox row may stay where no batch comes along to remove it."""
 
@@ -104,7 +110,9 @@ class Worker:
         report: Callable[[str, str | None], None],
         hold_until_caught_up: bool,
     ) -> None:
-        """`report(check, problem)` takes what health should know, under `events`. With `hold_until_caught_up` nothing
+        """`report(check, problem)` takes what health should know, under `events` and `outbox`.
+
+        With `hold_until_caught_up` nothing
         is published before everything is taken in that the stream held when the session began."""
         self._broker = broker
         self._durable = durable
@@ -121,13 +129,17 @@ class Worker:
     async def run(self) -> None:
         """Reads until cancelled. Raises `FencedError` where another process has taken over."""
         self._report("events", "has not begun to read")
+        self._report("outbox", None)
         failures = 0
         try:
             while True:
+                began = asyncio.get_running_loop().time()
                 try:
                     await self._session()
                 except BaseExceptionGroup as group:
                     error = _only_store_error(group)
+                    if asyncio.get_running_loop().time() - began > _STABLE_SECONDS:
+                        failures = 0
                     if isinstance(error, FencedError):
                         self._report("events", f"another process has taken over {self._durable}; stop one of the two")
                         raise error from None
@@ -185,6 +197,9 @@ class Worker:
         try:
             while True:
                 batch = await subscription.next_batch(self._batch_size)
+                while self._relay.depth > _MOST_UNPUBLISHED:
+                    await self._relay.changed()
+                    await self._remove_published()
                 removable = self._relay.take_acknowledged()
                 async with self._lock:
                     handled = await self._handler.handle(batch.messages, removable)
@@ -205,9 +220,12 @@ class Worker:
         while True:
             await self._relay.changed()
             await asyncio.sleep(_TIDY_SECONDS)
-            if removable := self._relay.take_acknowledged():
-                async with self._lock:
-                    await self._handler.remove(removable)
+            await self._remove_published()
+
+    async def _remove_published(self) -> None:
+        if removable := self._relay.take_acknowledged():
+            async with self._lock:
+                await self._handler.remove(removable)
 
     async def _keep_time(self) -> None:
         while True:
@@ -220,10 +238,13 @@ class Worker:
                 await asyncio.sleep(_TIDY_SECONDS if due_in is None else min(due_in, _TIDY_SECONDS))
 
     async def _watch(self, subscription: Subscription) -> None:
-        """Reports what the subscription has to say."""
+        """Reports what the subscription and the relay have to say."""
         while True:
             self._report("events", subscription.problem)
-            await subscription.problem_changed()
+            self._report("outbox", self._relay.problem)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_WATCH_SECONDS):
+                    await subscription.problem_changed()
 
     async def _pause(self, error: Exception, failures: int) -> int:
         self._report("events", str(error))

@@ -314,6 +314,9 @@ async def test_what_no_one_can_read_is_a_dead_letter_once_and_holds_up_nothing(b
         await correlator.until("o1", Status.COMPLETED)
         assert await store.get_dead_letter("correlator", 1) is not None
         assert await store.get_dead_letter("correlator", 2) is not None
+        async with asyncio.timeout(10):
+            while await store.waiting_publications():  # noqa: ASYNC110 - the store has no signal for it
+                await asyncio.sleep(0.02)
     await publisher.stop()
     info = await broker.request("$JS.API.STREAM.INFO.DEADLETTERS")
     assert info["state"]["messages"] == 2

@@ -11,6 +11,7 @@ from farandole.correlator.changes import SagaChanges
 from farandole.correlator.handler import CorrelatorBatchHandler, Definitions
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.envelope import StoredMessage
+from farandole.errors import FencedError
 from farandole.partitions import partition_of
 from farandole.saga import Disposition, Status
 from farandole.worker import Handled
@@ -100,13 +101,24 @@ async def test_an_end_that_its_own_batch_holds_already_is_not_published(store: M
     assert await rebuilt.waiting_publications() == ()
 
 
-async def test_who_claims_again_starts_from_what_others_have_written_meanwhile(store: MemoryCorrelatorStore) -> None:
+async def test_who_claims_again_starts_from_what_is_stored(store: MemoryCorrelatorStore) -> None:
+    """As after trouble of the store, when it is not known what became of the last commit."""
     first, stream = await owner(store), Stream()
     await first.handle([stream.store(*HAPPY[0])], ())
-    second = await owner(store)
-    await second.handle([stream.store(*HAPPY[1])], ())
+    await first.handle([stream.store(*HAPPY[1])], ())
     await first.claim("stream-1")
     handled = await first.handle([stream.store(*event) for event in HAPPY[2:]], ())
     assert published(handled) == ["SagaCompleted"]
     (recorded,) = await store.get_sagas("o1")
     assert [entry.disposition for entry in recorded.saga.history] == [Disposition.APPLIED] * 5
+
+
+async def test_who_was_shut_out_does_not_take_the_store_back(store: MemoryCorrelatorStore) -> None:
+    first, stream = await owner(store), Stream()
+    await first.handle([stream.store(*HAPPY[0])], ())
+    second = await owner(store)
+    with pytest.raises(FencedError):
+        await first.claim("stream-1")
+    await second.handle([stream.store(*HAPPY[1])], ())
+    (recorded,) = await store.get_sagas("o1")
+    assert len(recorded.saga.history) == 2

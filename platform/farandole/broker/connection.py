@@ -52,6 +52,7 @@ class Broker:
         self._connecting: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[bool], None]] = []
         self._closing = False
+        self._last_error = ""
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Fails with `BrokerError` where the client gave up for good: the process can only end and be started anew."""
 
@@ -70,7 +71,8 @@ class Broker:
         """Why the broker can't be used, and the remedy; None where it can."""
         if self.is_connected:
             return None
-        return f"the broker at {self._settings.nats_url} is not reachable; start it, or set FARANDOLE_NATS_URL"
+        why = f" ({self._last_error})" if self._last_error else ""
+        return f"the broker at {self._settings.nats_url} is not reachable{why}; start it, or set FARANDOLE_NATS_URL"
 
     def on_change(self, listener: Callable[[bool], None]) -> Callable[[], None]:
         """Calls `listener(connected)` now and after each change; returns what ends that."""
@@ -110,6 +112,7 @@ class Broker:
 
     async def _on_connected(self) -> None:
         _log.info("broker connected", url=self._settings.nats_url)
+        self._last_error = ""
         self._tell(connected=True)
 
     async def _on_disconnected(self) -> None:
@@ -122,7 +125,12 @@ class Broker:
             self.closed.set_exception(BrokerError("the connection to the broker was closed for good"))
 
     async def _on_error(self, error: Exception) -> None:
-        _log.debug("broker error", error=str(error) or type(error).__name__)
+        text = str(error) or type(error).__name__
+        if text != self._last_error:
+            _log.warning("broker error", error=text)
+        self._last_error = text
+        if not self.is_connected:
+            self._tell(connected=False)
 
     def _tell(self, *, connected: bool) -> None:
         for listener in tuple(self._listeners):

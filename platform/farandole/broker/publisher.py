@@ -11,6 +11,7 @@ import asyncio
 from dataclasses import dataclass
 
 import nats.errors
+import structlog
 from nats.aio.msg import Msg
 
 from farandole.broker.connection import Broker, read_answer
@@ -19,6 +20,11 @@ from farandole.errors import BrokerError, BrokerUnavailableError
 
 _ACKNOWLEDGE_SECONDS = 5.0
 _SWEEP_SECONDS = 0.5
+_UNDER_WAY = 1000
+"""How many publications `publish` keeps under way: more would only wait in the broker, until they are given up."""
+
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Publisher:
         self._sweeping: asyncio.Task[None] | None = None
         self._inbox = ""
         self._starting = asyncio.Lock()
+        self._slots = asyncio.Semaphore(_UNDER_WAY)
 
     async def publish(self, publication: Publication) -> Acknowledgement:
         """Publishes and waits for the receipt.
@@ -54,7 +61,8 @@ class Publisher:
         Raises `BrokerUnavailableError` where it is unknown whether the stream has it: publish it again.
         Raises `BrokerError` where the stream refused it.
         """
-        return await (await self.submit(publication))
+        async with self._slots:
+            return await (await self.submit(publication))
 
     async def submit(self, publication: Publication) -> asyncio.Future[Acknowledgement]:
         """Sends, and returns the receipt to come. What is submitted first is sent first. Raises nothing itself."""
@@ -97,14 +105,22 @@ class Publisher:
         self._fail_all("the publisher was stopped")
 
     async def _on_answer(self, message: Msg) -> None:
-        under_way = self._under_way.pop(message.subject.rpartition(".")[2], None)
-        if under_way is None or under_way.receipt.done():
+        number = message.subject.rpartition(".")[2]
+        under_way = self._under_way.get(number)
+        if under_way is None:
             return
         try:
             answer = read_answer(message.data, under_way.subject)
-            under_way.receipt.set_result(Acknowledgement(answer["seq"], bool(answer.get("duplicate"))))
+            receipt = Acknowledgement(int(answer["seq"]), bool(answer.get("duplicate")))
         except BrokerError as error:
-            under_way.receipt.set_exception(error)
+            self._fail(number, error)
+        except (ValueError, TypeError, AttributeError, KeyError):
+            # anyone who subscribes to the subject can answer too; the stream's own answer is still to come
+            _log.warning("an answer that is no acknowledgement", subject=under_way.subject)
+        else:
+            del self._under_way[number]
+            if not under_way.receipt.done():
+                under_way.receipt.set_result(receipt)
 
     def _on_change(self, connected: bool) -> None:
         if not connected:

@@ -14,6 +14,8 @@ from farandole.errors import BrokerError, BrokerUnavailableError
 from farandole.outbox import OutboxRow
 
 _RETRY_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+_PATIENCE_SECONDS = 5.0
+"""How long a row may fail before that is a problem to be told."""
 
 _log = structlog.get_logger(__name__)
 
@@ -42,13 +44,25 @@ class OutboxRelay:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._running = False
-        self.refusal: str | None = None
-        """What the broker refuses for good, or None."""
+        self._failing: dict[str, tuple[float, str]] = {}
+        """By key: since when its first row has not been acknowledged, and why."""
+        self._broken: BaseException | None = None
 
     @property
     def depth(self) -> int:
         """How many rows wait for their acknowledgement."""
-        return sum(len(rows) for rows in self._waiting.values())
+        return len(self._groups)
+
+    @property
+    def problem(self) -> str | None:
+        """What has kept a row from being published for seconds, and how many rows wait; None for nothing."""
+        if not self._failing:
+            return None
+        since, why = min(self._failing.values())
+        waited = asyncio.get_running_loop().time() - since
+        if waited < _PATIENCE_SECONDS:
+            return None
+        return f"{self.depth} events wait to be published, the first for {waited:.0f} s: {why}"
 
     def add(self, rows: Sequence[OutboxRow]) -> asyncio.Future[None]:
         """Takes rows over, in order; the result comes once the broker has acknowledged all of them.
@@ -91,15 +105,13 @@ class OutboxRelay:
         acknowledged, self._acknowledged = self._acknowledged, []
         return acknowledged
 
-    def give_back(self, ids: Sequence[int]) -> None:
-        """Undoes `take_acknowledged` where the removal was not committed."""
-        self._acknowledged.extend(ids)
-
     async def changed(self) -> None:
         """Waits until a row has been acknowledged."""
         self._changed.clear()
-        if not self._acknowledged:
+        if not self._acknowledged and self._broken is None:
             await self._changed.wait()
+        if self._broken is not None:
+            raise self._broken
 
     async def stop(self) -> None:
         """Stops publishing; what is left stays in the outbox."""
@@ -111,7 +123,13 @@ class OutboxRelay:
     def _begin(self, key: str) -> None:
         task = asyncio.create_task(self._publish_key(key), name=f"relay-{key}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken = error
+            self._changed.set()
 
     async def _publish_key(self, key: str) -> None:
         queue = self._waiting[key]
@@ -121,6 +139,7 @@ class OutboxRelay:
                 await self._publish_row(row)
             queue.popleft()
             self._finish(row.id)
+        self._failing.pop(key, None)
         del self._waiting[key]
 
     async def _publish_row(self, row: OutboxRow) -> Acknowledgement | None:
@@ -128,17 +147,22 @@ class OutboxRelay:
         while row.id not in self._withdrawn:
             try:
                 acknowledgement = await self._publisher.publish(row.publication)
-            except BrokerUnavailableError as error:
-                _log.debug("publication not acknowledged", subject=row.publication.subject, error=str(error))
             except BrokerError as error:
-                self.refusal = f"the broker refuses {row.publication.subject}: {error}"
-                _log.error("publication refused", saga_id=row.publication.key, error=str(error), code=error.code)
+                self._note_failure(row, error)
             else:
-                self.refusal = None
+                self._failing.pop(row.publication.key, None)
                 return acknowledgement
             await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
             failures += 1
         return None
+
+    def _note_failure(self, row: OutboxRow, error: BrokerError) -> None:
+        key = row.publication.key
+        since, _ = self._failing.get(key, (asyncio.get_running_loop().time(), ""))
+        self._failing[key] = (since, str(error))
+        refused = not isinstance(error, BrokerUnavailableError)
+        log = _log.error if refused else _log.debug
+        log("not published", saga_id=key, subject=row.publication.subject, error=str(error), code=error.code)
 
     def _drop_withdrawn(self, key: str) -> None:
         queue = self._waiting.get(key, deque())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ from farandole.broker.delivery_order import DeliveryOrder
 from farandole.broker.headers import STATUS
 from farandole.broker.streams import EVENTS, check_position, events_state
 from farandole.envelope import StoredMessage
-from farandole.errors import BrokerError, BrokerUnavailableError
+from farandole.errors import BrokerError, BrokerUnavailableError, FencedError
 
 _PULL_MESSAGES = 1000
 _PULL_BYTES = 32 * 1024 * 1024
@@ -37,6 +38,7 @@ _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0)
 _NANOSECONDS = 1_000_000_000
 _ACK_PREFIX = "$JS.ACK."
 _CONSUMER_NOT_FOUND = 10014
+_READER = "farandole.reader"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger(__name__)
@@ -89,6 +91,10 @@ class Subscription:
         self._description = description
         self._ready: deque[tuple[StoredMessage, int, str]] = deque()
         """Messages with the generation of the consumer that delivered them, and where to acknowledge them."""
+        self._ready_bytes = 0
+        self._reader = uuid.uuid4().hex
+        """Marks the consumer as read by this subscription and no other."""
+        self._has_taken_over = False
         self._arrived = asyncio.Event()
         self._wake = asyncio.Event()
         self._incarnation = ""
@@ -130,16 +136,21 @@ class Subscription:
         self._incarnation = incarnation
         self._forget = self._broker.on_change(self._on_change)
         self._pumping = asyncio.create_task(self._pump(), name=f"subscription-{self._durable}")
+        self._pumping.add_done_callback(lambda _task: self._arrived.set())
 
     async def next_batch(self, limit: int) -> Batch:
         """Waits for messages; returns what is there, at most `limit`, in stream order."""
         while not self._ready:
             self._arrived.clear()
             await self._arrived.wait()
+            if self._pumping is not None and self._pumping.done():
+                self._pumping.result()
+                raise FencedError(f"another process reads the consumer {self._durable}")
         messages: list[StoredMessage] = []
         generation, reply = 0, ""
         while self._ready and len(messages) < limit:
             message, generation, reply = self._ready.popleft()
+            self._ready_bytes -= len(message.data)
             messages.append(message)
         self._wake.set()
         return Batch(messages, generation, reply)
@@ -183,6 +194,7 @@ class Subscription:
             if self._order.is_lost:
                 self._wake.set()
             return
+        self._ready_bytes += len(message.data)
         self._ready.append(
             (
                 StoredMessage(
@@ -224,6 +236,9 @@ class Subscription:
                 if self._order.is_lost:
                     await self._restore_order()
                 await self._pull()
+            except FencedError as error:
+                self._set_problem(str(error))
+                return
             except (BrokerError, nats.errors.Error, OSError) as error:
                 self._order.lose()
                 problem = str(error) or type(error).__name__
@@ -270,7 +285,11 @@ class Subscription:
                 await subscription.unsubscribe()
 
     async def _ensure_consumer(self) -> None:
-        """Makes the durable consumer, or changes it where its filters are others."""
+        """Makes the durable consumer, or changes it where its filters are others or another reader had it before.
+
+        Raises `FencedError` where another reader has taken it over since: two would reset it in turn, each behind a
+        position of its own.
+        """
         wanted = {
             "name": self._durable,
             "durable_name": self._durable,
@@ -283,6 +302,7 @@ class Subscription:
             "max_waiting": 512,
             "replay_policy": "instant",
             "filter_subjects": self._filters,
+            "metadata": {_READER: self._reader},
         }
         try:
             info = await self._broker.request(f"$JS.API.CONSUMER.INFO.{EVENTS}.{self._durable}")
@@ -290,16 +310,20 @@ class Subscription:
             if error.code != _CONSUMER_NOT_FOUND:
                 raise
         else:
-            if _filters_of(info["config"]) == self._filters:
+            reader = (info["config"].get("metadata") or {}).get(_READER)
+            if self._has_taken_over and reader != self._reader:
+                raise FencedError(f"another process reads the consumer {self._durable}; stop one of the two")
+            if reader == self._reader and _filters_of(info["config"]) == self._filters:
                 return
         await self._broker.request(
             f"$JS.API.CONSUMER.CREATE.{EVENTS}.{self._durable}",
             {"stream_name": EVENTS, "config": wanted, "action": ""},
         )
+        self._has_taken_over = True
 
     async def _pull(self) -> None:
         """Asks for more where less than half of what was asked for is still to come and the reader keeps up."""
-        if self._outstanding > _PULL_MESSAGES // 2:
+        if self._outstanding > _PULL_MESSAGES // 2 or self._ready_bytes > _PULL_BYTES:
             return
         wanted = _PULL_MESSAGES - max(self._outstanding, 0) - len(self._ready)
         if wanted <= 0:

@@ -127,7 +127,7 @@ class CorrelatorBatchHandler:
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
         self._cache.clear()
-        self._claim = await self._store.claim(incarnation)
+        self._claim = await self._store.claim(incarnation, held=self._claim)
         return Position(self._claim.position, self._claim.incarnation)
 
     async def waiting(self) -> Sequence[OutboxRow]:

@@ -18,7 +18,7 @@ from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.database import Database
 from farandole.definition_files import load_definitions
 from farandole.errors import ConfigurationError, Fault
-from farandole.process import CHECKS, run_process, work_until_stopped
+from farandole.process import CHECKS, close_or_exit, run_process, work_until_stopped
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.settings import Settings
@@ -85,4 +85,4 @@ async def _serve(settings: Settings) -> None:
         async with serve(settings.grpc_address, rpcs, monitor):
             await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=store.check)
     finally:
-        await store.close()
+        await close_or_exit(store.close())

@@ -31,6 +31,7 @@ from farandole.correlator.store import (
     next_deadline,
     refuse_changed_definitions,
     refuse_other_incarnation,
+    refuse_outdated,
     refuse_step_back,
     without_history,
 )
@@ -77,9 +78,12 @@ class MemoryCorrelatorStore:
     async def check(self) -> None:
         """Always passes."""
 
-    async def claim(self, incarnation: str, partitions: Iterable[int] = ALL_PARTITIONS) -> Claim:
+    async def claim(
+        self, incarnation: str, partitions: Iterable[int] = ALL_PARTITIONS, *, held: Claim | None = None
+    ) -> Claim:
         """See `CorrelatorStore.claim`."""
         owned = frozenset(partitions)
+        refuse_outdated(held, {partition: position.epoch for partition, position in self._positions.items()})
         stored = [self._positions[partition] for partition in owned if partition in self._positions]
         for position in stored:
             if position.incarnation != incarnation:

@@ -40,6 +40,7 @@ from farandole.correlator.store import (
     next_deadline,
     refuse_changed_definitions,
     refuse_other_incarnation,
+    refuse_outdated,
     refuse_step_back,
 )
 from farandole.database import Database
@@ -331,10 +332,12 @@ class SqlCorrelatorStore:
         """See `CorrelatorStore.check`."""
         await self._database.check()
 
-    async def claim(self, incarnation: str, partitions: Iterable[int] = ALL_PARTITIONS) -> Claim:
+    async def claim(
+        self, incarnation: str, partitions: Iterable[int] = ALL_PARTITIONS, *, held: Claim | None = None
+    ) -> Claim:
         """See `CorrelatorStore.claim`."""
         owned = frozenset(partitions)
-        return await self._database.write(lambda connection: _claim(connection, incarnation, owned))
+        return await self._database.write(lambda connection: _claim(connection, incarnation, owned, held))
 
     async def load(self, keys: Collection[str]) -> dict[str, tuple[Saga, ...]]:
         """See `CorrelatorStore.load`."""
@@ -415,7 +418,10 @@ class SqlCorrelatorStore:
         return await self._database.read(_definitions)
 
 
-def _claim(connection: sa.Connection, incarnation: str, owned: frozenset[int]) -> Claim:
+def _claim(connection: sa.Connection, incarnation: str, owned: frozenset[int], held: Claim | None) -> Claim:
+    if held is not None:
+        rows = connection.execute(_SELECT_POSITIONS, {"partitions": sorted(held.partitions)})
+        refuse_outdated(held, {row.partition: row.epoch for row in rows})
     stored = connection.execute(_SELECT_POSITIONS, {"partitions": sorted(owned)}).all()
     for row in stored:
         if row.incarnation != incarnation:

@@ -15,7 +15,7 @@ from farandole.correlator.dead_letters import DeadLetter
 from farandole.correlator.queries import CorrelatorQueries, DueSaga
 from farandole.definition import Definition
 from farandole.envelope import Publication
-from farandole.errors import DefinitionError, Fault, StreamIncarnationError
+from farandole.errors import DefinitionError, Fault, FencedError, StreamIncarnationError
 from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS
 from farandole.saga import Health, HistoryEntry, Saga, Status, StepStatus
@@ -102,12 +102,17 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         """Raises `StoreUnavailableError` where the store can't be written."""
         ...
 
-    async def claim(self, incarnation: str, partitions: Iterable[int] = ALL_PARTITIONS) -> Claim:
+    async def claim(
+        self, incarnation: str, partitions: Iterable[int] = ALL_PARTITIONS, *, held: Claim | None = None
+    ) -> Claim:
         """Takes partitions over, in one transaction: raises their epoch above every epoch that any of them had.
 
         The claim's position is the lowest that any of them had, 0 where one is new, and becomes that of all: events
         between are read again, which the fold makes nothing of. Raises `StreamIncarnationError`, and changes
         nothing, where a stored position belongs to another incarnation of the stream.
+
+        `held` is the caller's own last claim: raises `FencedError`, and changes nothing, where another owner has
+        claimed any of its partitions since. Who has never claimed takes over from anyone.
         """
         ...
 
@@ -235,6 +240,12 @@ def refuse_changed_definitions(names: Iterable[tuple[str, int]]) -> DefinitionEr
             for name, version in names
         ]
     )
+
+
+def refuse_outdated(held: Claim | None, epochs: Mapping[int, int]) -> None:
+    """Raises `FencedError` where a partition's epoch, as stored, is not the one under which it is held."""
+    if held is not None and any(epochs.get(partition) != held.epoch for partition in held.partitions):
+        raise FencedError("another correlator has claimed these partitions")
 
 
 def refuse_step_back(claim: Claim, batch: FoldedBatch) -> None:

@@ -7,6 +7,7 @@ events behind it; the position goes on, and so do all other sagas.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -72,6 +73,8 @@ class ParticipantBatchHandler:
         self._position = 0
         self._queued: dict[str, datetime] = {}
         """The sagas that have something in the queue, and when the head of each is due."""
+        self.ownership = asyncio.Lock()
+        """Held by whoever must not be overtaken by a claim of this process: it changes the epoch."""
 
     def outgoing(self) -> Outgoing:
         """An empty collection of publications within the participant's contract."""
@@ -93,7 +96,8 @@ class ParticipantBatchHandler:
         def work(connection: sa.Connection) -> tuple[Position, int, dict[str, datetime]]:
             return *self._tables.claim(connection, incarnation, self._epoch), self._tables.queue_heads(connection)
 
-        position, self._epoch, self._queued = await self._database.write(work)
+        async with self.ownership:
+            position, self._epoch, self._queued = await self._database.write(work)
         self._position = position.sequence
         return position
 

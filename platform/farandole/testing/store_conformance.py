@@ -210,6 +210,15 @@ class CorrelatorStoreConformance:
         assert second.position == 7
         assert second.epoch > first.epoch
 
+    async def test_who_was_shut_out_does_not_claim_again(self, store: CorrelatorStore) -> None:
+        first = await store.claim(INCARNATION)
+        again = await store.claim(INCARNATION, held=first)
+        assert again.epoch > first.epoch
+        other = await store.claim(INCARNATION)
+        with pytest.raises(FencedError):
+            await store.claim(INCARNATION, held=again)
+        assert (await store.commit(other, FoldedBatch(5))).claim.position == 5
+
     async def test_another_incarnation_is_refused_and_changes_nothing(self, store: CorrelatorStore) -> None:
         claim = await store.claim(INCARNATION)
         other = "2026-04-01T00:00:00Z"
