@@ -139,13 +139,16 @@ class Subscription:
         self._pumping.add_done_callback(lambda _task: self._arrived.set())
 
     async def next_batch(self, limit: int) -> Batch:
-        """Waits for messages; returns what is there, at most `limit`, in stream order."""
+        """Waits for messages; returns what is there, at most `limit`, in stream order.
+
+        Raises `FencedError` where another process has taken over the consumer.
+        """
         while not self._ready:
-            self._arrived.clear()
-            await self._arrived.wait()
             if self._pumping is not None and self._pumping.done():
                 self._pumping.result()
                 raise FencedError(f"another process reads the consumer {self._durable}")
+            self._arrived.clear()
+            await self._arrived.wait()
         messages: list[StoredMessage] = []
         generation, reply = 0, ""
         while self._ready and len(messages) < limit:

@@ -1,0 +1,317 @@
+"""A participant at work over a real broker and database, when something goes wrong between them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from nats.aio.msg import Msg
+
+from farandole import CommandTransaction, Participant, Runtime, Transaction, step
+from farandole.broker import relay as relay_module
+from farandole.broker.connection import Broker
+from farandole.broker.publisher import Publisher
+from farandole.broker.streams import EVENTS, events_state
+from farandole.broker.subscription import Subscription
+from farandole.database import Database
+from farandole.envelope import Publication, StoredMessage
+from farandole.errors import FencedError, StoreUnavailableError
+from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.tables import ParticipantTables
+from farandole.testing.brokers import BrokerUnderTest, connect
+from farandole.worker import Handled, Worker
+from orders.v1.order_events_pb2 import OrderCancelled, OrderCompleted
+from shipping.v1.shipping_events_pb2 import OrderShipped
+
+metadata = sa.MetaData()
+notes = sa.Table("notes", metadata, sa.Column("key", sa.Text, primary_key=True), sa.Column("text", sa.Text))
+
+
+def complete(event: OrderShipped, tx: Transaction) -> OrderCompleted:
+    tx.execute(notes.insert(), {"key": tx.key, "text": event.tracking_number})
+    return OrderCompleted(order_id=tx.key, tracking_number=event.tracking_number)
+
+
+PARTICIPANT = Participant(
+    "orders",
+    step("complete-order", complete, saga="order-fulfilment"),
+    metadata=metadata,
+    publishes=(OrderCancelled,),
+)
+
+
+class Trouble(ParticipantBatchHandler):
+    """A handler whose store fails, once, before or after its commit."""
+
+    before_commit = False
+    after_commit = False
+
+    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
+        if self.before_commit:
+            self.before_commit = False
+            raise StoreUnavailableError("the disk is full")
+        handled = await super().handle(messages, published)
+        if self.after_commit:
+            self.after_commit = False
+            raise StoreUnavailableError("the connection was lost during the commit")
+        return handled
+
+
+@dataclass
+class AtWork:
+    """A running participant's parts."""
+
+    database: Database
+    tables: ParticipantTables
+    handler: Trouble
+    worker: Worker
+    runtime: Runtime
+    running: asyncio.Task[None]
+    problems: dict[str, str | None]
+
+    async def until(self, condition: str, seconds: float = 20.0) -> None:
+        """Waits until a check of health holds a text; "" for all checks being well."""
+        async with asyncio.timeout(seconds):
+            while not self._holds(condition):  # noqa: ASYNC110 - health is polled by its users too
+                await asyncio.sleep(0.02)
+
+    def _holds(self, text: str) -> bool:
+        told = [problem for problem in self.problems.values() if problem]
+        return any(text in problem for problem in told) if text else not told
+
+    async def until_outbox_is_empty(self) -> None:
+        async with asyncio.timeout(20):
+            while await self.database.read(self.tables.outbox.depth):  # noqa: ASYNC110 - a table has no signal
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def at_work(broker: Broker, path: Path) -> AsyncIterator[AtWork]:
+    """The participant at work on a database."""
+    database = Database(f"sqlite:///{path}/orders.db")
+    tables = ParticipantTables()
+    await database.create(tables.metadata, metadata)
+    handler = Trouble(PARTICIPANT, database, tables)
+    problems: dict[str, str | None] = {}
+    worker = Worker(
+        broker=broker,
+        durable="orders",
+        description="",
+        filters=PARTICIPANT.filters,
+        handler=handler,
+        batch_size=10,
+        report=problems.__setitem__,
+        hold_until_caught_up=False,
+    )
+    running = asyncio.create_task(worker.run())
+    try:
+        yield AtWork(database, tables, handler, worker, Runtime(database, tables, handler, worker), running, problems)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await database.close()
+
+
+async def ship(broker: Broker, keys: Sequence[str]) -> None:
+    """Publishes what makes the participant work."""
+    publisher = Publisher(broker)
+    for key in keys:
+        data = json.dumps({"orderId": key, "trackingNumber": "t"}).encode()
+        await publisher.publish(Publication(key, f"events.{key}.shipping.v1.OrderShipped", {}, data))
+    await publisher.stop()
+
+
+async def stored(broker: Broker, event_type: str) -> list[str]:
+    """The keys of all stored events of a type."""
+    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
+    stream = broker.client.jetstream()
+    found = []
+    for sequence in range(1, info["state"]["last_seq"] + 1):
+        message = await stream.get_msg(EVENTS, sequence)
+        if message.subject is not None and message.subject.endswith(event_type):
+            assert message.headers is not None
+            found.append(message.headers["ce-correlationid"])
+    return found
+
+
+async def until_stored(broker: Broker, event_type: str, count: int) -> list[str]:
+    async with asyncio.timeout(20):
+        while len(found := await stored(broker, event_type)) < count:  # noqa: ASYNC110 - a stream is polled
+            await asyncio.sleep(0.02)
+    return found
+
+
+KEYS = [f"o{number}" for number in range(25)]
+
+
+async def test_the_outbox_is_empty_once_all_is_published(broker: Broker, tmp_path: Path) -> None:
+    async with at_work(broker, tmp_path) as working:
+        await ship(broker, KEYS)
+        assert sorted(await until_stored(broker, "OrderCompleted", 25)) == sorted(KEYS)
+        await working.until_outbox_is_empty()
+
+
+@pytest.mark.parametrize("when", ["before_commit", "after_commit"])
+async def test_trouble_of_the_store_is_told_and_survived(broker: Broker, tmp_path: Path, when: str) -> None:
+    async with at_work(broker, tmp_path) as working:
+        await working.until("")
+        setattr(working.handler, when, True)
+        await ship(broker, KEYS)
+        assert sorted(await until_stored(broker, "OrderCompleted", 25)) == sorted(KEYS)
+        await working.until("")
+        await working.until_outbox_is_empty()
+    assert len(await stored(broker, "OrderCompleted")) == 25
+
+
+async def test_a_full_disk_loses_and_doubles_nothing(broker: Broker, tmp_path: Path) -> None:
+    """SQLite takes the whole transaction back, the savepoint with it: the batch must fail as one."""
+    async with at_work(broker, tmp_path) as working:
+        await working.until("")
+
+        def fill(connection: sa.Connection) -> None:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+        def enlarge(connection: sa.Connection) -> None:
+            connection.exec_driver_sql("PRAGMA max_page_count=1000000")
+
+        await working.database.write(fill)
+        keys = [f"{'k' * 100}{number}" for number in range(200)]
+        await ship(broker, keys)
+        await working.until("full")
+        await working.database.write(enlarge)
+        assert sorted(await until_stored(broker, "OrderCompleted", 200)) == sorted(keys)
+        await working.until("")
+        written = await working.database.read(lambda c: c.execute(sa.select(notes.c.key)).scalars().all())
+        assert sorted(written) == sorted(keys)
+
+
+async def test_what_a_caller_has_committed_is_published_though_it_gave_up(broker: Broker, tmp_path: Path) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def cancel(tx: CommandTransaction) -> None:
+        tx.publish(OrderCancelled(order_id="o1", reason="changed my mind"))
+        inside.set()
+        go_on.wait(10)
+
+    async with at_work(broker, tmp_path) as working:
+        await working.until("")
+        call = asyncio.create_task(working.runtime.execute(cancel))
+        await asyncio.to_thread(inside.wait, 10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        go_on.set()
+        assert await until_stored(broker, "OrderCancelled", 1) == ["o1"]
+
+
+async def test_a_command_is_not_refused_because_of_this_process_s_own_claim(broker: Broker, tmp_path: Path) -> None:
+    async with at_work(broker, tmp_path) as working:
+        await working.until("")
+        state = await events_state(broker)
+
+        async def command(number: int) -> None:
+            await working.runtime.execute(lambda tx: tx.publish(OrderCancelled(order_id=f"c{number}", reason="r")))
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(20):
+                tasks.create_task(command(number))
+                if number % 4 == 0:
+                    tasks.create_task(working.handler.claim(state.incarnation))
+
+
+async def test_a_second_process_on_another_database_shuts_the_first_out(
+    provisioned: BrokerUnderTest, tmp_path: Path
+) -> None:
+    """Two that read one consumer, each from a position of its own, would make each other skip events."""
+    first_broker, second_broker = await connect(provisioned.url), await connect(provisioned.url)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    async with at_work(first_broker, tmp_path / "first") as first:
+        await ship(first_broker, KEYS[:5])
+        await until_stored(first_broker, "OrderCompleted", 5)
+        async with at_work(second_broker, tmp_path / "second") as second:
+            await ship(second_broker, KEYS[5:])
+            await first.until("has taken over")
+            with pytest.raises(FencedError):
+                await first.running
+            async with asyncio.timeout(20):
+                while await second.database.read(_count_notes) < len(KEYS):  # noqa: ASYNC110 - a table has no signal
+                    await asyncio.sleep(0.02)
+            assert second.problems["events"] is None
+    await first_broker.close()
+    await second_broker.close()
+
+
+def _count_notes(connection: sa.Connection) -> int:
+    return connection.execute(sa.select(sa.func.count()).select_from(notes)).scalar_one()
+
+
+async def test_a_reader_that_lost_its_consumer_does_not_take_it_back(broker: Broker) -> None:
+    state = await events_state(broker)
+    first = Subscription(broker, "reader", ["events.>"])
+    await first.start(after=0, incarnation=state.incarnation)
+    await ship(broker, ["o1"])
+    assert len((await first.next_batch(10)).messages) == 1
+    second = Subscription(broker, "reader", ["events.>"])
+    await second.start(after=0, incarnation=state.incarnation)
+    assert len((await second.next_batch(10)).messages) == 1
+    await ship(broker, KEYS[5:])
+    with pytest.raises(FencedError):
+        await asyncio.wait_for(_read_for_ever(first), 20)
+    await first.stop()
+    await second.stop()
+
+
+async def _read_for_ever(subscription: Subscription) -> None:
+    while True:
+        await subscription.next_batch(10)
+
+
+async def test_a_stream_that_another_position_belongs_to_is_told_with_the_remedy(
+    broker: Broker, tmp_path: Path
+) -> None:
+    async with at_work(broker, tmp_path) as working:
+        await ship(broker, KEYS[:3])
+        await until_stored(broker, "OrderCompleted", 3)
+    database = Database(f"sqlite:///{tmp_path}/orders.db")
+    await database.write(lambda c: c.exec_driver_sql("UPDATE farandole_position SET incarnation='another'"))
+    await database.close()
+    async with at_work(broker, tmp_path) as working:
+        await ship(broker, KEYS[3:])
+        await working.until("restore the stream from its backup")
+        assert await working.database.read(_count_notes) == 3
+
+
+async def test_a_stranger_who_answers_publications_holds_up_nothing(broker: Broker, tmp_path: Path) -> None:
+    async def answer(message: Msg) -> None:
+        if message.reply:
+            for text in (b"hi", b"{}", b"[]", b'{"seq": "x"}'):
+                await broker.client.publish(message.reply, text)
+
+    await broker.client.subscribe("events.>", cb=answer)
+    async with at_work(broker, tmp_path) as working:
+        await ship(broker, KEYS)
+        await until_stored(broker, "OrderCompleted", 25)
+        await working.until_outbox_is_empty()
+
+
+async def test_a_stream_that_is_full_is_told(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "_PATIENCE_SECONDS", 0.1)
+    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
+    async with at_work(broker, tmp_path) as working:
+        await ship(broker, KEYS[:1])
+        await until_stored(broker, "OrderCompleted", 1)
+        await broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**info["config"], "max_bytes": 100})
+        await working.runtime.execute(lambda tx: tx.publish(OrderCancelled(order_id="o9", reason="r")))
+        await working.until("wait to be published")
+        await broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**info["config"], "max_bytes": -1})
+        assert await until_stored(broker, "OrderCancelled", 1) == ["o9"]
+        await working.until("")
