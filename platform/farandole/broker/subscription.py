@@ -288,7 +288,8 @@ class Subscription:
                 await subscription.unsubscribe()
 
     async def _ensure_consumer(self) -> None:
-        """Makes the durable consumer, or changes it where its filters are others or another reader had it before.
+        """Makes the durable consumer. One that another reader had is made anew: that ends the pulls of the other, which
+        would go on to take messages, as a suspended process does until it notices.
 
         Raises `FencedError` where another reader has taken it over since: two would reset it in turn, each behind a
         position of its own.
@@ -313,11 +314,12 @@ class Subscription:
             if error.code != _CONSUMER_NOT_FOUND:
                 raise
         else:
-            reader = (info["config"].get("metadata") or {}).get(_READER)
-            if self._has_taken_over and reader != self._reader:
-                raise FencedError(f"another process reads the consumer {self._durable}; stop one of the two")
-            if reader == self._reader and _filters_of(info["config"]) == self._filters:
+            if (info["config"].get("metadata") or {}).get(_READER) == self._reader:
+                self._has_taken_over = True
                 return
+            if self._has_taken_over:
+                raise FencedError(f"another process reads the consumer {self._durable}; stop one of the two")
+            await self._broker.request(f"$JS.API.CONSUMER.DELETE.{EVENTS}.{self._durable}")
         await self._broker.request(
             f"$JS.API.CONSUMER.CREATE.{EVENTS}.{self._durable}",
             {"stream_name": EVENTS, "config": wanted, "action": ""},
@@ -342,8 +344,3 @@ class Subscription:
         await self._broker.client.publish(
             f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{self._durable}", json.dumps(request).encode(), reply=self._inbox
         )
-
-
-def _filters_of(config: dict[str, Any]) -> list[str]:
-    filters = config.get("filter_subjects") or [config.get("filter_subject") or ""]
-    return sorted(filters)
