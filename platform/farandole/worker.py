@@ -125,6 +125,8 @@ class Worker:
         self._publisher = Publisher(broker)
         self._relay = OutboxRelay(self._publisher)
         self._lock = asyncio.Lock()
+        self._catching_up: str | None = None
+        """What keeps the records from being up to date, or None."""
 
     async def run(self) -> None:
         """Reads until cancelled. Raises `FencedError` where another process has taken over."""
@@ -183,7 +185,10 @@ class Worker:
                 failures = await self._pause(error, failures)
             else:
                 if position.sequence >= target:
+                    self._catching_up = None
                     self._relay.run()
+                else:
+                    self._catching_up = f"catching up with the {target - position.sequence} events stored before"
                 _log.info("reading", consumer=self._durable, after=position.sequence, until=state.last_sequence)
                 return target
 
@@ -208,6 +213,9 @@ class Worker:
                 published = self._relay.add(handled.rows)
                 if batch.last_sequence >= target:
                     self._relay.run()
+                    if self._catching_up:
+                        self._catching_up = None
+                        self._report("events", subscription.problem)
                 task = asyncio.create_task(acknowledge(published, batch))
                 acknowledging.add(task)
                 task.add_done_callback(acknowledging.discard)
@@ -240,7 +248,7 @@ class Worker:
     async def _watch(self, subscription: Subscription) -> None:
         """Reports what the subscription and the relay have to say."""
         while True:
-            self._report("events", subscription.problem)
+            self._report("events", subscription.problem or self._catching_up)
             self._report("outbox", self._relay.problem)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_SECONDS):

@@ -60,10 +60,14 @@ class Problems:
 
     def __init__(self) -> None:
         self.now: str | None = None
+        self.told: list[str] = []
         self._changed = asyncio.Event()
 
-    def report(self, _check: str, problem: str | None) -> None:
+    def report(self, check: str, problem: str | None) -> None:
+        if check != "events":
+            return
         self.now = problem
+        self.told.append(problem or "")
         self._changed.set()
 
     async def until(self, part: str) -> None:
@@ -208,6 +212,8 @@ async def test_a_rebuild_gives_the_same_records_and_publishes_nothing_again(brok
     async with correlating(broker, second, batch_size=7) as correlator:
         for key in keys:
             await correlator.until(key, Status.COMPLETED)
+        assert any(problem.startswith("catching up with") for problem in correlator.problems.told)
+        assert correlator.problems.now is None
         await tell(broker, "after")
         await correlator.until("after", Status.COMPLETED)
     assert sorted(await stored_of(broker, "SagaCompleted")) == sorted([*keys, "after"])

@@ -27,7 +27,7 @@ from choreography.v1 import options_pb2 as choreography_dot_v1_dot_options__pb2
 from orders.v1 import order_pb2 as orders_dot_v1_dot_order__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1corders/v1/order_events.proto\x12\torders.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1d\x63horeography/v1/options.proto\x1a\x15orders/v1/order.proto\"\xfc\x01\n\x0cOrderCreated\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1f\n\x0b\x63ustomer_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12/\n\x05lines\x18\x03 \x03(\x0b\x32\x14.orders.v1.OrderLineB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x64\x12#\n\x08\x63urrency\x18\x04 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x1a\n\x04\x63\x61rd\x18\x05 \x01(\tB\x0c\x80\x01\x01\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\x07\x61\x64\x64ress\x18\x06 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80\x04:\x04\x88\xe7\x18\x01\"m\n\x0eOrderCompleted\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12 \n\x0ftracking_number\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x04\x88\xe7\x18\x01\"d\n\x0eOrderCancelled\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x04\x88\xe7\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1corders/v1/order_events.proto\x12\torders.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1d\x63horeography/v1/options.proto\x1a\x15orders/v1/order.proto\"\xfc\x01\n\x0cOrderCreated\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1f\n\x0b\x63ustomer_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12/\n\x05lines\x18\x03 \x03(\x0b\x32\x14.orders.v1.OrderLineB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x64\x12#\n\x08\x63urrency\x18\x04 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x1a\n\x04\x63\x61rd\x18\x05 \x01(\tB\x0c\x80\x01\x01\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\x07\x61\x64\x64ress\x18\x06 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80\x04:\x04\x88\xe7\x18\x01\"m\n\x0eOrderCompleted\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12 \n\x0ftracking_number\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x04\x88\xe7\x18\x01\"g\n\x0eOrderCancelled\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1a\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08:\x04\x88\xe7\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,7 +57,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ORDERCANCELLED'].fields_by_name['order_id']._loaded_options = None
   _globals['_ORDERCANCELLED'].fields_by_name['order_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{1,128}$\210\347\030\001'
   _globals['_ORDERCANCELLED'].fields_by_name['reason']._loaded_options = None
-  _globals['_ORDERCANCELLED'].fields_by_name['reason']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_ORDERCANCELLED'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
   _globals['_ORDERCANCELLED']._loaded_options = None
   _globals['_ORDERCANCELLED']._serialized_options = b'\210\347\030\001'
   _globals['_ORDERCREATED']._serialized_start=127
@@ -65,5 +65,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ORDERCOMPLETED']._serialized_start=381
   _globals['_ORDERCOMPLETED']._serialized_end=490
   _globals['_ORDERCANCELLED']._serialized_start=492
-  _globals['_ORDERCANCELLED']._serialized_end=592
+  _globals['_ORDERCANCELLED']._serialized_end=595
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from choreography.v1 import options_pb2 as choreography_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n payments/v1/payment_events.proto\x12\x0bpayments.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1d\x63horeography/v1/options.proto\"\xcb\x01\n\x10PaymentProcessed\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1b\n\npayment_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\x0c\x61mount_cents\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12#\n\x08\x63urrency\x18\x04 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x1b\n\x07\x61\x64\x64ress\x18\x05 \x01(\tB\n\x80\x01\x01\xbaH\x04r\x02\x10\x01:\x04\x88\xe7\x18\x01\"g\n\rPaymentFailed\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x08\x88\xe7\x18\x01\x98\xe7\x18\x01\"\xa1\x01\n\x0fPaymentRefunded\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1b\n\npayment_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\x0c\x61mount_cents\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x06reason\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x04\x88\xe7\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n payments/v1/payment_events.proto\x12\x0bpayments.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1d\x63horeography/v1/options.proto\"\xcb\x01\n\x10PaymentProcessed\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1b\n\npayment_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\x0c\x61mount_cents\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12#\n\x08\x63urrency\x18\x04 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x1b\n\x07\x61\x64\x64ress\x18\x05 \x01(\tB\n\x80\x01\x01\xbaH\x04r\x02\x10\x01:\x04\x88\xe7\x18\x01\"j\n\rPaymentFailed\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1a\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08:\x08\x88\xe7\x18\x01\x98\xe7\x18\x01\"\xa4\x01\n\x0fPaymentRefunded\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1b\n\npayment_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\x0c\x61mount_cents\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08:\x04\x88\xe7\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,7 +48,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTFAILED'].fields_by_name['order_id']._loaded_options = None
   _globals['_PAYMENTFAILED'].fields_by_name['order_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{1,128}$\210\347\030\001'
   _globals['_PAYMENTFAILED'].fields_by_name['reason']._loaded_options = None
-  _globals['_PAYMENTFAILED'].fields_by_name['reason']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_PAYMENTFAILED'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
   _globals['_PAYMENTFAILED']._loaded_options = None
   _globals['_PAYMENTFAILED']._serialized_options = b'\210\347\030\001\230\347\030\001'
   _globals['_PAYMENTREFUNDED'].fields_by_name['order_id']._loaded_options = None
@@ -58,13 +58,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTREFUNDED'].fields_by_name['amount_cents']._loaded_options = None
   _globals['_PAYMENTREFUNDED'].fields_by_name['amount_cents']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_PAYMENTREFUNDED'].fields_by_name['reason']._loaded_options = None
-  _globals['_PAYMENTREFUNDED'].fields_by_name['reason']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_PAYMENTREFUNDED'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
   _globals['_PAYMENTREFUNDED']._loaded_options = None
   _globals['_PAYMENTREFUNDED']._serialized_options = b'\210\347\030\001'
   _globals['_PAYMENTPROCESSED']._serialized_start=110
   _globals['_PAYMENTPROCESSED']._serialized_end=313
   _globals['_PAYMENTFAILED']._serialized_start=315
-  _globals['_PAYMENTFAILED']._serialized_end=418
-  _globals['_PAYMENTREFUNDED']._serialized_start=421
-  _globals['_PAYMENTREFUNDED']._serialized_end=582
+  _globals['_PAYMENTFAILED']._serialized_end=421
+  _globals['_PAYMENTREFUNDED']._serialized_start=424
+  _globals['_PAYMENTREFUNDED']._serialized_end=588
 # @@protoc_insertion_point(module_scope)

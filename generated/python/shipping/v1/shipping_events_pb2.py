@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from choreography.v1 import options_pb2 as choreography_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!shipping/v1/shipping_events.proto\x12\x0bshipping.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1d\x63horeography/v1/options.proto\"o\n\x0cOrderShipped\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12 \n\x0ftracking_number\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x08\x88\xe7\x18\x01\x90\xe7\x18\x01\"h\n\x0eShippingFailed\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x08\x88\xe7\x18\x01\x98\xe7\x18\x01\"\x89\x01\n\x11ShipmentCancelled\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12 \n\x0ftracking_number\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x04\x88\xe7\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!shipping/v1/shipping_events.proto\x12\x0bshipping.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1d\x63horeography/v1/options.proto\"o\n\x0cOrderShipped\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12 \n\x0ftracking_number\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x08\x88\xe7\x18\x01\x90\xe7\x18\x01\"k\n\x0eShippingFailed\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1a\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08:\x08\x88\xe7\x18\x01\x98\xe7\x18\x01\"\x8c\x01\n\x11ShipmentCancelled\x12\x33\n\x08order_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12 \n\x0ftracking_number\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08:\x04\x88\xe7\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,7 +42,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHIPPINGFAILED'].fields_by_name['order_id']._loaded_options = None
   _globals['_SHIPPINGFAILED'].fields_by_name['order_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{1,128}$\210\347\030\001'
   _globals['_SHIPPINGFAILED'].fields_by_name['reason']._loaded_options = None
-  _globals['_SHIPPINGFAILED'].fields_by_name['reason']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_SHIPPINGFAILED'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
   _globals['_SHIPPINGFAILED']._loaded_options = None
   _globals['_SHIPPINGFAILED']._serialized_options = b'\210\347\030\001\230\347\030\001'
   _globals['_SHIPMENTCANCELLED'].fields_by_name['order_id']._loaded_options = None
@@ -50,13 +50,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHIPMENTCANCELLED'].fields_by_name['tracking_number']._loaded_options = None
   _globals['_SHIPMENTCANCELLED'].fields_by_name['tracking_number']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_SHIPMENTCANCELLED'].fields_by_name['reason']._loaded_options = None
-  _globals['_SHIPMENTCANCELLED'].fields_by_name['reason']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_SHIPMENTCANCELLED'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
   _globals['_SHIPMENTCANCELLED']._loaded_options = None
   _globals['_SHIPMENTCANCELLED']._serialized_options = b'\210\347\030\001'
   _globals['_ORDERSHIPPED']._serialized_start=110
   _globals['_ORDERSHIPPED']._serialized_end=221
   _globals['_SHIPPINGFAILED']._serialized_start=223
-  _globals['_SHIPPINGFAILED']._serialized_end=327
-  _globals['_SHIPMENTCANCELLED']._serialized_start=330
-  _globals['_SHIPMENTCANCELLED']._serialized_end=467
+  _globals['_SHIPPINGFAILED']._serialized_end=330
+  _globals['_SHIPMENTCANCELLED']._serialized_start=333
+  _globals['_SHIPMENTCANCELLED']._serialized_end=473
 # @@protoc_insertion_point(module_scope)
