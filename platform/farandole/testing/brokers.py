@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import subprocess
+import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -144,17 +147,23 @@ class ContainerBroker:
         self._container.stop()
 
 
+@lru_cache(maxsize=1)
 def docker_problem() -> str | None:
-    """Why containers can't be used here; None where a Docker engine answers."""
-    try:
-        import docker
+    """Why containers can't be used here; None where a Docker engine answers. Asked once."""
+    import docker
 
-        client = docker.from_env()
-        client.ping()
-        client.close()
-    except Exception as error:  # noqa: BLE001 - whatever keeps the engine from answering is the answer
-        return f"no Docker engine answers: {type(error).__name__}"
-    return None
+    problem: str | None = None
+    with warnings.catch_warnings():
+        # where nothing answers, the Docker client leaves a socket open, of which Python warns when it is collected
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            client = docker.from_env()
+            client.ping()
+            client.close()
+        except Exception as error:  # noqa: BLE001 - whatever keeps the engine from answering is the answer
+            problem = f"no Docker engine answers: {type(error).__name__}"
+        gc.collect()
+    return problem
 
 
 async def connect(url: str, *, service: str = "test") -> Broker:
