@@ -39,6 +39,7 @@ _NANOSECONDS = 1_000_000_000
 _ACK_PREFIX = "$JS.ACK."
 _CONSUMER_NOT_FOUND = 10014
 _READER = "farandole.reader"
+_SUCCESSION_SECONDS = 1.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger(__name__)
@@ -95,6 +96,7 @@ class Subscription:
         self._reader = uuid.uuid4().hex
         """Marks the consumer as read by this subscription and no other."""
         self._has_taken_over = False
+        self._missing_since: float | None = None
         self._arrived = asyncio.Event()
         self._wake = asyncio.Event()
         self._incarnation = ""
@@ -313,6 +315,7 @@ class Subscription:
         except BrokerError as error:
             if error.code != _CONSUMER_NOT_FOUND:
                 raise
+            self._wait_for_a_successor()
         else:
             if (info["config"].get("metadata") or {}).get(_READER) == self._reader:
                 self._has_taken_over = True
@@ -325,6 +328,15 @@ class Subscription:
             {"stream_name": EVENTS, "config": wanted, "action": ""},
         )
         self._has_taken_over = True
+        self._missing_since = None
+
+    def _wait_for_a_successor(self) -> None:
+        """Raises while a consumer that this one had is missing for a moment only: who takes over makes it anew."""
+        now = asyncio.get_running_loop().time()
+        if self._missing_since is None:
+            self._missing_since = now
+        if self._has_taken_over and now - self._missing_since < _SUCCESSION_SECONDS:
+            raise BrokerUnavailableError(f"the consumer {self._durable} was deleted; it is made again in a moment")
 
     async def _pull(self) -> None:
         """Asks for more where less than half of what was asked for is still to come and the reader keeps up."""
