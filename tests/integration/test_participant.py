@@ -16,7 +16,7 @@ from choreography.v1.saga_pb2 import SAGA_CAUSE_DEADLINE
 from farandole import Participant, Transaction, step
 from farandole.database import Database
 from farandole.envelope import Event, StoredMessage, decode, encode
-from farandole.errors import ContractError, FencedError
+from farandole.errors import ContractError, FencedError, StoreUnavailableError
 from farandole.outbox import OutboxRow
 from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.tables import ParticipantTables
@@ -275,6 +275,28 @@ class TestAHandlerThatRaises:
         assert types(bench.decoded(await bench.handler.due())) == ["PaymentProcessed", "PaymentRefunded"]
         assert await bench.done("bad") == ["charge", "refund"]
         assert bench.handler.due_in() is None
+
+    async def test_a_disk_that_is_full_is_not_the_handlers_fault(self, bench: Bench) -> None:
+        """SQLite takes the whole transaction back, and the savepoint with it: nothing of the batch may stay."""
+
+        def hoard(_event: ItemsReserved, tx: Transaction) -> None:
+            if tx.key == "bad":  # so that each event of the batch has a savepoint
+                raise RuntimeError("broken")
+            tx.execute(charges.insert(), {"key": tx.key, "what": "x" * 5_000_000})
+
+        bench.participant = Participant("payments", step("hoard", hoard, saga="order-fulfilment"), metadata=metadata)
+        bench.handler = bench.new_owner()
+        await bench.handler.claim("stream-1")
+        batch = [bench.message(reserved(key)) for key in ("bad", "big", "other")]
+        await bench.database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count=200"))
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError, match="full"):
+                await bench.handler.handle(batch, ())
+            assert await bench.done("big") == []
+            assert bench.handler.due_in() is None
+        await bench.database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count=1000000"))
+        await bench.handler.handle(batch, ())
+        assert [len(await bench.done(key)) for key in ("bad", "big", "other")] == [0, 1, 1]
 
     async def test_all_of_an_events_steps_are_done_or_none(self, bench: Bench) -> None:
         """The first step's work, its barrier and what it published go too where the second one fails."""
