@@ -126,6 +126,7 @@ def _engine(url: str, *, begin: str, pool_size: int) -> sa.Engine:
         url,
         poolclass=QueuePool,
         pool_size=pool_size,
+        hide_parameters=True,  # an error's text goes into logs; what a statement was given may be a secret
         max_overflow=0,
         connect_args={"timeout": _BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
     )

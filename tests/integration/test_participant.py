@@ -298,6 +298,20 @@ class TestAHandlerThatRaises:
         await bench.handler.handle(batch, ())
         assert [len(await bench.done(key)) for key in ("bad", "big", "other")] == [0, 1, 1]
 
+    async def test_what_is_kept_of_a_failure_shows_no_parameters(self, bench: Bench) -> None:
+        def clash(event: ItemsReserved, tx: Transaction) -> None:
+            for _ in range(2):
+                tx.execute(charges.insert(), {"number": 1, "key": tx.key, "what": event.card})
+
+        bench.participant = Participant("payments", step("clash", clash, saga="order-fulfilment"), metadata=metadata)
+        bench.handler = bench.new_owner()
+        await bench.handler.claim("stream-1")
+        await bench.take(bench.message(reserved(card="4111-2222")))
+        query = sa.text("SELECT error FROM farandole_queue")
+        (error,) = await bench.database.read(lambda connection: connection.execute(query).scalars().all())
+        assert "IntegrityError" in error
+        assert "4111" not in error
+
     async def test_all_of_an_events_steps_are_done_or_none(self, bench: Bench) -> None:
         """The first step's work, its barrier and what it published go too where the second one fails."""
         broken = [True]
