@@ -281,12 +281,15 @@ async def test_a_stream_that_another_position_belongs_to_is_told_with_the_remedy
         await ship(broker, KEYS[:3])
         await until_stored(broker, "OrderCompleted", 3)
     database = Database(f"sqlite:///{tmp_path}/orders.db")
+    left = Publication("o9", "events.o9.orders.v1.OrderCancelled", {"ce-correlationid": "o9"}, b"{}")
     await database.write(lambda c: c.exec_driver_sql("UPDATE farandole_position SET incarnation='another'"))
+    await database.write(lambda c: ParticipantTables().outbox.add(c, [left]))
     await database.close()
     async with at_work(broker, tmp_path) as working:
-        await ship(broker, KEYS[3:])
         await working.until("restore the stream from its backup")
+        await ship(broker, KEYS[3:])
         assert await working.database.read(_count_notes) == 3
+        assert await stored(broker, "OrderCancelled") == []
 
 
 async def test_a_stranger_who_answers_publications_holds_up_nothing(broker: Broker, tmp_path: Path) -> None:
