@@ -14,6 +14,9 @@ from farandole.errors import ConfigurationError, Fault
 
 ENV_PREFIX = "FARANDOLE_"
 
+_NOT_REACHED = "default_factory_not_called"
+"""A default that pydantic did not work out, since another setting is wrong: no fault of its own."""
+
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 
 
@@ -87,6 +90,7 @@ class Settings(BaseSettings):
                 [
                     Fault(ENV_PREFIX + "_".join(str(part) for part in fault["loc"]).upper(), _reason(fault["msg"]))
                     for fault in error.errors()
+                    if fault["type"] != _NOT_REACHED
                 ]
             ) from None
 

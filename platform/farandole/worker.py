@@ -25,6 +25,7 @@ from farandole.errors import BrokerError, FencedError, StoreError
 from farandole.outbox import OutboxRow
 
 _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
+_ONE_OF_TWO = "stop one of the two, then restart the one that stays"
 _STABLE_SECONDS = 60.0
 """A session that lasted so long was well; what ends it is a new trouble."""
 _WATCH_SECONDS = 1.0
@@ -143,7 +144,7 @@ class Worker:
                     if asyncio.get_running_loop().time() - began > _STABLE_SECONDS:
                         failures = 0
                     if isinstance(error, FencedError):
-                        self._report("events", f"another process has taken over {self._durable}; stop one of the two")
+                        self._report("events", f"another process has taken over {self._durable}; {_ONE_OF_TWO}")
                         raise error from None
                     failures = await self._pause(error, failures)
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -279,6 +279,28 @@ async def test_a_second_correlator_on_the_same_store_shuts_the_first_out(provisi
     assert sorted(completed) == sorted(["o1", *keys])
     await first_broker.close()
     await second_broker.close()
+
+
+async def test_takeovers_in_the_middle_of_events_leave_one_at_work_and_no_saga_behind(
+    provisioned: BrokerUnderTest,
+) -> None:
+    """Each of a row of correlators takes the store of the one before, which must not take anything back."""
+    store = MemoryCorrelatorStore()
+    keys: list[str] = []
+    async with AsyncExitStack() as stack:
+        publisher = await connect(provisioned.url)
+        for round_number in range(6):
+            broker = await connect(provisioned.url)
+            stack.push_async_callback(broker.close)
+            correlator = await stack.enter_async_context(correlating(broker, store))
+            some = [f"r{round_number}-{n}" for n in range(5)]
+            keys += some
+            await asyncio.gather(*(tell(publisher, key) for key in some))
+            for key in some:
+                await correlator.until(key, Status.COMPLETED)
+            assert correlator.problems.now is None
+        assert sorted(await stored_of(publisher, "SagaCompleted")) == sorted(keys)
+        await publisher.close()
 
 
 async def test_two_definitions_on_one_event_keep_a_record_each(broker: Broker, tmp_path: Path) -> None:

@@ -48,6 +48,11 @@ def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert Settings.load("payments", grpc_port=50054).nats_url == "nats://127.0.0.1:4222"
 
 
+def test_a_fault_brings_no_faults_of_settings_that_nobody_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARANDOLE_NATS_URL", "foo")
+    assert list(_faults()) == ["FARANDOLE_NATS_URL"]
+
+
 def test_every_fault_is_told_at_once_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {
         "FARANDOLE_NATS_URL": "http://127.0.0.1:4222",
