@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,18 +15,13 @@ import psutil
 
 from farandole.stack.plan import make_plan
 from farandole.stack.status import read_status
+from farandole.testing.brokers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICE = Path(__file__).with_name("stack_service.py")
 WAIT_SECONDS = 30.0
 
 Value = TypeVar("Value")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(look: Callable[[], Value | None], what: str, seconds: float = WAIT_SECONDS) -> Value:

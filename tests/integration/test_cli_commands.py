@@ -14,7 +14,8 @@ from typing import Any
 import nats
 import pytest
 
-from tests.integration.stack_under_test import ROOT, StackUnderTest, eventually, free_port
+from farandole.testing.brokers import free_port
+from tests.integration.stack_under_test import ROOT, StackUnderTest, eventually
 
 ORDER = {
     "customerId": "ada",

@@ -26,6 +26,7 @@ from farandole.envelope import Publication, StoredMessage
 from farandole.saga import Disposition, Status
 from farandole.testing.brokers import BrokerUnderTest, connect
 from farandole.worker import Worker
+from tests.integration.stored_events import keys_of_stored
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REGISTRY = read_registry(ROOT / "generated" / "descriptors.binpb")
@@ -141,19 +142,6 @@ async def tell(broker: Broker, key: str, events: tuple[tuple[str, dict[str, obje
     await publisher.stop()
 
 
-async def stored_of(broker: Broker, event_type: str) -> list[str]:
-    """The saga ids of all stored events of a type, in stream order."""
-    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
-    stream = broker.client.jetstream()
-    found = []
-    for sequence in range(1, info["state"]["last_seq"] + 1):
-        message = await stream.get_msg(EVENTS, sequence)
-        if message.subject is not None and message.subject.endswith(event_type):
-            assert message.headers is not None
-            found.append(message.headers["ce-correlationid"])
-    return found
-
-
 async def end_deduplication(broker: Broker) -> None:
     """Makes the broker forget every message id that it has seen: its window must not be what a test rests on."""
     info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
@@ -196,7 +184,7 @@ async def test_what_was_stored_while_it_was_away_counts(broker: Broker) -> None:
     await tell(broker, "o1", HAPPY[2:])
     async with correlating(broker, store) as correlator:
         await correlator.until("o1", Status.COMPLETED)
-    assert await stored_of(broker, "SagaCompleted") == ["o1"]
+    assert await keys_of_stored(broker, "SagaCompleted") == ["o1"]
 
 
 async def test_a_rebuild_gives_the_same_records_and_publishes_nothing_again(broker: Broker, tmp_path: Path) -> None:
@@ -216,7 +204,7 @@ async def test_a_rebuild_gives_the_same_records_and_publishes_nothing_again(brok
         assert correlator.problems.now is None
         await tell(broker, "after")
         await correlator.until("after", Status.COMPLETED)
-    assert sorted(await stored_of(broker, "SagaCompleted")) == sorted([*keys, "after"])
+    assert sorted(await keys_of_stored(broker, "SagaCompleted")) == sorted([*keys, "after"])
     for key in keys:
         assert await second.get_sagas(key) == await first.get_sagas(key)
     await second.close()
@@ -248,7 +236,7 @@ async def test_a_lifecycle_event_that_was_decided_but_not_published_comes_after_
     # that process is gone now, with the row in its store
     async with correlating(broker, store) as correlator:
         await correlator.until("o1", Status.COMPLETED)
-    assert await stored_of(broker, "SagaCompleted") == ["o1"]
+    assert await keys_of_stored(broker, "SagaCompleted") == ["o1"]
     await broker.close()
 
 
@@ -275,7 +263,7 @@ async def test_a_second_correlator_on_the_same_store_shuts_the_first_out(provisi
                 assert all(disposition is Disposition.APPLIED for _, disposition in dispositions(recorded))
             await first.problems.until("has taken over")
             assert second.problems.now is None
-    completed = await stored_of(second_broker, "SagaCompleted")
+    completed = await keys_of_stored(second_broker, "SagaCompleted")
     assert sorted(completed) == sorted(["o1", *keys])
     await first_broker.close()
     await second_broker.close()
@@ -299,7 +287,7 @@ async def test_takeovers_in_the_middle_of_events_leave_one_at_work_and_no_saga_b
             for key in some:
                 await correlator.until(key, Status.COMPLETED)
             assert correlator.problems.now is None
-        assert sorted(await stored_of(publisher, "SagaCompleted")) == sorted(keys)
+        assert sorted(await keys_of_stored(publisher, "SagaCompleted")) == sorted(keys)
         await publisher.close()
 
 

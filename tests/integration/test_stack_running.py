@@ -16,7 +16,8 @@ from pathlib import Path
 import nats
 import pytest
 
-from tests.integration.stack_under_test import StackUnderTest, eventually, free_port, runs
+from farandole.testing.brokers import free_port
+from tests.integration.stack_under_test import StackUnderTest, eventually, runs
 
 
 @pytest.fixture

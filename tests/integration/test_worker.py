@@ -29,6 +29,7 @@ from farandole.testing.brokers import BrokerUnderTest, connect
 from farandole.worker import Handled, Worker
 from orders.v1.order_events_pb2 import OrderCancelled, OrderCompleted
 from shipping.v1.shipping_events_pb2 import OrderShipped
+from tests.integration.stored_events import keys_of_stored
 
 metadata = sa.MetaData()
 notes = sa.Table("notes", metadata, sa.Column("key", sa.Text, primary_key=True), sa.Column("text", sa.Text))
@@ -128,22 +129,9 @@ async def ship(broker: Broker, keys: Sequence[str]) -> None:
     await publisher.stop()
 
 
-async def stored(broker: Broker, event_type: str) -> list[str]:
-    """The keys of all stored events of a type."""
-    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
-    stream = broker.client.jetstream()
-    found = []
-    for sequence in range(1, info["state"]["last_seq"] + 1):
-        message = await stream.get_msg(EVENTS, sequence)
-        if message.subject is not None and message.subject.endswith(event_type):
-            assert message.headers is not None
-            found.append(message.headers["ce-correlationid"])
-    return found
-
-
 async def until_stored(broker: Broker, event_type: str, count: int) -> list[str]:
     async with asyncio.timeout(20):
-        while len(found := await stored(broker, event_type)) < count:  # noqa: ASYNC110 - a stream is polled
+        while len(found := await keys_of_stored(broker, event_type)) < count:  # noqa: ASYNC110 - a stream is polled
             await asyncio.sleep(0.02)
     return found
 
@@ -167,7 +155,7 @@ async def test_trouble_of_the_store_is_told_and_survived(broker: Broker, tmp_pat
         assert sorted(await until_stored(broker, "OrderCompleted", 25)) == sorted(KEYS)
         await working.until("")
         await working.until_outbox_is_empty()
-    assert len(await stored(broker, "OrderCompleted")) == 25
+    assert len(await keys_of_stored(broker, "OrderCompleted")) == 25
 
 
 async def test_a_full_disk_loses_and_doubles_nothing(broker: Broker, tmp_path: Path) -> None:
@@ -289,7 +277,7 @@ async def test_a_stream_that_another_position_belongs_to_is_told_with_the_remedy
         await working.until("restore the stream from its backup")
         await ship(broker, KEYS[3:])
         assert await working.database.read(_count_notes) == 3
-        assert await stored(broker, "OrderCancelled") == []
+        assert await keys_of_stored(broker, "OrderCancelled") == []
 
 
 async def test_a_stranger_who_answers_publications_holds_up_nothing(broker: Broker, tmp_path: Path) -> None:
