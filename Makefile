@@ -94,6 +94,8 @@ generate: $(VENV)/development ## rebuild generated/ from proto/
 	@mkdir -p generated/python
 	@PATH=$(BIN):$$PATH $(PROTOC) --python_out=generated/python --mypy_out=quiet:generated/python $(PROTOS)
 	@PATH=$(BIN):$$PATH $(PROTOC) --grpc_python_out=generated/python --mypy_grpc_out=quiet:generated/python $(SERVICE_PROTOS)
+	@mv generated/python/packaging generated/python/packaging_contracts  # pip's tools install a package of the first name
+	@sed -i 's/^from packaging\.v1 import/from packaging_contracts.v1 import/' generated/python/packaging_contracts/v1/*_grpc.py*
 	@for package in generated/python/*/; do touch "$${package}py.typed"; done
 	@$(BIN)/buf build --as-file-descriptor-set --exclude-source-info --output generated/descriptors.binpb
 

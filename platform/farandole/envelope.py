@@ -23,7 +23,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from choreography.v1 import lifecycle_pb2
+from choreography.v1 import dead_letter_events_pb2, lifecycle_pb2
 from farandole.errors import InvalidEventError
 from farandole.partitions import is_key, partition_of
 from farandole.registry import EventType, Registry
@@ -70,7 +70,10 @@ _NOT_PLAIN = re.compile(r"[^\x21\x23\x24\x26-\x7e]")
 
 
 class Reason(enum.IntEnum):
-    """Why no one can read a message (`choreography.v1.DeadLetterReason`)."""
+    """Why a delivery is given up on (`choreography.v1.DeadLetterReason`).
+
+    The last two are a participant's; for all others no one can read the message.
+    """
 
     TOO_LARGE = 1
     TOO_COMPLEX = 2
@@ -82,6 +85,8 @@ class Reason(enum.IntEnum):
     RULE_VIOLATION = 8
     INVALID_KEY = 9
     WRONG_PARTITION = 10
+    REJECTED = 11
+    RETRIES_EXHAUSTED = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,6 +544,18 @@ def _lifecycle_of(body: Message) -> Lifecycle | None:
             return Lifecycle(body.definition, body.version, Cause(body.cause), (body.step,), body.compensation)
         case lifecycle_pb2.StepVoided():
             return Lifecycle(body.definition, body.version, Cause(body.cause), (body.step,))
+        case lifecycle_pb2.SagaStalled():
+            return Lifecycle(body.definition, body.version, Cause(body.cause))
+        case dead_letter_events_pb2.DeadLetterRecorded():
+            dead_letter = (body.participant, body.sequence)
+            return Lifecycle(body.definition, 0, Cause.UNSPECIFIED, (body.step,), body.compensation, dead_letter)
+        case (
+            dead_letter_events_pb2.DeadLetterRedriven()
+            | dead_letter_events_pb2.DeadLetterDiscarded()
+            | dead_letter_events_pb2.DeadLetterSuperseded()
+        ):
+            dead_letter = (body.participant, body.sequence)
+            return Lifecycle(body.definition, 0, Cause.UNSPECIFIED, (body.step,), dead_letter=dead_letter)
         case lifecycle_pb2.SagaCompleted() | lifecycle_pb2.SagaCompensated() | lifecycle_pb2.SagaFailed():
             return Lifecycle(body.definition, body.version, Cause(body.cause))
         case _:

@@ -5,8 +5,9 @@ The broker computes the same with the subject transform `events.{{partition(16,1
 
 from __future__ import annotations
 
+import itertools
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 
 PARTITIONS = 16
 """Permanent: a stored event stays in the partition in which it was stored."""
@@ -26,3 +27,11 @@ def partition_of(key: str) -> int:
     for byte in key.encode():
         hash_ = ((hash_ ^ byte) * 0x01000193) & 0xFFFFFFFF
     return hash_ % PARTITIONS
+
+
+@cache
+def partition_key(partition: int) -> str:
+    """The key under which the platform speaks to a whole partition: `partition-<partition>-<n>`, with the first n that
+    belongs there."""
+    keys = (f"partition-{partition}-{number}" for number in itertools.count())
+    return next(key for key in keys if partition_of(key) == partition)

@@ -28,7 +28,15 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescript
 from google.protobuf.message import DecodeError, Message
 
 from buf.validate import validate_pb2
-from choreography.v1 import lifecycle_pb2, options_pb2, saga_definition_pb2, saga_pb2
+from choreography.v1 import (
+    correlator_events_pb2,
+    dead_letter_events_pb2,
+    dead_letter_pb2,
+    lifecycle_pb2,
+    options_pb2,
+    saga_definition_pb2,
+    saga_pb2,
+)
 from farandole.errors import ConfigurationError, Fault
 from farandole.redaction import Redactor, reachable_types
 
@@ -36,7 +44,8 @@ _OWN_FILES: Mapping[str, FileDescriptor] = {
     module.DESCRIPTOR.name: module.DESCRIPTOR
     for module in (
         any_pb2, descriptor_pb2, duration_pb2, empty_pb2, field_mask_pb2, struct_pb2, timestamp_pb2, wrappers_pb2,
-        validate_pb2, options_pb2, saga_definition_pb2, saga_pb2, lifecycle_pb2,
+        validate_pb2, options_pb2, saga_definition_pb2, saga_pb2, lifecycle_pb2, dead_letter_pb2,
+        dead_letter_events_pb2, correlator_events_pb2,
     )
 }  # fmt: skip
 """Files that the library brings itself; a set that holds another edition of one gets the library's."""
@@ -91,13 +100,13 @@ class Registry:
 
     @classmethod
     def of_classes(cls, classes: Iterable[type[Message]]) -> Registry:
-        """A registry of generated classes and the lifecycle events.
+        """A registry of generated classes and the platform's own events.
 
         Raises `ConfigurationError` where a class is no event, or its options or rules are wrong.
         """
         faults: list[Fault] = []
         validator = protovalidate.Validator()
-        types = _lifecycle_types(validator)
+        types = _own_types(validator)
         for message_class in classes:
             descriptor = _descriptor_of(message_class)
             if not _is_event(descriptor):
@@ -118,7 +127,7 @@ class Registry:
         pool = descriptor_pool.DescriptorPool()
         faults: list[Fault] = []
         validator = protovalidate.Validator()
-        types = _lifecycle_types(validator)
+        types = _own_types(validator)
         for file in _in_order_of_imports(serialized, where):
             try:
                 pool.Add(file)
@@ -138,12 +147,14 @@ class Registry:
         return cls(types)
 
 
-def _lifecycle_types(validator: protovalidate.Validator) -> dict[str, EventType]:
+def _own_types(validator: protovalidate.Validator) -> dict[str, EventType]:
+    """The platform's own events, which every registry knows."""
     types: dict[str, EventType] = {}
-    for name in lifecycle_pb2.DESCRIPTOR.message_types_by_name:
-        message_class: type[Message] = getattr(lifecycle_pb2, name)
-        if _is_event(_descriptor_of(message_class)) and (event_type := _event_type(message_class, validator, [])):
-            types[event_type.name] = event_type
+    for module in (lifecycle_pb2, dead_letter_events_pb2, correlator_events_pb2):
+        for name in module.DESCRIPTOR.message_types_by_name:
+            message_class: type[Message] = getattr(module, name)
+            if _is_event(_descriptor_of(message_class)) and (event_type := _event_type(message_class, validator, [])):
+                types[event_type.name] = event_type
     return types
 
 

@@ -72,16 +72,18 @@ class Disposition(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """What a lifecycle event says of the saga that it is about."""
+    """What an event of the platform says of the saga that it is about."""
 
     definition: str
     version: int
     """0 where its publisher does not know it."""
     cause: Cause
     steps: tuple[str, ...] = ()
-    """The steps that it names: of `SagaTimedOut` those to undo, of `StepOverdue` and `StepVoided` the one step."""
+    """The steps that it names: of `SagaTimedOut` those to undo, of what is about a step that one."""
     compensation: bool = False
-    """Of `StepOverdue`: whether the step's compensation is late, not the step."""
+    """Of what is about a step: whether it is about the step's compensation."""
+    dead_letter: tuple[str, int] | None = None
+    """Of what is about a dead letter: the participant and the stream sequence that name it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ another try, so that nothing is lost and nothing is silent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,9 +18,10 @@ import structlog
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
 from farandole.broker.relay import OutboxRelay
-from farandole.broker.streams import check_position, events_state, last_stored
+from farandole.broker.stored import stored_events
+from farandole.broker.streams import StreamState, check_position, events_state, last_stored
 from farandole.broker.subscription import Batch, Subscription
-from farandole.envelope import StoredMessage
+from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerError, FencedError, StoreError
 from farandole.outbox import OutboxRow
 
@@ -54,16 +55,42 @@ class Handled:
     """The new outbox rows, in order."""
     read_back: Sequence[tuple[str, str]] = ()
     """Events of its own that it found in the stream: key and message id. They need not be published any more."""
+    attempts: Sequence[Publication] = ()
+    """Publications to try once, now, in no order. Nothing is lost with one that is refused, or dropped since the worker
+    is still catching up: who wanted it asks again."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstHeard:
+    """The events that a session takes in before all others."""
+
+    types: Sequence[str] = ()
+    """Full message types."""
+    from_beginning: bool = False
+    """Whether all that the stream holds are wanted, or those behind the position."""
 
 
 class BatchHandler(Protocol):
     """What a worker drives. Its calls never overlap. Every call raises `StoreError` where the store is in trouble."""
+
+    first_heard: FirstHeard
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps the handler from doing its work, for health, and the remedy; None where nothing does."""
+        ...
 
     async def claim(self, incarnation: str) -> Position:
         """Takes over the store: every earlier owner's next write fails with `FencedError`.
 
         `incarnation` is remembered where the store is new; else the stored position comes back with its own. Called
         again by the same owner, it raises `FencedError` where another one has claimed the store in between.
+        """
+        ...
+
+    async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
+        """Takes in what `first_heard` asks for: each page in stream order, type by type. Comes after `claim` and before
+        everything else, also where the stream holds none. The events come again at their place in the stream.
         """
         ...
 
@@ -79,8 +106,8 @@ class BatchHandler(Protocol):
         """
         ...
 
-    async def due(self) -> Sequence[OutboxRow]:
-        """Does what has become due by time since, in a transaction of its own; returns new outbox rows."""
+    async def due(self) -> Handled:
+        """Does what has become due by time since, in a transaction of its own."""
         ...
 
     def due_in(self) -> float | None:
@@ -126,6 +153,7 @@ class Worker:
         self._publisher = Publisher(broker)
         self._relay = OutboxRelay(self._publisher)
         self._lock = asyncio.Lock()
+        self._attempting: set[asyncio.Task[None]] = set()
         self._catching_up: str | None = None
         """What keeps the records from being up to date, or None."""
 
@@ -167,6 +195,8 @@ class Worker:
         finally:
             await subscription.stop()
             await self._relay.stop()
+            for task in self._attempting:
+                task.cancel()
 
     async def _take_over(self, subscription: Subscription) -> int:
         """Claims the store and begins to read; returns the sequence up to which it has to catch up."""
@@ -177,6 +207,7 @@ class Worker:
                 state = await events_state(self._broker)
                 position = await self._handler.claim(state.incarnation)
                 check_position(state, incarnation=position.incarnation, position=position.sequence)
+                heard = await self._handler.hear(self._first_heard(position, state))
                 self._relay.add(await self._handler.waiting())
                 target = await last_stored(self._broker) if self._hold else 0
                 await subscription.start(after=position.sequence, incarnation=position.incarnation)
@@ -190,8 +221,16 @@ class Worker:
                     self._relay.run()
                 else:
                     self._catching_up = f"catching up with the {target - position.sequence} events stored before"
+                self._relay.add(heard.rows)
                 _log.info("reading", consumer=self._durable, after=position.sequence, until=state.last_sequence)
                 return target
+
+    async def _first_heard(self, position: Position, state: StreamState) -> AsyncIterator[Sequence[StoredMessage]]:
+        first = self._handler.first_heard
+        after = 0 if first.from_beginning else position.sequence
+        for event_type in first.types:
+            async for page in stored_events(self._broker, event_type, after=after, until=state.last_sequence):
+                yield page
 
     async def _read(self, subscription: Subscription, target: int) -> None:
         acknowledging: set[asyncio.Task[None]] = set()
@@ -211,12 +250,12 @@ class Worker:
                     handled = await self._handler.handle(batch.messages, removable)
                 for key, message_id in handled.read_back:
                     self._relay.withdraw(key, message_id)
-                published = self._relay.add(handled.rows)
+                published = self._take_on(handled)
                 if batch.last_sequence >= target:
                     self._relay.run()
                     if self._catching_up:
                         self._catching_up = None
-                        self._report("events", subscription.problem)
+                        self._report_events(subscription)
                 task = asyncio.create_task(acknowledge(published, batch))
                 acknowledging.add(task)
                 task.add_done_callback(acknowledging.discard)
@@ -241,19 +280,37 @@ class Worker:
             due_in = self._handler.due_in()
             if due_in is not None and due_in <= 0:
                 async with self._lock:
-                    rows = await self._handler.due()
-                self._relay.add(rows)
+                    handled = await self._handler.due()
+                self._take_on(handled)
             else:
                 await asyncio.sleep(_TIDY_SECONDS if due_in is None else min(due_in, _TIDY_SECONDS))
 
     async def _watch(self, subscription: Subscription) -> None:
         """Reports what the subscription and the relay have to say."""
         while True:
-            self._report("events", subscription.problem or self._catching_up)
+            self._report_events(subscription)
             self._report("outbox", self._relay.problem)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_SECONDS):
                     await subscription.problem_changed()
+
+    def _report_events(self, subscription: Subscription) -> None:
+        self._report("events", subscription.problem or self._catching_up or self._handler.problem)
+
+    def _take_on(self, handled: Handled) -> asyncio.Future[None]:
+        """Publishes what came of a batch; the result comes once the broker has acknowledged the rows."""
+        if self._catching_up is None:
+            for publication in handled.attempts:
+                task = asyncio.create_task(self._attempt(publication), name=f"attempt-{publication.subject}")
+                self._attempting.add(task)
+                task.add_done_callback(self._attempting.discard)
+        return self._relay.add(handled.rows)
+
+    async def _attempt(self, publication: Publication) -> None:
+        try:
+            await self._publisher.publish(publication)
+        except BrokerError as error:
+            _log.info("not published", saga_id=publication.key, subject=publication.subject, error=str(error))
 
     async def _pause(self, error: Exception, failures: int) -> int:
         self._report("events", str(error))

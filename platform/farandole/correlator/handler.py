@@ -7,7 +7,7 @@ that the records call for, and the position.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -25,7 +25,7 @@ from farandole.errors import StoreError
 from farandole.outbox import OutboxRow
 from farandole.registry import Registry
 from farandole.saga import Saga
-from farandole.worker import Handled, Position
+from farandole.worker import FirstHeard, Handled, Position
 
 _CACHED_KEYS = 20_000
 
@@ -121,6 +121,8 @@ class CorrelatorBatchHandler:
         self._definitions = definitions
         self._changes = changes
         self._clock = clock
+        self.first_heard = FirstHeard()
+        self.problem: str | None = None
         self._claim: Claim | None = None
         self._cache: OrderedDict[str, dict[str, Saga]] = OrderedDict()
 
@@ -129,6 +131,12 @@ class CorrelatorBatchHandler:
         self._cache.clear()
         self._claim = await self._store.claim(incarnation, held=self._claim)
         return Position(self._claim.position, self._claim.incarnation)
+
+    async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
+        """See `BatchHandler.hear`."""
+        async for _ in pages:
+            pass
+        return Handled()
 
     async def waiting(self) -> Sequence[OutboxRow]:
         """See `BatchHandler.waiting`."""
@@ -142,9 +150,9 @@ class CorrelatorBatchHandler:
         """See `BatchHandler.due_in`."""
         return None
 
-    async def due(self) -> Sequence[OutboxRow]:
+    async def due(self) -> Handled:
         """See `BatchHandler.due`."""
-        return ()
+        return Handled()
 
     async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
         """See `BatchHandler.handle`."""

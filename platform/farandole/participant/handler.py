@@ -8,7 +8,7 @@ events behind it; the position goes on, and so do all other sagas.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ from farandole.participant.participant import Participant, Reaction
 from farandole.participant.tables import BarrierKey, InboxEntry, ParticipantTables, QueueEntry
 from farandole.participant.transaction import Transaction
 from farandole.saga import Disposition
-from farandole.worker import Handled, Position
+from farandole.worker import FirstHeard, Handled, Position
 
 _FIRST_RETRY = timedelta(milliseconds=200)
 _LONGEST_RETRY = timedelta(seconds=30)
@@ -73,6 +73,8 @@ class ParticipantBatchHandler:
         self._position = 0
         self._queued: dict[str, datetime] = {}
         """The sagas that have something in the queue, and when the head of each is due."""
+        self.first_heard = FirstHeard()
+        self.problem: str | None = None
         self.ownership = asyncio.Lock()
         """Held by whoever must not be overtaken by a claim of this process: it changes the epoch."""
 
@@ -100,6 +102,12 @@ class ParticipantBatchHandler:
             position, self._epoch, self._queued = await self._database.write(work)
         self._position = position.sequence
         return position
+
+    async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
+        """See `BatchHandler.hear`."""
+        async for _ in pages:
+            pass
+        return Handled()
 
     async def waiting(self) -> Sequence[OutboxRow]:
         """See `BatchHandler.waiting`."""
@@ -131,17 +139,17 @@ class ParticipantBatchHandler:
             return None
         return (min(self._queued.values()) - self._clock()).total_seconds()
 
-    async def due(self) -> Sequence[OutboxRow]:
+    async def due(self) -> Handled:
         """Tries the sagas again whose queue is due."""
         now = self._clock()
         keys = [key for key, due in self._queued.items() if due <= now]
         if not keys:
-            return []
+            return Handled()
         heads, rows = await self._database.write(lambda connection: self._try_again(connection, keys, now))
         for key in keys:
             self._queued.pop(key)
         self._queued |= heads
-        return rows
+        return Handled(rows)
 
     def _decoded(self, messages: Sequence[StoredMessage]) -> Iterator[tuple[StoredMessage, Event]]:
         for message in messages:

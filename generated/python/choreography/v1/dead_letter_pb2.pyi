@@ -21,6 +21,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _DeadLetterState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeadLetterStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadLetterState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEAD_LETTER_STATE_UNSPECIFIED: _DeadLetterState.ValueType  # 0
+    """Not said."""
+    DEAD_LETTER_STATE_OPEN: _DeadLetterState.ValueType  # 1
+    """Nothing: a participant's holds its saga up."""
+    DEAD_LETTER_STATE_REDRIVEN: _DeadLetterState.ValueType  # 2
+    """An operator had it tried again."""
+    DEAD_LETTER_STATE_DISCARDED: _DeadLetterState.ValueType  # 3
+    """An operator decided to go on without it."""
+    DEAD_LETTER_STATE_SUPERSEDED: _DeadLetterState.ValueType  # 4
+    """The step that it would have triggered is void."""
+
+class DeadLetterState(_DeadLetterState, metaclass=_DeadLetterStateEnumTypeWrapper):
+    """What has become of a dead letter."""
+
+DEAD_LETTER_STATE_UNSPECIFIED: DeadLetterState.ValueType  # 0
+"""Not said."""
+DEAD_LETTER_STATE_OPEN: DeadLetterState.ValueType  # 1
+"""Nothing: a participant's holds its saga up."""
+DEAD_LETTER_STATE_REDRIVEN: DeadLetterState.ValueType  # 2
+"""An operator had it tried again."""
+DEAD_LETTER_STATE_DISCARDED: DeadLetterState.ValueType  # 3
+"""An operator decided to go on without it."""
+DEAD_LETTER_STATE_SUPERSEDED: DeadLetterState.ValueType  # 4
+"""The step that it would have triggered is void."""
+Global___DeadLetterState: _TypeAlias = DeadLetterState  # noqa: Y015
+
 class _DeadLetterReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -49,6 +81,10 @@ class _DeadLetterReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dead
     """The correlation key is missing or has characters that a key can't have."""
     DEAD_LETTER_REASON_WRONG_PARTITION: _DeadLetterReason.ValueType  # 10
     """The key belongs to another partition than the one in which the event was stored."""
+    DEAD_LETTER_REASON_REJECTED: _DeadLetterReason.ValueType  # 11
+    """A handler said that it can't deal with the event."""
+    DEAD_LETTER_REASON_RETRIES_EXHAUSTED: _DeadLetterReason.ValueType  # 12
+    """A handler failed as often as it may."""
 
 class DeadLetterReason(_DeadLetterReason, metaclass=_DeadLetterReasonEnumTypeWrapper):
     """Why a delivery was given up on."""
@@ -75,6 +111,10 @@ DEAD_LETTER_REASON_INVALID_KEY: DeadLetterReason.ValueType  # 9
 """The correlation key is missing or has characters that a key can't have."""
 DEAD_LETTER_REASON_WRONG_PARTITION: DeadLetterReason.ValueType  # 10
 """The key belongs to another partition than the one in which the event was stored."""
+DEAD_LETTER_REASON_REJECTED: DeadLetterReason.ValueType  # 11
+"""A handler said that it can't deal with the event."""
+DEAD_LETTER_REASON_RETRIES_EXHAUSTED: DeadLetterReason.ValueType  # 12
+"""A handler failed as often as it may."""
 Global___DeadLetterReason: _TypeAlias = DeadLetterReason  # noqa: Y015
 
 @_typing.final
@@ -117,6 +157,12 @@ class DeadLetter(_message.Message):
     BODY_SHA256_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     BODY_PREFIX_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    COMPENSATION_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CLOSE_TIME_FIELD_NUMBER: _builtins.int
     dead_letter_id: _builtins.str
     """`<participant>-<sequence>`."""
     participant: _builtins.str
@@ -141,6 +187,16 @@ class DeadLetter(_message.Message):
     """The body's first 4 KiB, where it could not be decoded, its type is known and has no redacted field, and the
     headers name no other type: else nobody can tell what must not be shown.
     """
+    definition: _builtins.str
+    """The saga definition whose step could not deal with it; empty for what no one can read."""
+    step: _builtins.str
+    """The step that could not deal with it; empty for what no one can read."""
+    compensation: _builtins.bool
+    """True where it was the step's compensation that could not deal with it."""
+    attempts: _builtins.int
+    """How often it was tried; 0 for what no one can read."""
+    state: Global___DeadLetterState.ValueType
+    """Whether it still holds its saga up."""
     @_builtins.property
     def stream_time(self) -> _timestamp_pb2.Timestamp:
         """When the stream stored the event."""
@@ -152,6 +208,10 @@ class DeadLetter(_message.Message):
     @_builtins.property
     def payload(self) -> _struct_pb2.Struct:
         """The event as JSON, with redacted fields blanked, where the body could be decoded."""
+
+    @_builtins.property
+    def close_time(self) -> _timestamp_pb2.Timestamp:
+        """The stream's time of the event that closed it; absent while it is open."""
 
     def __init__(
         self,
@@ -170,10 +230,16 @@ class DeadLetter(_message.Message):
         body_sha256: _builtins.str = ...,
         payload: _struct_pb2.Struct | None = ...,
         body_prefix: _builtins.bytes = ...,
+        definition: _builtins.str = ...,
+        step: _builtins.str = ...,
+        compensation: _builtins.bool = ...,
+        attempts: _builtins.int = ...,
+        state: Global___DeadLetterState.ValueType = ...,
+        close_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload", "stream_time", b"stream_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "payload", b"payload", "stream_time", b"stream_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_prefix", b"body_prefix", "body_sha256", b"body_sha256", "body_size", b"body_size", "dead_letter_id", b"dead_letter_id", "detail", b"detail", "event_type", b"event_type", "headers", b"headers", "participant", b"participant", "payload", b"payload", "reason", b"reason", "saga_id", b"saga_id", "sequence", b"sequence", "stream_time", b"stream_time", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "body_prefix", b"body_prefix", "body_sha256", b"body_sha256", "body_size", b"body_size", "close_time", b"close_time", "compensation", b"compensation", "dead_letter_id", b"dead_letter_id", "definition", b"definition", "detail", b"detail", "event_type", b"event_type", "headers", b"headers", "participant", b"participant", "payload", b"payload", "reason", b"reason", "saga_id", b"saga_id", "sequence", b"sequence", "state", b"state", "step", b"step", "stream_time", b"stream_time", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,7 +29,7 @@ class ListDeadLettersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
-    """AIP-160, over `participant`, `event_type`, `reason`, `saga_id`, `sequence` and `stream_time`."""
+    """AIP-160, over `participant`, `event_type`, `reason`, `state`, `saga_id`, `sequence` and `stream_time`."""
     page_size: _builtins.int
     """How many at most; 50 where it is 0, and never more than 1000."""
     page_token: _builtins.str

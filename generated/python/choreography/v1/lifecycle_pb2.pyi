@@ -73,6 +73,46 @@ class StepOverdue(_message.Message):
 Global___StepOverdue: _TypeAlias = StepOverdue  # noqa: Y015
 
 @_typing.final
+class SagaStalled(_message.Message):
+    """A saga's deadline passed when nothing could be timed out any more: it has committed, or is being undone already."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAGA_ID_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    saga_id: _builtins.str
+    """The saga's correlation key."""
+    definition: _builtins.str
+    """The definition's name."""
+    version: _builtins.int
+    """The definition's version."""
+    cause: _saga_pb2.SagaCause.ValueType
+    """Why the saga left `RUNNING`; unspecified where it has committed."""
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """The deadline that passed."""
+
+    def __init__(
+        self,
+        *,
+        saga_id: _builtins.str = ...,
+        definition: _builtins.str = ...,
+        version: _builtins.int = ...,
+        cause: _saga_pb2.SagaCause.ValueType = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "deadline", b"deadline", "definition", b"definition", "saga_id", b"saga_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SagaStalled: _TypeAlias = SagaStalled  # noqa: Y015
+
+@_typing.final
 class SagaTimedOut(_message.Message):
     """A saga's deadline passed before its commit event: everyone undoes what they did for it."""
 
@@ -94,7 +134,7 @@ class SagaTimedOut(_message.Message):
     """Why: the deadline, or an operator."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The steps to undo, or to void where they have not run."""
+        """The steps to undo, or to void where they have not run: all that the definition has."""
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:

@@ -22,17 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!choreography/v1/participant.proto\x12\x0f\x63horeography.v1\"k\n\x13ParticipantContract\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12,\n\x05steps\x18\x02 \x03(\x0b\x32\x1d.choreography.v1.StepContract\x12\x11\n\tpublishes\x18\x03 \x03(\t\"|\n\x0cStepContract\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04saga\x18\x02 \x01(\t\x12\x10\n\x08\x63onsumes\x18\x03 \x03(\t\x12\x10\n\x08produces\x18\x04 \x03(\t\x12\x15\n\rundo_consumes\x18\x05 \x03(\t\x12\x15\n\rundo_produces\x18\x06 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!choreography/v1/participant.proto\x12\x0f\x63horeography.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"k\n\x13ParticipantContract\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12,\n\x05steps\x18\x02 \x03(\x0b\x32\x1d.choreography.v1.StepContract\x12\x11\n\tpublishes\x18\x03 \x03(\t\"\x90\x01\n\x0cStepContract\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04saga\x18\x02 \x01(\t\x12\x10\n\x08\x63onsumes\x18\x03 \x03(\t\x12\x10\n\x08produces\x18\x04 \x03(\t\x12\x15\n\rundo_consumes\x18\x05 \x03(\t\x12\x15\n\rundo_produces\x18\x06 \x03(\t\x12\x12\n\nreads_back\x18\x07 \x03(\t\"\xa6\x01\n\x11ParticipantStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x10\n\x08problems\x18\x03 \x03(\t\x12\x15\n\rqueued_events\x18\x04 \x01(\x03\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x05 \x01(\x03\x12+\n\x05queue\x18\x06 \x03(\x0b\x32\x1c.choreography.v1.QueuedEvent\"\xbd\x01\n\x0bQueuedEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.choreography.v1.QueuedEventState\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12\x35\n\x11next_attempt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x06 \x01(\t*\x9d\x01\n\x10QueuedEventState\x12\"\n\x1eQUEUED_EVENT_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bQUEUED_EVENT_STATE_RETRYING\x10\x01\x12\x1e\n\x1aQUEUED_EVENT_STATE_WAITING\x10\x02\x12$\n QUEUED_EVENT_STATE_DEAD_LETTERED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'choreography.v1.participant_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PARTICIPANTCONTRACT']._serialized_start=54
-  _globals['_PARTICIPANTCONTRACT']._serialized_end=161
-  _globals['_STEPCONTRACT']._serialized_start=163
-  _globals['_STEPCONTRACT']._serialized_end=287
+  _globals['_QUEUEDEVENTSTATE']._serialized_start=705
+  _globals['_QUEUEDEVENTSTATE']._serialized_end=862
+  _globals['_PARTICIPANTCONTRACT']._serialized_start=87
+  _globals['_PARTICIPANTCONTRACT']._serialized_end=194
+  _globals['_STEPCONTRACT']._serialized_start=197
+  _globals['_STEPCONTRACT']._serialized_end=341
+  _globals['_PARTICIPANTSTATUS']._serialized_start=344
+  _globals['_PARTICIPANTSTATUS']._serialized_end=510
+  _globals['_QUEUEDEVENT']._serialized_start=513
+  _globals['_QUEUEDEVENT']._serialized_end=702
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,9 @@ What a participant consumes and produces, as its code declares it."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +19,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _QueuedEventState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QueuedEventStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QueuedEventState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUEUED_EVENT_STATE_UNSPECIFIED: _QueuedEventState.ValueType  # 0
+    """Not said."""
+    QUEUED_EVENT_STATE_RETRYING: _QueuedEventState.ValueType  # 1
+    """Its handler failed; it is tried again."""
+    QUEUED_EVENT_STATE_WAITING: _QueuedEventState.ValueType  # 2
+    """It waits for an earlier event of its saga."""
+    QUEUED_EVENT_STATE_DEAD_LETTERED: _QueuedEventState.ValueType  # 3
+    """It was given up on, and waits for an operator."""
+
+class QueuedEventState(_QueuedEventState, metaclass=_QueuedEventStateEnumTypeWrapper):
+    """Why an event is in a participant's queue."""
+
+QUEUED_EVENT_STATE_UNSPECIFIED: QueuedEventState.ValueType  # 0
+"""Not said."""
+QUEUED_EVENT_STATE_RETRYING: QueuedEventState.ValueType  # 1
+"""Its handler failed; it is tried again."""
+QUEUED_EVENT_STATE_WAITING: QueuedEventState.ValueType  # 2
+"""It waits for an earlier event of its saga."""
+QUEUED_EVENT_STATE_DEAD_LETTERED: QueuedEventState.ValueType  # 3
+"""It was given up on, and waits for an operator."""
+Global___QueuedEventState: _TypeAlias = QueuedEventState  # noqa: Y015
 
 @_typing.final
 class ParticipantContract(_message.Message):
@@ -64,6 +94,7 @@ class StepContract(_message.Message):
     PRODUCES_FIELD_NUMBER: _builtins.int
     UNDO_CONSUMES_FIELD_NUMBER: _builtins.int
     UNDO_PRODUCES_FIELD_NUMBER: _builtins.int
+    READS_BACK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The step's name, as in the saga definition."""
     saga: _builtins.str
@@ -84,6 +115,10 @@ class StepContract(_message.Message):
     def undo_produces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Full types of the events with which its undoing may end."""
 
+    @_builtins.property
+    def reads_back(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Full types of its own events that it reads back before it does what can't be undone; empty where nothing is."""
+
     def __init__(
         self,
         *,
@@ -93,11 +128,102 @@ class StepContract(_message.Message):
         produces: _abc.Iterable[_builtins.str] | None = ...,
         undo_consumes: _abc.Iterable[_builtins.str] | None = ...,
         undo_produces: _abc.Iterable[_builtins.str] | None = ...,
+        reads_back: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumes", b"consumes", "name", b"name", "produces", b"produces", "saga", b"saga", "undo_consumes", b"undo_consumes", "undo_produces", b"undo_produces"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumes", b"consumes", "name", b"name", "produces", b"produces", "reads_back", b"reads_back", "saga", b"saga", "undo_consumes", b"undo_consumes", "undo_produces", b"undo_produces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepContract: _TypeAlias = StepContract  # noqa: Y015
+
+@_typing.final
+class ParticipantStatus(_message.Message):
+    """How far a participant has come, and what of a saga it has not finished."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    QUEUED_EVENTS_FIELD_NUMBER: _builtins.int
+    DEAD_LETTERS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    participant: _builtins.str
+    """The participant's name."""
+    position: _builtins.int
+    """The sequence in the stream `EVENTS` up to which it has taken events in."""
+    queued_events: _builtins.int
+    """How many events of all sagas are in its queue of what isn't finished."""
+    dead_letters: _builtins.int
+    """How many of those are dead letters."""
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What keeps it from serving; empty where nothing does."""
+
+    @_builtins.property
+    def queue(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueuedEvent]:
+        """What is in the queue of the saga asked about, in stream order."""
+
+    def __init__(
+        self,
+        *,
+        participant: _builtins.str = ...,
+        position: _builtins.int = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+        queued_events: _builtins.int = ...,
+        dead_letters: _builtins.int = ...,
+        queue: _abc.Iterable[Global___QueuedEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letters", b"dead_letters", "participant", b"participant", "position", b"position", "problems", b"problems", "queue", b"queue", "queued_events", b"queued_events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParticipantStatus: _TypeAlias = ParticipantStatus  # noqa: Y015
+
+@_typing.final
+class QueuedEvent(_message.Message):
+    """One event in a participant's queue of what isn't finished."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Its sequence in the stream `EVENTS`."""
+    event_type: _builtins.str
+    """Its full type."""
+    state: Global___QueuedEventState.ValueType
+    """Why it is in the queue."""
+    attempts: _builtins.int
+    """How often it was tried."""
+    error: _builtins.str
+    """What the last try raised."""
+    @_builtins.property
+    def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is tried next; absent where that depends on an earlier event, or on an operator."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        event_type: _builtins.str = ...,
+        state: Global___QueuedEventState.ValueType = ...,
+        attempts: _builtins.int = ...,
+        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_attempt_time", b"next_attempt_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "error", b"error", "event_type", b"event_type", "next_attempt_time", b"next_attempt_time", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueuedEvent: _TypeAlias = QueuedEvent  # noqa: Y015

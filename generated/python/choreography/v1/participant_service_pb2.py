@@ -22,20 +22,27 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from choreography.v1 import participant_pb2 as choreography_dot_v1_dot_participant__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)choreography/v1/participant_service.proto\x12\x0f\x63horeography.v1\x1a!choreography/v1/participant.proto\"\x14\n\x12GetContractRequest\"M\n\x13GetContractResponse\x12\x36\n\x08\x63ontract\x18\x01 \x01(\x0b\x32$.choreography.v1.ParticipantContract2n\n\x12ParticipantService\x12X\n\x0bGetContract\x12#.choreography.v1.GetContractRequest\x1a$.choreography.v1.GetContractResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)choreography/v1/participant_service.proto\x12\x0f\x63horeography.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!choreography/v1/participant.proto\"\x14\n\x12GetContractRequest\"M\n\x13GetContractResponse\x12\x36\n\x08\x63ontract\x18\x01 \x01(\x0b\x32$.choreography.v1.ParticipantContract\"B\n\x10GetStatusRequest\x12.\n\x07saga_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{0,128}$\"G\n\x11GetStatusResponse\x12\x32\n\x06status\x18\x01 \x01(\x0b\x32\".choreography.v1.ParticipantStatus2\xc2\x01\n\x12ParticipantService\x12X\n\x0bGetContract\x12#.choreography.v1.GetContractRequest\x1a$.choreography.v1.GetContractResponse\x12R\n\tGetStatus\x12!.choreography.v1.GetStatusRequest\x1a\".choreography.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'choreography.v1.participant_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETCONTRACTREQUEST']._serialized_start=97
-  _globals['_GETCONTRACTREQUEST']._serialized_end=117
-  _globals['_GETCONTRACTRESPONSE']._serialized_start=119
-  _globals['_GETCONTRACTRESPONSE']._serialized_end=196
-  _globals['_PARTICIPANTSERVICE']._serialized_start=198
-  _globals['_PARTICIPANTSERVICE']._serialized_end=308
+  _globals['_GETSTATUSREQUEST'].fields_by_name['saga_id']._loaded_options = None
+  _globals['_GETSTATUSREQUEST'].fields_by_name['saga_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{0,128}$'
+  _globals['_GETCONTRACTREQUEST']._serialized_start=126
+  _globals['_GETCONTRACTREQUEST']._serialized_end=146
+  _globals['_GETCONTRACTRESPONSE']._serialized_start=148
+  _globals['_GETCONTRACTRESPONSE']._serialized_end=225
+  _globals['_GETSTATUSREQUEST']._serialized_start=227
+  _globals['_GETSTATUSREQUEST']._serialized_end=293
+  _globals['_GETSTATUSRESPONSE']._serialized_start=295
+  _globals['_GETSTATUSRESPONSE']._serialized_end=366
+  _globals['_PARTICIPANTSERVICE']._serialized_start=369
+  _globals['_PARTICIPANTSERVICE']._serialized_end=563
 # @@protoc_insertion_point(module_scope)

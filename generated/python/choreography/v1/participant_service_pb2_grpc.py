@@ -40,6 +40,11 @@ class ParticipantServiceStub:
                 request_serializer=choreography_dot_v1_dot_participant__service__pb2.GetContractRequest.SerializeToString,
                 response_deserializer=choreography_dot_v1_dot_participant__service__pb2.GetContractResponse.FromString,
                 _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/choreography.v1.ParticipantService/GetStatus',
+                request_serializer=choreography_dot_v1_dot_participant__service__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=choreography_dot_v1_dot_participant__service__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
 
 
 class ParticipantServiceServicer:
@@ -53,6 +58,13 @@ class ParticipantServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatus(self, request, context):
+        """How far the participant has come. It answers the same over NATS, to requests on `participants.<name>.status`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ParticipantServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_ParticipantServiceServicer_to_server(servicer, server):
                     servicer.GetContract,
                     request_deserializer=choreography_dot_v1_dot_participant__service__pb2.GetContractRequest.FromString,
                     response_serializer=choreography_dot_v1_dot_participant__service__pb2.GetContractResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=choreography_dot_v1_dot_participant__service__pb2.GetStatusRequest.FromString,
+                    response_serializer=choreography_dot_v1_dot_participant__service__pb2.GetStatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class ParticipantService:
             '/choreography.v1.ParticipantService/GetContract',
             choreography_dot_v1_dot_participant__service__pb2.GetContractRequest.SerializeToString,
             choreography_dot_v1_dot_participant__service__pb2.GetContractResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/choreography.v1.ParticipantService/GetStatus',
+            choreography_dot_v1_dot_participant__service__pb2.GetStatusRequest.SerializeToString,
+            choreography_dot_v1_dot_participant__service__pb2.GetStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

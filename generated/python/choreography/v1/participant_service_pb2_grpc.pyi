@@ -35,6 +35,8 @@ class ParticipantServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ParticipantServiceAsyncStub: ...
     GetContract: _grpc.UnaryUnaryMultiCallable[_participant_service_pb2.GetContractRequest, _participant_service_pb2.GetContractResponse]
     """What the participant consumes and produces."""
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_participant_service_pb2.GetStatusRequest, _participant_service_pb2.GetStatusResponse]
+    """How far the participant has come. It answers the same over NATS, to requests on `participants.<name>.status`."""
 
 @_typing.type_check_only
 class ParticipantServiceAsyncStub(ParticipantServiceStub):
@@ -43,6 +45,8 @@ class ParticipantServiceAsyncStub(ParticipantServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetContract: _aio.UnaryUnaryMultiCallable[_participant_service_pb2.GetContractRequest, _participant_service_pb2.GetContractResponse]  # type: ignore[assignment]
     """What the participant consumes and produces."""
+    GetStatus: _aio.UnaryUnaryMultiCallable[_participant_service_pb2.GetStatusRequest, _participant_service_pb2.GetStatusResponse]  # type: ignore[assignment]
+    """How far the participant has come. It answers the same over NATS, to requests on `participants.<name>.status`."""
 
 class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by every participant."""
@@ -54,5 +58,13 @@ class ParticipantServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_participant_service_pb2.GetContractResponse, _abc.Awaitable[_participant_service_pb2.GetContractResponse]]:
         """What the participant consumes and produces."""
+
+    @_abc_1.abstractmethod
+    def GetStatus(
+        self,
+        request: _participant_service_pb2.GetStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_participant_service_pb2.GetStatusResponse, _abc.Awaitable[_participant_service_pb2.GetStatusResponse]]:
+        """How far the participant has come. It answers the same over NATS, to requests on `participants.<name>.status`."""
 
 def add_ParticipantServiceServicer_to_server(servicer: ParticipantServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

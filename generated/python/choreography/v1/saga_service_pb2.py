@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from choreography.v1 import saga_pb2 as choreography_dot_v1_dot_saga__pb2
 from choreography.v1 import saga_definition_pb2 as choreography_dot_v1_dot_saga__definition__pb2
+from choreography.v1 import saga_diagnosis_pb2 as choreography_dot_v1_dot_saga__diagnosis__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"choreography/v1/saga_service.proto\x12\x0f\x63horeography.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1a\x63horeography/v1/saga.proto\x1a%choreography/v1/saga_definition.proto\"T\n\x0eGetSagaRequest\x12.\n\x07saga_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x12\x12\n\ndefinition\x18\x02 \x01(\t\"6\n\x0fGetSagaResponse\x12#\n\x04saga\x18\x01 \x01(\x0b\x32\x15.choreography.v1.Saga\"\x82\x01\n\x10ListSagasRequest\x12\x18\n\x06\x66ilter\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x1a\n\x08order_by\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01\x12\x1a\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80 \"R\n\x11ListSagasResponse\x12$\n\x05sagas\x18\x01 \x03(\x0b\x32\x15.choreography.v1.Saga\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x10WatchSagaRequest\x12.\n\x07saga_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x12\x12\n\ndefinition\x18\x02 \x01(\t\"8\n\x11WatchSagaResponse\x12#\n\x04saga\x18\x01 \x01(\x0b\x32\x15.choreography.v1.Saga\"1\n\x15SummarizeSagasRequest\x12\x18\n\x06\x66ilter\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80 \"S\n\x16SummarizeSagasResponse\x12*\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x1a.choreography.v1.SagaCount\x12\r\n\x05total\x18\x02 \x01(\x03\"\x88\x01\n\tSagaCount\x12\x12\n\ndefinition\x18\x01 \x01(\t\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.choreography.v1.SagaStatus\x12+\n\x06health\x18\x03 \x01(\x0e\x32\x1b.choreography.v1.SagaHealth\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"V\n\x1aListSagaDefinitionsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80 \"l\n\x1bListSagaDefinitionsResponse\x12\x34\n\x0b\x64\x65\x66initions\x18\x01 \x03(\x0b\x32\x1f.choreography.v1.SagaDefinition\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"K\n\x18GetSagaDefinitionRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x18\n\x07version\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"P\n\x19GetSagaDefinitionResponse\x12\x33\n\ndefinition\x18\x01 \x01(\x0b\x32\x1f.choreography.v1.SagaDefinition2\xc6\x04\n\x0bSagaService\x12L\n\x07GetSaga\x12\x1f.choreography.v1.GetSagaRequest\x1a .choreography.v1.GetSagaResponse\x12R\n\tListSagas\x12!.choreography.v1.ListSagasRequest\x1a\".choreography.v1.ListSagasResponse\x12T\n\tWatchSaga\x12!.choreography.v1.WatchSagaRequest\x1a\".choreography.v1.WatchSagaResponse0\x01\x12\x61\n\x0eSummarizeSagas\x12&.choreography.v1.SummarizeSagasRequest\x1a\'.choreography.v1.SummarizeSagasResponse\x12p\n\x13ListSagaDefinitions\x12+.choreography.v1.ListSagaDefinitionsRequest\x1a,.choreography.v1.ListSagaDefinitionsResponse\x12j\n\x11GetSagaDefinition\x12).choreography.v1.GetSagaDefinitionRequest\x1a*.choreography.v1.GetSagaDefinitionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"choreography/v1/saga_service.proto\x12\x0f\x63horeography.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1a\x63horeography/v1/saga.proto\x1a%choreography/v1/saga_definition.proto\x1a$choreography/v1/saga_diagnosis.proto\"T\n\x0eGetSagaRequest\x12.\n\x07saga_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x12\x12\n\ndefinition\x18\x02 \x01(\t\"6\n\x0fGetSagaResponse\x12#\n\x04saga\x18\x01 \x01(\x0b\x32\x15.choreography.v1.Saga\"\x82\x01\n\x10ListSagasRequest\x12\x18\n\x06\x66ilter\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x1a\n\x08order_by\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01\x12\x1a\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80 \"R\n\x11ListSagasResponse\x12$\n\x05sagas\x18\x01 \x03(\x0b\x32\x15.choreography.v1.Saga\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x10WatchSagaRequest\x12.\n\x07saga_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x12\x12\n\ndefinition\x18\x02 \x01(\t\"8\n\x11WatchSagaResponse\x12#\n\x04saga\x18\x01 \x01(\x0b\x32\x15.choreography.v1.Saga\"Y\n\x13\x44iagnoseSagaRequest\x12.\n\x07saga_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x12\x12\n\ndefinition\x18\x02 \x01(\t\"I\n\x14\x44iagnoseSagaResponse\x12\x31\n\tdiagnosis\x18\x01 \x01(\x0b\x32\x1e.choreography.v1.SagaDiagnosis\"1\n\x15SummarizeSagasRequest\x12\x18\n\x06\x66ilter\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80 \"S\n\x16SummarizeSagasResponse\x12*\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x1a.choreography.v1.SagaCount\x12\r\n\x05total\x18\x02 \x01(\x03\"\x88\x01\n\tSagaCount\x12\x12\n\ndefinition\x18\x01 \x01(\t\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.choreography.v1.SagaStatus\x12+\n\x06health\x18\x03 \x01(\x0e\x32\x1b.choreography.v1.SagaHealth\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"V\n\x1aListSagaDefinitionsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80 \"l\n\x1bListSagaDefinitionsResponse\x12\x34\n\x0b\x64\x65\x66initions\x18\x01 \x03(\x0b\x32\x1f.choreography.v1.SagaDefinition\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"K\n\x18GetSagaDefinitionRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x18\n\x07version\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"P\n\x19GetSagaDefinitionResponse\x12\x33\n\ndefinition\x18\x01 \x01(\x0b\x32\x1f.choreography.v1.SagaDefinition2\xa3\x05\n\x0bSagaService\x12L\n\x07GetSaga\x12\x1f.choreography.v1.GetSagaRequest\x1a .choreography.v1.GetSagaResponse\x12R\n\tListSagas\x12!.choreography.v1.ListSagasRequest\x1a\".choreography.v1.ListSagasResponse\x12T\n\tWatchSaga\x12!.choreography.v1.WatchSagaRequest\x1a\".choreography.v1.WatchSagaResponse0\x01\x12[\n\x0c\x44iagnoseSaga\x12$.choreography.v1.DiagnoseSagaRequest\x1a%.choreography.v1.DiagnoseSagaResponse\x12\x61\n\x0eSummarizeSagas\x12&.choreography.v1.SummarizeSagasRequest\x1a\'.choreography.v1.SummarizeSagasResponse\x12p\n\x13ListSagaDefinitions\x12+.choreography.v1.ListSagaDefinitionsRequest\x1a,.choreography.v1.ListSagaDefinitionsResponse\x12j\n\x11GetSagaDefinition\x12).choreography.v1.GetSagaDefinitionRequest\x1a*.choreography.v1.GetSagaDefinitionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +47,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSAGASREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003(\200 '
   _globals['_WATCHSAGAREQUEST'].fields_by_name['saga_id']._loaded_options = None
   _globals['_WATCHSAGAREQUEST'].fields_by_name['saga_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{1,128}$'
+  _globals['_DIAGNOSESAGAREQUEST'].fields_by_name['saga_id']._loaded_options = None
+  _globals['_DIAGNOSESAGAREQUEST'].fields_by_name['saga_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{1,128}$'
   _globals['_SUMMARIZESAGASREQUEST'].fields_by_name['filter']._loaded_options = None
   _globals['_SUMMARIZESAGASREQUEST'].fields_by_name['filter']._serialized_options = b'\272H\005r\003(\200 '
   _globals['_LISTSAGADEFINITIONSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -56,32 +59,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSAGADEFINITIONREQUEST'].fields_by_name['name']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_GETSAGADEFINITIONREQUEST'].fields_by_name['version']._loaded_options = None
   _globals['_GETSAGADEFINITIONREQUEST'].fields_by_name['version']._serialized_options = b'\272H\004\032\002(\000'
-  _globals['_GETSAGAREQUEST']._serialized_start=151
-  _globals['_GETSAGAREQUEST']._serialized_end=235
-  _globals['_GETSAGARESPONSE']._serialized_start=237
-  _globals['_GETSAGARESPONSE']._serialized_end=291
-  _globals['_LISTSAGASREQUEST']._serialized_start=294
-  _globals['_LISTSAGASREQUEST']._serialized_end=424
-  _globals['_LISTSAGASRESPONSE']._serialized_start=426
-  _globals['_LISTSAGASRESPONSE']._serialized_end=508
-  _globals['_WATCHSAGAREQUEST']._serialized_start=510
-  _globals['_WATCHSAGAREQUEST']._serialized_end=596
-  _globals['_WATCHSAGARESPONSE']._serialized_start=598
-  _globals['_WATCHSAGARESPONSE']._serialized_end=654
-  _globals['_SUMMARIZESAGASREQUEST']._serialized_start=656
-  _globals['_SUMMARIZESAGASREQUEST']._serialized_end=705
-  _globals['_SUMMARIZESAGASRESPONSE']._serialized_start=707
-  _globals['_SUMMARIZESAGASRESPONSE']._serialized_end=790
-  _globals['_SAGACOUNT']._serialized_start=793
-  _globals['_SAGACOUNT']._serialized_end=929
-  _globals['_LISTSAGADEFINITIONSREQUEST']._serialized_start=931
-  _globals['_LISTSAGADEFINITIONSREQUEST']._serialized_end=1017
-  _globals['_LISTSAGADEFINITIONSRESPONSE']._serialized_start=1019
-  _globals['_LISTSAGADEFINITIONSRESPONSE']._serialized_end=1127
-  _globals['_GETSAGADEFINITIONREQUEST']._serialized_start=1129
-  _globals['_GETSAGADEFINITIONREQUEST']._serialized_end=1204
-  _globals['_GETSAGADEFINITIONRESPONSE']._serialized_start=1206
-  _globals['_GETSAGADEFINITIONRESPONSE']._serialized_end=1286
-  _globals['_SAGASERVICE']._serialized_start=1289
-  _globals['_SAGASERVICE']._serialized_end=1871
+  _globals['_GETSAGAREQUEST']._serialized_start=189
+  _globals['_GETSAGAREQUEST']._serialized_end=273
+  _globals['_GETSAGARESPONSE']._serialized_start=275
+  _globals['_GETSAGARESPONSE']._serialized_end=329
+  _globals['_LISTSAGASREQUEST']._serialized_start=332
+  _globals['_LISTSAGASREQUEST']._serialized_end=462
+  _globals['_LISTSAGASRESPONSE']._serialized_start=464
+  _globals['_LISTSAGASRESPONSE']._serialized_end=546
+  _globals['_WATCHSAGAREQUEST']._serialized_start=548
+  _globals['_WATCHSAGAREQUEST']._serialized_end=634
+  _globals['_WATCHSAGARESPONSE']._serialized_start=636
+  _globals['_WATCHSAGARESPONSE']._serialized_end=692
+  _globals['_DIAGNOSESAGAREQUEST']._serialized_start=694
+  _globals['_DIAGNOSESAGAREQUEST']._serialized_end=783
+  _globals['_DIAGNOSESAGARESPONSE']._serialized_start=785
+  _globals['_DIAGNOSESAGARESPONSE']._serialized_end=858
+  _globals['_SUMMARIZESAGASREQUEST']._serialized_start=860
+  _globals['_SUMMARIZESAGASREQUEST']._serialized_end=909
+  _globals['_SUMMARIZESAGASRESPONSE']._serialized_start=911
+  _globals['_SUMMARIZESAGASRESPONSE']._serialized_end=994
+  _globals['_SAGACOUNT']._serialized_start=997
+  _globals['_SAGACOUNT']._serialized_end=1133
+  _globals['_LISTSAGADEFINITIONSREQUEST']._serialized_start=1135
+  _globals['_LISTSAGADEFINITIONSREQUEST']._serialized_end=1221
+  _globals['_LISTSAGADEFINITIONSRESPONSE']._serialized_start=1223
+  _globals['_LISTSAGADEFINITIONSRESPONSE']._serialized_end=1331
+  _globals['_GETSAGADEFINITIONREQUEST']._serialized_start=1333
+  _globals['_GETSAGADEFINITIONREQUEST']._serialized_end=1408
+  _globals['_GETSAGADEFINITIONRESPONSE']._serialized_start=1410
+  _globals['_GETSAGADEFINITIONRESPONSE']._serialized_end=1490
+  _globals['_SAGASERVICE']._serialized_start=1493
+  _globals['_SAGASERVICE']._serialized_end=2168
 # @@protoc_insertion_point(module_scope)

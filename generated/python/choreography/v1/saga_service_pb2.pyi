@@ -4,6 +4,7 @@ isort:skip_file
 What a correlator answers about sagas."""
 
 from choreography.v1 import saga_definition_pb2 as _saga_definition_pb2
+from choreography.v1 import saga_diagnosis_pb2 as _saga_diagnosis_pb2
 from choreography.v1 import saga_pb2 as _saga_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -183,6 +184,56 @@ class WatchSagaResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchSagaResponse: _TypeAlias = WatchSagaResponse  # noqa: Y015
+
+@_typing.final
+class DiagnoseSagaRequest(_message.Message):
+    """Asks for the diagnosis of one saga."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAGA_ID_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    saga_id: _builtins.str
+    """The correlation key."""
+    definition: _builtins.str
+    """The definition's name; needed only where several definitions have a saga under the key."""
+    def __init__(
+        self,
+        *,
+        saga_id: _builtins.str = ...,
+        definition: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "saga_id", b"saga_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseSagaRequest: _TypeAlias = DiagnoseSagaRequest  # noqa: Y015
+
+@_typing.final
+class DiagnoseSagaResponse(_message.Message):
+    """The diagnosis of one saga."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIAGNOSIS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def diagnosis(self) -> _saga_diagnosis_pb2.SagaDiagnosis:
+        """The diagnosis."""
+
+    def __init__(
+        self,
+        *,
+        diagnosis: _saga_diagnosis_pb2.SagaDiagnosis | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["diagnosis", b"diagnosis"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["diagnosis", b"diagnosis"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseSagaResponse: _TypeAlias = DiagnoseSagaResponse  # noqa: Y015
 
 @_typing.final
 class SummarizeSagasRequest(_message.Message):

@@ -51,6 +51,11 @@ class SagaServiceStub:
                 request_serializer=choreography_dot_v1_dot_saga__service__pb2.WatchSagaRequest.SerializeToString,
                 response_deserializer=choreography_dot_v1_dot_saga__service__pb2.WatchSagaResponse.FromString,
                 _registered_method=True)
+        self.DiagnoseSaga = channel.unary_unary(
+                '/choreography.v1.SagaService/DiagnoseSaga',
+                request_serializer=choreography_dot_v1_dot_saga__service__pb2.DiagnoseSagaRequest.SerializeToString,
+                response_deserializer=choreography_dot_v1_dot_saga__service__pb2.DiagnoseSagaResponse.FromString,
+                _registered_method=True)
         self.SummarizeSagas = channel.unary_unary(
                 '/choreography.v1.SagaService/SummarizeSagas',
                 request_serializer=choreography_dot_v1_dot_saga__service__pb2.SummarizeSagasRequest.SerializeToString,
@@ -95,6 +100,14 @@ class SagaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiagnoseSaga(self, request, context):
+        """What a saga waits for, from whom, since when, and where that is held up. It asks the participants, so it takes up
+        to a second where one does not answer. The same errors as of `GetSaga`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SummarizeSagas(self, request, context):
         """How many sagas there are, by definition, status and health.
         """
@@ -133,6 +146,11 @@ def add_SagaServiceServicer_to_server(servicer, server):
                     servicer.WatchSaga,
                     request_deserializer=choreography_dot_v1_dot_saga__service__pb2.WatchSagaRequest.FromString,
                     response_serializer=choreography_dot_v1_dot_saga__service__pb2.WatchSagaResponse.SerializeToString,
+            ),
+            'DiagnoseSaga': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiagnoseSaga,
+                    request_deserializer=choreography_dot_v1_dot_saga__service__pb2.DiagnoseSagaRequest.FromString,
+                    response_serializer=choreography_dot_v1_dot_saga__service__pb2.DiagnoseSagaResponse.SerializeToString,
             ),
             'SummarizeSagas': grpc.unary_unary_rpc_method_handler(
                     servicer.SummarizeSagas,
@@ -233,6 +251,33 @@ class SagaService:
             '/choreography.v1.SagaService/WatchSaga',
             choreography_dot_v1_dot_saga__service__pb2.WatchSagaRequest.SerializeToString,
             choreography_dot_v1_dot_saga__service__pb2.WatchSagaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiagnoseSaga(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/choreography.v1.SagaService/DiagnoseSaga',
+            choreography_dot_v1_dot_saga__service__pb2.DiagnoseSagaRequest.SerializeToString,
+            choreography_dot_v1_dot_saga__service__pb2.DiagnoseSagaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class SagaServiceStub:
     """Sagas that match a filter, stalest first, without histories (AIP-132, AIP-158, AIP-160)."""
     WatchSaga: _grpc.UnaryStreamMultiCallable[_saga_service_pb2.WatchSagaRequest, _saga_service_pb2.WatchSagaResponse]
     """The saga now and after each change, until it is terminal. Waits for a saga that does not exist yet."""
+    DiagnoseSaga: _grpc.UnaryUnaryMultiCallable[_saga_service_pb2.DiagnoseSagaRequest, _saga_service_pb2.DiagnoseSagaResponse]
+    """What a saga waits for, from whom, since when, and where that is held up. It asks the participants, so it takes up
+    to a second where one does not answer. The same errors as of `GetSaga`.
+    """
     SummarizeSagas: _grpc.UnaryUnaryMultiCallable[_saga_service_pb2.SummarizeSagasRequest, _saga_service_pb2.SummarizeSagasResponse]
     """How many sagas there are, by definition, status and health."""
     ListSagaDefinitions: _grpc.UnaryUnaryMultiCallable[_saga_service_pb2.ListSagaDefinitionsRequest, _saga_service_pb2.ListSagaDefinitionsResponse]
@@ -65,6 +69,10 @@ class SagaServiceAsyncStub(SagaServiceStub):
     """Sagas that match a filter, stalest first, without histories (AIP-132, AIP-158, AIP-160)."""
     WatchSaga: _aio.UnaryStreamMultiCallable[_saga_service_pb2.WatchSagaRequest, _saga_service_pb2.WatchSagaResponse]  # type: ignore[assignment]
     """The saga now and after each change, until it is terminal. Waits for a saga that does not exist yet."""
+    DiagnoseSaga: _aio.UnaryUnaryMultiCallable[_saga_service_pb2.DiagnoseSagaRequest, _saga_service_pb2.DiagnoseSagaResponse]  # type: ignore[assignment]
+    """What a saga waits for, from whom, since when, and where that is held up. It asks the participants, so it takes up
+    to a second where one does not answer. The same errors as of `GetSaga`.
+    """
     SummarizeSagas: _aio.UnaryUnaryMultiCallable[_saga_service_pb2.SummarizeSagasRequest, _saga_service_pb2.SummarizeSagasResponse]  # type: ignore[assignment]
     """How many sagas there are, by definition, status and health."""
     ListSagaDefinitions: _aio.UnaryUnaryMultiCallable[_saga_service_pb2.ListSagaDefinitionsRequest, _saga_service_pb2.ListSagaDefinitionsResponse]  # type: ignore[assignment]
@@ -102,6 +110,16 @@ class SagaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_saga_service_pb2.WatchSagaResponse], _abc.AsyncIterator[_saga_service_pb2.WatchSagaResponse]]:
         """The saga now and after each change, until it is terminal. Waits for a saga that does not exist yet."""
+
+    @_abc_1.abstractmethod
+    def DiagnoseSaga(
+        self,
+        request: _saga_service_pb2.DiagnoseSagaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_saga_service_pb2.DiagnoseSagaResponse, _abc.Awaitable[_saga_service_pb2.DiagnoseSagaResponse]]:
+        """What a saga waits for, from whom, since when, and where that is held up. It asks the participants, so it takes up
+        to a second where one does not answer. The same errors as of `GetSaga`.
+        """
 
     @_abc_1.abstractmethod
     def SummarizeSagas(
