@@ -23,7 +23,7 @@ from farandole.envelope import (
     encode,
     message_id,
 )
-from farandole.partitions import PARTITIONS, is_key, partition_of
+from farandole.partitions import PARTITIONS, is_key, partition_key, partition_of
 from farandole.registry import Registry
 from tests.contract import vectors
 from tests.contract.vectors import CHECKSUMS, DIRECTORY, body_of, checksum_line, stored_message, text_of
@@ -118,8 +118,9 @@ def test_what_must_be_refused_is_for_its_reason(vector: dict[str, Any]) -> None:
     assert refused.detail, "a reason in words is what an operator reads"
 
 
-def test_every_reason_has_a_vector() -> None:
-    assert {vector["reason"] for vector in _load("refused")} == set(Reason.__members__)
+def test_every_reason_for_which_no_one_can_read_a_message_has_a_vector() -> None:
+    of_participants = {Reason.REJECTED.name, Reason.RETRIES_EXHAUSTED.name}
+    assert {vector["reason"] for vector in _load("refused")} == set(Reason.__members__) - of_participants
 
 
 @pytest.mark.parametrize(
@@ -149,6 +150,8 @@ def test_keys_belong_to_their_partitions() -> None:
     assert {key: partition_of(key) for key in keys["partitions"]} == keys["partitions"]
     assert set(keys["partitions"].values()) == set(range(PARTITIONS)), "every partition has a key among the vectors"
     assert all(is_key(key) for key in keys["partitions"])
+    assert [partition_key(partition) for partition in range(PARTITIONS)] == keys["partition_keys"]
+    assert [partition_of(key) for key in keys["partition_keys"]] == list(range(PARTITIONS))
     assert not any(is_key(text) for text in keys["not_keys"])
 
 
