@@ -80,7 +80,7 @@ class Sagas(saga_service_pb2_grpc.SagaServiceServicer):
     async def _unused(self, request: Any, context: Any) -> Any:
         raise AssertionError
 
-    GetSaga = ListSagas = SummarizeSagas = ListSagaDefinitions = GetSagaDefinition = _unused
+    GetSaga = ListSagas = DiagnoseSaga = SummarizeSagas = ListSagaDefinitions = GetSagaDefinition = _unused
 
 
 @dataclass

@@ -78,6 +78,11 @@ class ParticipantBatchHandler:
         self.ownership = asyncio.Lock()
         """Held by whoever must not be overtaken by a claim of this process: it changes the epoch."""
 
+    @property
+    def position(self) -> int:
+        """The sequence in the stream up to which events have been taken in, in a transaction that is committed."""
+        return self._position
+
     def outgoing(self) -> Outgoing:
         """An empty collection of publications within the participant's contract."""
         participant = self._participant
