@@ -1,0 +1,1 @@
+"""The packaging service: packs what parcels hold, and unpacks it again."""

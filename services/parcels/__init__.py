@@ -1,0 +1,1 @@
+"""The parcels service: takes orders for parcels, and keeps what becomes of them."""
