@@ -17,6 +17,7 @@ the record is folded again from its history. How a saga moves:
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -45,6 +46,7 @@ CORRELATOR = "correlator"
 SAGA_COMPLETED = "choreography.v1.SagaCompleted"
 SAGA_COMPENSATED = "choreography.v1.SagaCompensated"
 SAGA_FAILED = "choreography.v1.SagaFailed"
+SAGA_STALLED = "choreography.v1.SagaStalled"
 SAGA_TIMED_OUT = "choreography.v1.SagaTimedOut"
 STEP_OVERDUE = "choreography.v1.StepOverdue"
 STEP_VOIDED = "choreography.v1.StepVoided"
@@ -74,6 +76,13 @@ class PendingLifecycle:
     causation_id: str
     """The id of the last event that moved the record."""
     steps: tuple[str, ...] = ()
+    """Of what is about a step that one; of `SagaTimedOut` all that the definition has."""
+    deadline: datetime | None = None
+    """The deadline that passed, where one did."""
+    participant: str = ""
+    """Of what is about a step: who carries it out."""
+    compensation: bool = False
+    """Of what is about a step: whether it is about the step's compensation."""
 
 
 def advance(definition: Definition, saga: Saga | None, fact: Fact, *, key: str) -> Saga:
@@ -102,9 +111,19 @@ def pending_lifecycle(definition: Definition, saga: Saga) -> tuple[PendingLifecy
             definition=saga.definition,
             version=saga.version,
             cause=Cause.UNSPECIFIED if ending == SAGA_COMPLETED else saga.cause,
-            causation_id=next(e.fact.id for e in reversed(saga.history) if _has_moved(definition, e)),
+            causation_id=last_cause_id(definition, saga),
         ),
     )
+
+
+def last_cause_id(definition: Definition, saga: Saga) -> str:
+    """The id of the last event that moved a record that has started: what the record calls for follows from it."""
+    return next(entry.fact.id for entry in reversed(saga.history) if _has_moved(definition, entry))
+
+
+def has_commit_event(definition: Definition, history: Iterable[HistoryEntry]) -> bool:
+    """Whether the commit event is in a history, also where it still waits for its turn: no time-out comes after it."""
+    return any(entry.fact.type == definition.commit_event for entry in history)
 
 
 def _with_earlier(definition: Definition, saga: Saga, fact: Fact) -> Saga:

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 REGISTRY = Registry.of_descriptor_set(
     (ROOT / "generated" / "descriptors.binpb").read_bytes(), where="generated/descriptors.binpb"
 )
-(ORDER_FULFILMENT,) = load_definitions(ROOT / "services" / "correlator" / "sagas", REGISTRY)
+_SAGAS = {definition.name: definition for definition in load_definitions(ROOT / "services/correlator/sagas", REGISTRY)}
+ORDER_FULFILMENT = _SAGAS["order-fulfilment"]
 
 KEY = "ord-1"
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
