@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from farandole.cli import dead_letter_commands, event_commands, saga_commands, stack_commands
+from farandole.cli import dead_letter_commands, event_commands, health_commands, saga_commands, stack_commands
 
 application = typer.Typer(
     name="farandole",
@@ -21,6 +21,7 @@ application.command("stop")(stack_commands.stop)
 application.command("start")(stack_commands.start)
 application.command("status")(stack_commands.status)
 application.command("logs")(stack_commands.logs)
+application.command("healthy")(health_commands.healthy)
 application.command("correlator")(event_commands.correlator)
 application.command("provision")(event_commands.provision)
 application.command("pub")(event_commands.pub)

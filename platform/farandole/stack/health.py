@@ -53,21 +53,21 @@ def ask_all(probes: Sequence[Probe]) -> list[Health]:
 
 def ask(probe: Probe) -> Health:
     """Asks one service; never raises."""
-    return _ask_broker(probe.address) if probe.is_broker else _ask_service(probe.address)
+    return _ask_broker(probe.address) if probe.is_broker else ask_service(probe.address)
 
 
-def _ask_service(address: str) -> Health:
-    """`grpc.health.v1.Health/Check`, with the reason from the trailing metadata."""
+def ask_service(address: str, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS) -> Health:
+    """`grpc.health.v1.Health/Check`, with the reason from the trailing metadata; never raises."""
     with grpc.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
         try:
             response, call = health_pb2_grpc.HealthStub(channel).Check.with_call(
-                health_pb2.HealthCheckRequest(), timeout=ANSWER_TIMEOUT_SECONDS
+                health_pb2.HealthCheckRequest(), timeout=timeout_seconds
             )
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 return Health("UNREACHABLE", f"does not listen on {address} yet")
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                return Health("UNREACHABLE", f"gave no answer within {ANSWER_TIMEOUT_SECONDS:g} s")
+                return Health("UNREACHABLE", f"gave no answer within {timeout_seconds:g} s")
             return Health("UNREACHABLE", f"{error.code().name}: {error.details()}")
     if response.status == health_pb2.HealthCheckResponse.SERVING:
         return Health("SERVING")
