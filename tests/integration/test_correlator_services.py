@@ -519,6 +519,7 @@ async def test_dead_letters_are_listed_without_what_is_large(correlator: Correla
         "streamTime": "2026-03-01T09:00:02.123456Z",
         "bodySize": "3",
         "bodySha256": "ab" * 32,
+        "state": "DEAD_LETTER_STATE_OPEN",
     }
     found = await correlator.dead_letters.ListDeadLetters(request(filter="reason = RULE_VIOLATION"))
     assert [one.sequence for one in found.dead_letters] == [2]

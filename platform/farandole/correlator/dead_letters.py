@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import enum
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from farandole.envelope import MALFORMED_HEADERS, MAX_BODY_BYTES, Publication, Reason, Unreadable
+from choreography.v1 import dead_letter_events_pb2
+from farandole.envelope import MALFORMED_HEADERS, MAX_BODY_BYTES, Event, Publication, Reason, Unreadable
 from farandole.registry import Registry
+from farandole.saga import HistoryEntry
 
 CORRELATOR = "correlator"
 """The participant that gives up on what no one can read."""
@@ -28,6 +31,15 @@ _PLAIN = re.compile(r"[\x20-\x7e]*")
 _NOT_PLAIN = re.compile(r"[^\x20-\x24\x26-\x7e]")
 
 
+class DeadLetterState(enum.IntEnum):
+    """What has become of a dead letter (`choreography.v1.DeadLetterState`)."""
+
+    OPEN = 1
+    REDRIVEN = 2
+    DISCARDED = 3
+    SUPERSEDED = 4
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """One delivery that was given up on (`choreography.v1.DeadLetter`)."""
@@ -42,17 +54,47 @@ class DeadLetter:
     reason: Reason
     detail: str
     stream_time: datetime
+    """When the stream stored the event; of a participant's dead letter whose event is not in the saga's history (which
+    has a limit) when the stream stored that it was given up on."""
     headers: Mapping[str, str]
     body_size: int
+    """0 where it is not known: a participant tells nothing of the body."""
     body_sha256: str
+    """Empty where it is not known."""
+    state_sequence: int
+    """The stream sequence of the event that brought it into its state: its own where no one can read it. A store
+    takes no step back to what an earlier event said."""
     payload: bytes | None = field(default=None, repr=False)
     """The serialized message of `event_type`, redacted, where the body could be decoded."""
     body_prefix: bytes = field(default=b"", repr=False)
+    definition: str = ""
+    """The saga definition whose step could not deal with it; empty for what no one can read."""
+    step: str = ""
+    compensation: bool = False
+    """Whether it was the step's compensation that could not deal with it."""
+    attempts: int = 0
+    """How often it was tried, counted over redrives; 0 for what no one can read."""
+    state: DeadLetterState = DeadLetterState.OPEN
+    close_time: datetime | None = None
+    """The stream's time of the event that closed it; None while it is open."""
 
     @property
     def id(self) -> str:
         """`<participant>-<sequence>`."""
         return f"{self.participant}-{self.sequence}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedDeadLetter:
+    """That a participant's dead letter holds nothing up any more."""
+
+    participant: str
+    sequence: int
+    state: DeadLetterState
+    time: datetime
+    """When the stream stored the event that closed it."""
+    state_sequence: int
+    """The stream sequence of that event."""
 
 
 def parse_dead_letter_id(text: str) -> tuple[str, int] | None:
@@ -89,9 +131,55 @@ def dead_letter_of(unreadable: Unreadable, registry: Registry) -> DeadLetter:
         headers=dict(message.headers),
         body_size=len(message.data),
         body_sha256=hashlib.sha256(message.data).hexdigest(),
+        state_sequence=message.sequence,
         payload=payload,
         body_prefix=prefix,
     )
+
+
+def participant_dead_letter(event: Event, history: Iterable[HistoryEntry] = ()) -> DeadLetter | None:
+    """The dead letter that a `DeadLetterRecorded` tells of; None for any other event.
+
+    `history` is that of the saga: it knows when the dead-lettered event was stored. Its headers are the CloudEvents
+    attributes that the participant told, in plain text; its payload the store finds in the history (`get_dead_letter`).
+    """
+    body = event.body
+    if not isinstance(body, dead_letter_events_pb2.DeadLetterRecorded):
+        return None
+    stored = (entry.fact.stream_time for entry in history if entry.fact.sequence == body.sequence)
+    return DeadLetter(
+        participant=body.participant,
+        sequence=body.sequence,
+        subject=f"events.{event.partition}.{body.event_type}",
+        event_type=body.event_type,
+        key=event.key,
+        reason=Reason(body.reason),
+        detail=body.detail,
+        stream_time=next(stored, event.stream_time),
+        headers={"ce-id": body.event_id, "ce-source": body.event_source, "ce-type": body.event_type},
+        body_size=0,
+        body_sha256="",
+        state_sequence=event.sequence,
+        definition=body.definition,
+        step=body.step,
+        compensation=body.compensation,
+        attempts=body.attempts,
+    )
+
+
+def closing(event: Event) -> ClosedDeadLetter | None:
+    """The end of a dead letter that an event tells of; None for any other event."""
+    body = event.body
+    match body:
+        case dead_letter_events_pb2.DeadLetterRedriven():
+            state = DeadLetterState.REDRIVEN
+        case dead_letter_events_pb2.DeadLetterDiscarded():
+            state = DeadLetterState.DISCARDED
+        case dead_letter_events_pb2.DeadLetterSuperseded():
+            state = DeadLetterState.SUPERSEDED
+        case _:
+            return None
+    return ClosedDeadLetter(body.participant, body.sequence, state, event.stream_time, event.sequence)
 
 
 def dead_letter_publication(dead_letter: DeadLetter, unreadable: Unreadable) -> Publication:

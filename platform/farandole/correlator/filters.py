@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NoReturn, TypeAlias
 
+from farandole.correlator.dead_letters import DeadLetterState
 from farandole.envelope import Reason
 from farandole.errors import InvalidArgumentError
 from farandole.saga import Cause, Health, Status
@@ -110,6 +111,7 @@ DEAD_LETTER_FIELDS: Mapping[str, FilterField] = {
     "participant": FilterField(str),
     "event_type": FilterField(str),
     "reason": FilterField(Reason, "DEAD_LETTER_REASON_"),
+    "state": FilterField(DeadLetterState, "DEAD_LETTER_STATE_"),
     "saga_id": FilterField(str),
     "sequence": FilterField(int),
     "stream_time": FilterField(datetime),

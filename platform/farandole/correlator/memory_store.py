@@ -27,6 +27,7 @@ from farandole.correlator.store import (
     Committed,
     FoldedBatch,
     SagaChange,
+    dead_letter_change,
     history_change,
     next_deadline,
     refuse_changed_definitions,
@@ -39,6 +40,7 @@ from farandole.definition import Definition
 from farandole.envelope import Publication
 from farandole.errors import FencedError, StoreError
 from farandole.outbox import OutboxRow
+from farandole.partitions import partition_of
 from farandole.saga import Saga
 
 
@@ -53,6 +55,7 @@ class _Position:
 class _Record:
     row: int
     recorded: RecordedSaga
+    next_deadline: datetime | None
 
 
 class MemoryCorrelatorStore:
@@ -116,12 +119,9 @@ class MemoryCorrelatorStore:
         self._positions |= dict.fromkeys(claim.partitions, replace(now, position=batch.position))
         for change in batch.changes:
             self._record(change, batch.payloads)
-        publications = list(batch.publications)
-        for new in batch.dead_letters:
-            identity = (new.dead_letter.participant, new.dead_letter.sequence)
-            if identity not in self._dead_letters:
-                self._dead_letters[identity] = new.dead_letter
-                publications.append(new.publication)
+        letters = dead_letter_change(self._dead_letters, batch)
+        self._dead_letters |= {(one.participant, one.sequence): one for one in (*letters.changed, *letters.added)}
+        publications = (*batch.publications, *letters.publications)
         await self.remove_publications(batch.acknowledged)
         rows = tuple(self._enqueue(publication) for publication in publications)
         return Committed(replace(claim, position=batch.position), rows)
@@ -151,15 +151,28 @@ class MemoryCorrelatorStore:
             identity: replace(definition, is_active=False) for identity, definition in self._definitions.items()
         } | {(new.name, new.version): StoredDefinition.of(new) for new in definitions}
 
-    async def due(self, until: datetime, limit: int) -> tuple[DueSaga, ...]:
+    async def remember(self, definitions: Collection[Definition]) -> None:
+        """See `CorrelatorStore.remember`."""
+        for new in definitions:
+            self._definitions.setdefault((new.name, new.version), replace(StoredDefinition.of(new), is_active=False))
+
+    async def due(self, until: datetime, limit: int, partition: int) -> tuple[DueSaga, ...]:
         """See `CorrelatorStore.due`."""
-        deadlines = ((next_deadline(record.recorded.saga), record) for record in self._records.values())
         passed = sorted(
-            (deadline, record.row, record.recorded.saga)
-            for deadline, record in deadlines
-            if deadline is not None and deadline <= until
+            (record.next_deadline, record.row, name, key)
+            for (key, name), record in self._records.items()
+            if record.next_deadline is not None and record.next_deadline <= until and partition_of(key) == partition
         )
-        return tuple(DueSaga(saga.definition, saga.key, deadline) for deadline, _, saga in passed[:limit])
+        return tuple(DueSaga(name, key, deadline) for deadline, _, name, key in passed[:limit])
+
+    async def next_deadlines(self) -> dict[int, datetime]:
+        """See `CorrelatorStore.next_deadlines`. Looks at every saga."""
+        earliest: dict[int, datetime] = {}
+        for (key, _), record in self._records.items():
+            if record.next_deadline is not None:
+                partition = partition_of(key)
+                earliest[partition] = min(earliest.get(partition, record.next_deadline), record.next_deadline)
+        return earliest
 
     async def get_sagas(self, key: str, definition: str | None = None) -> tuple[RecordedSaga, ...]:
         """See `CorrelatorQueries.get_sagas`."""
@@ -211,7 +224,10 @@ class MemoryCorrelatorStore:
 
     async def get_dead_letter(self, participant: str, sequence: int) -> DeadLetter | None:
         """See `CorrelatorQueries.get_dead_letter`."""
-        return self._dead_letters.get((participant, sequence))
+        found = self._dead_letters.get((participant, sequence))
+        if found is None or found.payload is not None:
+            return found
+        return replace(found, payload=self._payload(found.key, sequence, found.event_type))
 
     async def definitions(self) -> tuple[StoredDefinition, ...]:
         """See `CorrelatorQueries.definitions`."""
@@ -240,7 +256,20 @@ class MemoryCorrelatorStore:
         if stored is None:
             self._rows += 1
         row = stored.row if stored else self._rows
-        self._records[identity] = _Record(row, RecordedSaga(change.after, kept))
+        self._records[identity] = _Record(row, RecordedSaga(change.after, kept), next_deadline(change.after))
+
+    def _payload(self, key: str, sequence: int, type_: str) -> bytes | None:
+        """What the sagas under a key keep of one event of a type."""
+        return next(
+            (
+                record.recorded.payloads[sequence]
+                for (saga_key, _), record in self._records.items()
+                if saga_key == key and sequence in record.recorded.payloads
+                for entry in record.recorded.saga.history
+                if entry.fact.sequence == sequence and entry.fact.type == type_
+            ),
+            None,
+        )
 
     def _enqueue(self, publication: Publication) -> OutboxRow:
         self._published += 1
@@ -274,6 +303,7 @@ _DEAD_LETTER_VALUES: Mapping[str, Callable[[DeadLetter], Value | None]] = {
     "participant": lambda dead_letter: dead_letter.participant,
     "event_type": lambda dead_letter: dead_letter.event_type,
     "reason": lambda dead_letter: dead_letter.reason,
+    "state": lambda dead_letter: dead_letter.state,
     "saga_id": lambda dead_letter: dead_letter.key or None,
     "sequence": lambda dead_letter: dead_letter.sequence,
     "stream_time": lambda dead_letter: dead_letter.stream_time,

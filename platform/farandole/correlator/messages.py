@@ -108,6 +108,12 @@ def dead_letter_message(dead_letter: DeadLetter) -> dead_letter_pb2.DeadLetter:
         stream_time=_timestamp(dead_letter.stream_time),
         body_size=dead_letter.body_size,
         body_sha256=dead_letter.body_sha256,
+        definition=dead_letter.definition,
+        step=dead_letter.step,
+        compensation=dead_letter.compensation,
+        attempts=dead_letter.attempts,
+        state=dead_letter_pb2.DeadLetterState.ValueType(dead_letter.state),
+        close_time=_timestamp(dead_letter.close_time),
     )
 
 

@@ -157,7 +157,10 @@ class CorrelatorQueries(Protocol):
         ...
 
     async def get_dead_letter(self, participant: str, sequence: int) -> DeadLetter | None:
-        """One dead letter; None where there is none."""
+        """One dead letter; None where there is none.
+
+        A participant's has as its payload what the history of a saga under its key keeps of the event.
+        """
         ...
 
     async def definitions(self) -> tuple[StoredDefinition, ...]:

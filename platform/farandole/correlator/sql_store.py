@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
-from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.filters import COMPARE, And, Comparison, Filter, Not, Operator, Or, Present, Value
 from farandole.correlator.queries import (
     DeadLetterPage,
@@ -34,8 +34,8 @@ from farandole.correlator.store import (
     Claim,
     Committed,
     FoldedBatch,
-    NewDeadLetter,
     SagaChange,
+    dead_letter_change,
     history_change,
     next_deadline,
     refuse_changed_definitions,
@@ -48,6 +48,7 @@ from farandole.definition import Definition
 from farandole.envelope import Publication, Reason
 from farandole.errors import FencedError, StoreError
 from farandole.outbox import Outbox, OutboxRow
+from farandole.partitions import PARTITIONS, partition_of
 from farandole.saga import (
     Cause,
     Disposition,
@@ -94,6 +95,7 @@ _SAGA = sa.Table(
     sa.Column("id", _ROW_NUMBER, primary_key=True),
     sa.Column("key", sa.Text, nullable=False),
     sa.Column("definition", sa.Text, nullable=False),
+    sa.Column("partition", sa.SmallInteger, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("status", sa.SmallInteger, nullable=False),
@@ -117,7 +119,13 @@ sa.Index("saga_by_definition", _SAGA.c.definition, _SAGA.c.update_time, _SAGA.c.
 sa.Index("saga_by_start", _SAGA.c.start_time, _SAGA.c.id)
 sa.Index("saga_by_deadline", _DUE_LAST, _SAGA.c.id)
 _IS_DUE = _SAGA.c.next_deadline.is_not(None)
-sa.Index("saga_by_next_deadline", _SAGA.c.next_deadline, sqlite_where=_IS_DUE, postgresql_where=_IS_DUE)
+sa.Index(
+    "saga_by_next_deadline",
+    _SAGA.c.partition,
+    _SAGA.c.next_deadline,
+    sqlite_where=_IS_DUE,
+    postgresql_where=_IS_DUE,
+)
 
 _HISTORY = sa.Table(
     "saga_history",
@@ -153,12 +161,20 @@ _DEAD_LETTER = sa.Table(
     sa.Column("headers", sa.Text, nullable=False),
     sa.Column("body_size", sa.BigInteger, nullable=False),
     sa.Column("body_sha256", sa.Text, nullable=False),
+    sa.Column("state_sequence", sa.BigInteger, nullable=False),
     sa.Column("payload", _Bytes),
     sa.Column("body_prefix", _Bytes, nullable=False),
+    sa.Column("definition", sa.Text, nullable=False),
+    sa.Column("step", sa.Text, nullable=False),
+    sa.Column("compensation", sa.Boolean, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    sa.Column("close_time", sa.BigInteger),
     sa.UniqueConstraint("participant", "sequence"),
 )
 sa.Index("dead_letter_by_key", _DEAD_LETTER.c.key, _DEAD_LETTER.c.id)
 sa.Index("dead_letter_by_reason", _DEAD_LETTER.c.reason, _DEAD_LETTER.c.id)
+sa.Index("dead_letter_by_state", _DEAD_LETTER.c.state, _DEAD_LETTER.c.id)
 
 _DEFINITION = sa.Table(
     "saga_definition",
@@ -248,8 +264,8 @@ _STATE = (
 )  # fmt: skip
 """The columns of a record that change, as `_state_values` gives them."""
 _INSERT_SAGA = _Many(
-    sa.insert(_SAGA).values({name: sa.bindparam(name) for name in ("key", "definition", *_STATE)}),
-    ("key", "definition", *_STATE),
+    sa.insert(_SAGA).values({name: sa.bindparam(name) for name in ("key", "definition", "partition", *_STATE)}),
+    ("key", "definition", "partition", *_STATE),
 )
 _UPDATE_SAGA = _Many(
     sa.update(_SAGA)
@@ -285,20 +301,43 @@ _UPDATE_HISTORY = _Many(
 )
 _DELETE_HISTORY = _Many(sa.delete(_HISTORY).where(*_THE_ENTRY), ("of_key", "of_definition", "of_sequence"))
 
-_SELECT_DUE = (
+SELECT_DUE = (
     sa.select(_SAGA.c.definition, _SAGA.c.key, _SAGA.c.next_deadline)
-    .where(_IS_DUE, _SAGA.c.next_deadline <= sa.bindparam("until"))
-    .order_by(_SAGA.c.next_deadline)
+    .where(_SAGA.c.partition == sa.bindparam("of_partition"), _IS_DUE, _SAGA.c.next_deadline <= sa.bindparam("until"))
+    .order_by(_SAGA.c.next_deadline, _SAGA.c.id)
     .limit(sa.bindparam("how_many"))
 )
+"""Definition, key and deadline of the sagas of a partition that are due."""
+_EARLIEST = sa.func.min(_SAGA.c.next_deadline)
+SELECT_NEXT_DEADLINES = sa.select(
+    *(
+        sa.select(_EARLIEST).where(_SAGA.c.partition == sa.literal_column(str(partition)), _IS_DUE).scalar_subquery()
+        for partition in range(PARTITIONS)
+    )
+)
+"""One row: the earliest next deadline of each partition. Each is one look into the index; a GROUP BY would walk it."""
 
 _SELECT_DEAD_LETTER = sa.select(_DEAD_LETTER).where(
     _DEAD_LETTER.c.participant == sa.bindparam("by"), _DEAD_LETTER.c.sequence == sa.bindparam("at")
 )
-_SELECT_RECORDED = sa.select(_DEAD_LETTER.c.participant, _DEAD_LETTER.c.sequence).where(
-    _DEAD_LETTER.c.sequence.in_(sa.bindparam("sequences", expanding=True))
+_SELECT_RECORDED = sa.select(_DEAD_LETTER).where(_DEAD_LETTER.c.sequence.in_(sa.bindparam("sequences", expanding=True)))
+_SELECT_PAYLOAD = (
+    sa.select(_HISTORY.c.payload)
+    .join_from(_SAGA, _HISTORY)
+    .where(
+        _SAGA.c.key == sa.bindparam("of_key"),
+        _HISTORY.c.sequence == sa.bindparam("at"),
+        _HISTORY.c.type == sa.bindparam("of_type"),
+        _HISTORY.c.payload.is_not(None),
+    )
+    .limit(1)
 )
 _INSERT_DEAD_LETTER = sa.insert(_DEAD_LETTER)
+_UPDATE_DEAD_LETTER = (
+    sa.update(_DEAD_LETTER)
+    .where(_DEAD_LETTER.c.participant == sa.bindparam("by"), _DEAD_LETTER.c.sequence == sa.bindparam("at"))
+    .values({column: sa.bindparam(f"new_{column.name}") for column in _DEAD_LETTER.columns if column.name != "id"})
+)
 
 _SELECT_DEFINITIONS = sa.select(_DEFINITION).order_by(_DEFINITION.c.name, _DEFINITION.c.version.desc())
 _SELECT_KEPT = sa.select(_SAGA.c.definition, _SAGA.c.version).distinct()
@@ -321,8 +360,9 @@ class SqlCorrelatorStore:
         self._database = database
 
     async def open(self) -> None:
-        """See `CorrelatorStore.open`."""
+        """See `CorrelatorStore.open`. Raises `StoreError` with the remedy where an earlier version made the tables."""
         await self._database.create(_METADATA)
+        await self._database.read(_refuse_earlier_tables)
 
     async def close(self) -> None:
         """See `CorrelatorStore.close`."""
@@ -360,15 +400,24 @@ class SqlCorrelatorStore:
         """See `CorrelatorStore.activate`."""
         await self._database.write(lambda connection: _activate(connection, definitions))
 
-    async def due(self, until: datetime, limit: int) -> tuple[DueSaga, ...]:
+    async def remember(self, definitions: Collection[Definition]) -> None:
+        """See `CorrelatorStore.remember`."""
+        await self._database.write(lambda connection: _remember(connection, definitions))
+
+    async def due(self, until: datetime, limit: int, partition: int) -> tuple[DueSaga, ...]:
         """See `CorrelatorStore.due`."""
-        parameters = {"until": _micros(until), "how_many": limit}
+        parameters = {"of_partition": partition, "until": _micros(until), "how_many": limit}
         return await self._database.read(
             lambda connection: tuple(
                 DueSaga(definition, key, _time(deadline))
-                for definition, key, deadline in connection.execute(_SELECT_DUE, parameters)
+                for definition, key, deadline in connection.execute(SELECT_DUE, parameters)
             )
         )
+
+    async def next_deadlines(self) -> dict[int, datetime]:
+        """See `CorrelatorStore.next_deadlines`."""
+        row = await self._database.read(lambda connection: connection.execute(SELECT_NEXT_DEADLINES).one())
+        return {partition: _time(earliest) for partition, earliest in enumerate(row) if earliest is not None}
 
     async def get_sagas(self, key: str, definition: str | None = None) -> tuple[RecordedSaga, ...]:
         """See `CorrelatorQueries.get_sagas`."""
@@ -409,13 +458,33 @@ class SqlCorrelatorStore:
 
     async def get_dead_letter(self, participant: str, sequence: int) -> DeadLetter | None:
         """See `CorrelatorQueries.get_dead_letter`."""
-        parameters = {"by": participant, "at": sequence}
-        row = await self._database.read(lambda connection: connection.execute(_SELECT_DEAD_LETTER, parameters).first())
-        return None if row is None else _dead_letter(row)
+        return await self._database.read(lambda connection: _get_dead_letter(connection, participant, sequence))
 
     async def definitions(self) -> tuple[StoredDefinition, ...]:
         """See `CorrelatorQueries.definitions`."""
         return await self._database.read(_definitions)
+
+
+def _refuse_earlier_tables(connection: sa.Connection) -> None:
+    """Raises `StoreError` where a table lacks a column.
+
+    Such a table is not altered: what it holds was folded by the rules of the version that made it.
+    """
+    inspector = sa.inspect(connection)
+    lacking = [
+        f"{table.name}.{column.name}"
+        for table in _METADATA.sorted_tables
+        for known in ({column["name"] for column in inspector.get_columns(table.name)},)
+        for column in table.columns
+        if column.name not in known
+    ]
+    if lacking:
+        database = connection.engine.url.database
+        raise StoreError(
+            f"the database {database} was made by an earlier version of Farandole: it lacks {', '.join(lacking)}. All "
+            f"that a correlator keeps follows from the stream: move {database} away, with the -wal and -shm beside it, "
+            "and start the correlator again; it folds the stream from its beginning into a new database"
+        )
 
 
 def _claim(connection: sa.Connection, incarnation: str, owned: frozenset[int], held: Claim | None) -> Claim:
@@ -482,7 +551,7 @@ def _commit(connection: sa.Connection, claim: Claim, batch: FoldedBatch) -> Comm
         raise FencedError("another correlator has claimed these partitions")
     _write_sagas(connection, batch.changes)
     _write_history(connection, batch.changes, batch.payloads)
-    publications = [*batch.publications, *_write_dead_letters(connection, batch.dead_letters)]
+    publications = [*batch.publications, *_write_dead_letters(connection, batch)]
     _OUTBOX.remove(connection, batch.acknowledged)
     rows = _OUTBOX.add(connection, publications)
     return Committed(replace(claim, position=batch.position), tuple(rows))
@@ -494,7 +563,7 @@ def _write_sagas(connection: sa.Connection, changes: Sequence[SagaChange]) -> No
     for change in changes:
         after = change.after
         if change.before is None:
-            new.append((after.key, after.definition, *_state_values(after)))
+            new.append((after.key, after.definition, partition_of(after.key), *_state_values(after)))
         else:
             changed.append((after.key, after.definition, change.before.revision, *_state_values(after)))
     _INSERT_SAGA.execute(connection, new)
@@ -520,20 +589,38 @@ def _write_history(connection: sa.Connection, changes: Sequence[SagaChange], pay
     _INSERT_HISTORY.execute(connection, added)
 
 
-def _write_dead_letters(connection: sa.Connection, dead_letters: Sequence[NewDeadLetter]) -> list[Publication]:
-    """Writes those that are not there yet; returns their publications."""
-    known: set[tuple[str, int]] = set()
-    for some in _chunks([new.dead_letter.sequence for new in dead_letters]):
-        known.update((by, at) for by, at in connection.execute(_SELECT_RECORDED, {"sequences": some}))
-    fresh: list[NewDeadLetter] = []
-    for new in dead_letters:
-        identity = (new.dead_letter.participant, new.dead_letter.sequence)
-        if identity not in known:
-            known.add(identity)
-            fresh.append(new)
-    if fresh:
-        connection.execute(_INSERT_DEAD_LETTER, [_dead_letter_parameters(new.dead_letter) for new in fresh])
-    return [new.publication for new in fresh]
+def _write_dead_letters(connection: sa.Connection, batch: FoldedBatch) -> tuple[Publication, ...]:
+    """Writes what the batch makes of dead letters; returns what is to be published of them."""
+    stored: dict[tuple[str, int], DeadLetter] = {}
+    sequences = {one.dead_letter.sequence for one in batch.dead_letters}
+    sequences.update(one.sequence for one in batch.closed_dead_letters)
+    for some in _chunks(list(sequences)):
+        for row in connection.execute(_SELECT_RECORDED, {"sequences": some}):
+            stored[row.participant, row.sequence] = _dead_letter(row)
+    change = dead_letter_change(stored, batch)
+    if change.added:
+        connection.execute(_INSERT_DEAD_LETTER, [_dead_letter_parameters(one) for one in change.added])
+    if change.changed:
+        connection.execute(
+            _UPDATE_DEAD_LETTER,
+            [
+                {"by": one.participant, "at": one.sequence}
+                | {f"new_{name}": value for name, value in _dead_letter_parameters(one).items()}
+                for one in change.changed
+            ],
+        )
+    return change.publications
+
+
+def _get_dead_letter(connection: sa.Connection, participant: str, sequence: int) -> DeadLetter | None:
+    row = connection.execute(_SELECT_DEAD_LETTER, {"by": participant, "at": sequence}).first()
+    if row is None:
+        return None
+    found = _dead_letter(row)
+    if found.payload is not None:
+        return found
+    event = {"of_key": found.key, "at": sequence, "of_type": found.event_type}
+    return replace(found, payload=connection.execute(_SELECT_PAYLOAD, event).scalar())
 
 
 def _activate(connection: sa.Connection, definitions: Collection[Definition]) -> None:
@@ -555,6 +642,14 @@ def _activate(connection: sa.Connection, definitions: Collection[Definition]) ->
         else:
             row = {"name": new.name, "version": new.version, "is_active": True}
             connection.execute(_INSERT_DEFINITION, row | content)
+
+
+def _remember(connection: sa.Connection, definitions: Collection[Definition]) -> None:
+    stored = {(old.name, old.version) for old in _definitions(connection)}
+    missing = {(new.name, new.version): new for new in definitions if (new.name, new.version) not in stored}
+    for new in map(StoredDefinition.of, missing.values()):
+        row = {"name": new.name, "version": new.version, "digest": new.digest, "message": new.message}
+        connection.execute(_INSERT_DEFINITION, row | {"is_active": False})
 
 
 def _definitions(connection: sa.Connection) -> tuple[StoredDefinition, ...]:
@@ -580,7 +675,10 @@ _SAGA_FILTER_COLUMNS: Mapping[str, sa.Column[Any]] = {
 }  # fmt: skip
 _DEAD_LETTER_FILTER_COLUMNS: Mapping[str, sa.Column[Any]] = {
     "saga_id": _DEAD_LETTER.c.key,
-    **{name: _DEAD_LETTER.c[name] for name in ("participant", "event_type", "reason", "sequence", "stream_time")},
+    **{
+        name: _DEAD_LETTER.c[name]
+        for name in ("participant", "event_type", "reason", "state", "sequence", "stream_time")
+    },
 }
 
 
@@ -716,6 +814,7 @@ def _lifecycle_text(lifecycle: Lifecycle) -> str:
             lifecycle.cause.value,
             list(lifecycle.steps),
             lifecycle.compensation,
+            lifecycle.dead_letter,
         ]
     )
 
@@ -742,8 +841,9 @@ def _entry(columns: Sequence[Any]) -> HistoryEntry:
 
 
 def _lifecycle(text: str) -> Lifecycle:
-    definition, version, cause, steps, compensation = json.loads(text)
-    return Lifecycle(definition, version, _CAUSES[cause], tuple(steps), compensation)
+    definition, version, cause, steps, compensation, dead_letter = json.loads(text)
+    about = None if dead_letter is None else (dead_letter[0], dead_letter[1])
+    return Lifecycle(definition, version, _CAUSES[cause], tuple(steps), compensation, about)
 
 
 def _dead_letter_parameters(dead_letter: DeadLetter) -> Parameters:
@@ -759,8 +859,15 @@ def _dead_letter_parameters(dead_letter: DeadLetter) -> Parameters:
         "headers": _dump(dict(dead_letter.headers)),
         "body_size": dead_letter.body_size,
         "body_sha256": dead_letter.body_sha256,
+        "state_sequence": dead_letter.state_sequence,
         "payload": dead_letter.payload,
         "body_prefix": dead_letter.body_prefix,
+        "definition": dead_letter.definition,
+        "step": dead_letter.step,
+        "compensation": dead_letter.compensation,
+        "attempts": dead_letter.attempts,
+        "state": dead_letter.state.value,
+        "close_time": _maybe_micros(dead_letter.close_time),
     }
 
 
@@ -777,8 +884,15 @@ def _dead_letter(row: Row) -> DeadLetter:
         headers=json.loads(row.headers),
         body_size=row.body_size,
         body_sha256=row.body_sha256,
+        state_sequence=row.state_sequence,
         payload=row.payload,
         body_prefix=row.body_prefix,
+        definition=row.definition,
+        step=row.step,
+        compensation=row.compensation,
+        attempts=row.attempts,
+        state=DeadLetterState(row.state),
+        close_time=_maybe_time(row.close_time),
     )
 
 

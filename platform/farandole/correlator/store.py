@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
-from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.dead_letters import ClosedDeadLetter, DeadLetter, DeadLetterState
 from farandole.correlator.queries import CorrelatorQueries, DueSaga
 from farandole.definition import Definition
 from farandole.envelope import Publication
@@ -49,7 +49,8 @@ class NewDeadLetter:
     """A dead letter, and the copy of it for the stream `DEADLETTERS`."""
 
     dead_letter: DeadLetter
-    publication: Publication
+    publication: Publication | None
+    """None where a participant gave up: it has published its own copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class FoldedBatch:
     publications: Sequence[Publication] = ()
     """Lifecycle events to publish, in order."""
     dead_letters: Sequence[NewDeadLetter] = ()
+    """Those that were recorded."""
+    closed_dead_letters: Sequence[ClosedDeadLetter] = ()
     acknowledged: Collection[int] = ()
     """Ids of outbox rows that the broker has acknowledged."""
 
@@ -76,7 +79,8 @@ class Committed:
     claim: Claim
     """For the next commit."""
     publications: tuple[OutboxRow, ...]
-    """The rows to publish: those of `FoldedBatch.publications`, then those of the dead letters that are new."""
+    """The rows to publish: those of `FoldedBatch.publications`, then those of the dead letters that are new or open
+    again."""
 
 
 class CorrelatorStore(CorrelatorQueries, Protocol):
@@ -130,8 +134,12 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
           `FencedError` otherwise. `Committed.claim` replaces the claim.
         - Records: `after` replaces `before`. Raises `StoreError` where `before` is not what is stored (its revision
           tells), or where it is None and there is a record. History entries are compared: only those that are new,
-          changed or gone are written, and a changed one keeps its payload.
-        - Dead letters: one that is there already (participant, sequence) is left as it is and not published again.
+          changed or gone are written, and a changed one keeps its payload. The version may change too.
+        - Dead letters, named by (participant, sequence): what the batch records and closes is taken in the order of
+          `state_sequence`, and passed over where the stored one's is as high already, so that reading events again
+          changes nothing. Recording one that is open leaves it as it is and does not publish it again; one that is
+          closed opens again, as it is recorded now, and keeps its place in lists. Closing one that is closed, or that
+          is not there, does nothing.
         - Outbox: rows get rising ids; acknowledged ones go, and unknown ids are passed over.
 
         Raises `ValueError` where the batch's position is before that of the claim.
@@ -154,8 +162,16 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         """
         ...
 
-    async def due(self, until: datetime, limit: int) -> tuple[DueSaga, ...]:
-        """Started sagas whose next deadline (`next_deadline`) is at or before `until`, the earliest first."""
+    async def remember(self, definitions: Collection[Definition]) -> None:
+        """Stores the versions that are missing, inactive, in one transaction. One that is there stays as it is."""
+        ...
+
+    async def due(self, until: datetime, limit: int, partition: int) -> tuple[DueSaga, ...]:
+        """Sagas of a partition whose next deadline (`next_deadline`) is at or before `until`, the earliest first."""
+        ...
+
+    async def next_deadlines(self) -> Mapping[int, datetime]:
+        """The earliest next deadline of each partition that has any. Cheap, however many sagas there are."""
         ...
 
 
@@ -213,6 +229,50 @@ def history_change(before: Saga | None, after: Saga) -> HistoryChange:
         elif was is not entry and was != entry:
             changed.append(entry)
     return HistoryChange(tuple(added), tuple(changed), tuple(old))
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterChange:
+    """What to write of a batch's dead letters."""
+
+    added: tuple[DeadLetter, ...]
+    changed: tuple[DeadLetter, ...]
+    publications: tuple[Publication, ...]
+
+
+def dead_letter_change(stored: Mapping[tuple[str, int], DeadLetter], batch: FoldedBatch) -> DeadLetterChange:
+    """What a batch makes of dead letters, by the rules of `CorrelatorStore.commit`.
+
+    `stored` has, by (participant, sequence), those of them that are there already.
+    """
+    if not batch.dead_letters and not batch.closed_dead_letters:
+        return DeadLetterChange((), (), ())
+    after = dict(stored)
+    publications: list[Publication] = []
+    steps: list[NewDeadLetter | ClosedDeadLetter] = [*batch.dead_letters, *batch.closed_dead_letters]
+    for step in sorted(steps, key=_state_sequence):
+        told = step.dead_letter if isinstance(step, NewDeadLetter) else step
+        identity = (told.participant, told.sequence)
+        known = after.get(identity)
+        if known is not None and told.state_sequence <= known.state_sequence:
+            continue
+        is_open = known is not None and known.state is DeadLetterState.OPEN
+        match step:
+            case NewDeadLetter(dead_letter, publication) if not is_open:
+                after[identity] = dead_letter
+                if publication is not None:
+                    publications.append(publication)
+            case ClosedDeadLetter(state=state, time=time, state_sequence=at) if known is not None and is_open:
+                after[identity] = replace(known, state=state, close_time=time, state_sequence=at)
+    return DeadLetterChange(
+        added=tuple(one for identity, one in after.items() if identity not in stored),
+        changed=tuple(one for identity, one in after.items() if identity in stored and one is not stored[identity]),
+        publications=tuple(publications),
+    )
+
+
+def _state_sequence(step: NewDeadLetter | ClosedDeadLetter) -> int:
+    return step.dead_letter.state_sequence if isinstance(step, NewDeadLetter) else step.state_sequence
 
 
 def without_history(saga: Saga) -> Saga:

@@ -12,13 +12,14 @@ class TestMyStore(CorrelatorStoreConformance):
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.dead_letters import ClosedDeadLetter, DeadLetter, DeadLetterState
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
 from farandole.correlator.queries import DeadLetterQuery, SagaCount, SagaOrder, SagaQuery
 from farandole.correlator.store import (
@@ -30,9 +31,11 @@ from farandole.correlator.store import (
     NewDeadLetter,
     SagaChange,
 )
+from farandole.deadlines import overdue_id
 from farandole.definition import Definition, StepDefinition, StepKind
 from farandole.envelope import Publication, Reason
 from farandole.errors import DefinitionError, FencedError, StoreError, StreamIncarnationError
+from farandole.partitions import PARTITIONS, partition_of
 from farandole.saga import (
     Cause,
     Disposition,
@@ -114,7 +117,7 @@ def saga(
 def dead_letter(
     sequence: int, *, key: str = "", reason: Reason = Reason.UNDECODABLE, participant: str = "correlator"
 ) -> NewDeadLetter:
-    """A dead letter of the event at `sequence`, and its publication."""
+    """A dead letter of the event at `sequence` that no one can read, and its publication."""
     letter = DeadLetter(
         participant=participant,
         sequence=sequence,
@@ -127,10 +130,51 @@ def dead_letter(
         headers={"ce-id": "1", "ce-source": "käse"},
         body_size=3,
         body_sha256="ab" * 32,
+        state_sequence=sequence,
         payload=b"\x00\xff" if key else None,
         body_prefix=b"" if key else b"\x00\x01\xff",
     )
     return NewDeadLetter(letter, publication(f"{participant}-{sequence}"))
+
+
+def given_up(sequence: int, *, at_sequence: int, attempts: int = 3, participant: str = "payments") -> NewDeadLetter:
+    """That the event at `at_sequence` says that a participant gave up on the event of the saga `a` at `sequence`."""
+    letter = DeadLetter(
+        participant=participant,
+        sequence=sequence,
+        subject="events.12.orders.v1.OrderCreated",
+        event_type="orders.v1.OrderCreated",
+        key="a",
+        reason=Reason.RETRIES_EXHAUSTED,
+        detail=f"tried {attempts} times",
+        stream_time=at(sequence),
+        headers={"ce-id": f"event-{sequence}", "ce-source": "orders", "ce-type": "orders.v1.OrderCreated"},
+        body_size=0,
+        body_sha256="",
+        state_sequence=at_sequence,
+        definition="order-fulfilment",
+        step="take-payment",
+        compensation=True,
+        attempts=attempts,
+    )
+    return NewDeadLetter(letter, None)
+
+
+def closed(
+    sequence: int,
+    *,
+    at_sequence: int,
+    state: DeadLetterState = DeadLetterState.REDRIVEN,
+    participant: str = "payments",
+) -> ClosedDeadLetter:
+    """That the event at `at_sequence` closes a dead letter."""
+    return ClosedDeadLetter(participant, sequence, state, at(at_sequence), at_sequence)
+
+
+def key_of(partition: int, number: int = 0) -> str:
+    """A key of a partition; another number, another key."""
+    keys = (key for key in (f"k{number}-{n}" for n in itertools.count()) if partition_of(key) == partition)
+    return next(keys)
 
 
 def publication(key: str) -> Publication:
@@ -351,6 +395,23 @@ class CorrelatorStoreConformance:
         await record(store, whole, unstarted)
         assert await store.load(["a", "b", "c"]) == {"a": (whole,), "b": (unstarted,), "c": ()}
 
+    async def test_what_an_event_says_of_a_dead_letter_comes_back(self, store: CorrelatorStore) -> None:
+        told = entry(4, type_="choreography.v1.DeadLetterRecorded")
+        lifecycle = Lifecycle("order-fulfilment", 0, Cause.UNSPECIFIED, ("ship",), False, ("drone-fleet", 2**40))
+        whole = saga("a", history=[replace(told, fact=replace(told.fact, lifecycle=lifecycle))])
+        await record(store, whole)
+        assert await store.load(["a"]) == {"a": (whole,)}
+
+    async def test_a_record_that_has_not_started_may_get_another_version(self, store: CorrelatorStore) -> None:
+        before = saga("a", started=None, deadline=None, history=[entry(3, disposition=Disposition.UNMATCHED)])
+        claim = await record(store, before)
+        after = saga("a", version=2, history=[entry(3), entry(5)])
+        claim = (await store.commit(claim, FoldedBatch(5, (SagaChange(before, after),)))).claim
+        assert await store.load(["a"]) == {"a": (after,)}
+        again = replace(after, revision=3, status=Status.COMPLETED)
+        await store.commit(claim, FoldedBatch(6, (SagaChange(after, again),)))
+        assert await store.load(["a"]) == {"a": (again,)}
+
     async def test_sagas_under_one_key_come_by_definition(self, store: CorrelatorStore) -> None:
         first = saga("a", definition="drone-delivery", history=[entry(1)])
         second = saga("a", definition="order-fulfilment", history=[entry(1), entry(2)])
@@ -454,6 +515,134 @@ class CorrelatorStoreConformance:
         assert len(committed.publications) == 2
         assert await store.get_dead_letter("payments", 3) == letters[1].dead_letter
 
+    async def test_a_participant_publishes_its_own_copy(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        recorded = given_up(3, at_sequence=5)
+        committed = await store.commit(claim, FoldedBatch(5, dead_letters=(recorded,)))
+        assert committed.publications == ()
+        assert await store.waiting_publications() == ()
+        assert await store.get_dead_letter("payments", 3) == recorded.dead_letter
+
+    @pytest.mark.parametrize("state", [state for state in DeadLetterState if state is not DeadLetterState.OPEN])
+    async def test_a_dead_letter_is_closed(self, store: CorrelatorStore, state: DeadLetterState) -> None:
+        claim = await store.claim(INCARNATION)
+        letters = (given_up(3, at_sequence=5), given_up(3, at_sequence=6, participant="shipping"))
+        claim = (await store.commit(claim, FoldedBatch(6, dead_letters=letters))).claim
+        ends = (closed(3, at_sequence=8, state=state), closed(4, at_sequence=9))
+        committed = await store.commit(claim, FoldedBatch(9, closed_dead_letters=ends))
+        assert committed.publications == ()
+        expected = replace(letters[0].dead_letter, state=state, close_time=at(8), state_sequence=8)
+        assert await store.get_dead_letter("payments", 3) == expected
+        assert await store.get_dead_letter("shipping", 3) == letters[1].dead_letter
+        assert await store.get_dead_letter("payments", 4) is None
+        page = await store.list_dead_letters(DeadLetterQuery())
+        assert page.dead_letters == (letters[1].dead_letter, expected)
+
+    async def test_a_closed_dead_letter_stays_as_it_was_closed(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        batch = FoldedBatch(
+            8, dead_letters=(given_up(3, at_sequence=5),), closed_dead_letters=(closed(3, at_sequence=8),)
+        )
+        claim = (await store.commit(claim, batch)).claim
+        later = closed(3, at_sequence=9, state=DeadLetterState.DISCARDED)
+        await store.commit(claim, FoldedBatch(9, closed_dead_letters=(later,)))
+        found = await store.get_dead_letter("payments", 3)
+        assert found is not None
+        assert (found.state, found.close_time) == (DeadLetterState.REDRIVEN, at(8))
+
+    async def test_a_closed_dead_letter_opens_again_at_its_place(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        letters = (given_up(3, at_sequence=5), given_up(4, at_sequence=6))
+        claim = (await store.commit(claim, FoldedBatch(6, dead_letters=letters))).claim
+        claim = (await store.commit(claim, FoldedBatch(8, closed_dead_letters=(closed(3, at_sequence=8),)))).claim
+        again = given_up(3, at_sequence=9, attempts=6)
+        again = replace(again, dead_letter=replace(again.dead_letter, reason=Reason.REJECTED))
+        await store.commit(claim, FoldedBatch(9, dead_letters=(again,)))
+        assert await store.get_dead_letter("payments", 3) == again.dead_letter
+        page = await store.list_dead_letters(DeadLetterQuery())
+        assert page.dead_letters == (letters[1].dead_letter, again.dead_letter)
+
+    async def test_what_is_published_of_a_dead_letter_is_so_again_where_it_opens_again(
+        self, store: CorrelatorStore
+    ) -> None:
+        claim = await store.claim(INCARNATION)
+        claim = (await store.commit(claim, FoldedBatch(3, dead_letters=(dead_letter(3),)))).claim
+        end = closed(3, at_sequence=4, participant="correlator")
+        claim = (await store.commit(claim, FoldedBatch(4, closed_dead_letters=(end,)))).claim
+        again = replace(dead_letter(3), dead_letter=replace(dead_letter(3).dead_letter, state_sequence=5))
+        committed = await store.commit(claim, FoldedBatch(5, dead_letters=(again,)))
+        assert [row.publication for row in committed.publications] == [again.publication]
+
+    async def test_a_dead_letter_that_is_open_is_not_recorded_anew(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        first = given_up(3, at_sequence=5)
+        claim = (await store.commit(claim, FoldedBatch(5, dead_letters=(first,)))).claim
+        await store.commit(claim, FoldedBatch(6, dead_letters=(given_up(3, at_sequence=6, attempts=9),)))
+        assert await store.get_dead_letter("payments", 3) == first.dead_letter
+
+    async def test_what_one_batch_says_of_a_dead_letter_is_taken_in_stream_order(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        ending_closed, ending_open = given_up(1, at_sequence=10), given_up(2, at_sequence=11)
+        open_again = given_up(2, at_sequence=15, attempts=6)
+        batch = FoldedBatch(
+            position=15,
+            dead_letters=(open_again, ending_closed, ending_open),
+            closed_dead_letters=(closed(2, at_sequence=13), closed(1, at_sequence=12)),
+        )
+        await store.commit(claim, batch)
+        expected = replace(
+            ending_closed.dead_letter, state=DeadLetterState.REDRIVEN, close_time=at(12), state_sequence=12
+        )
+        assert await store.get_dead_letter("payments", 1) == expected
+        assert await store.get_dead_letter("payments", 2) == open_again.dead_letter
+        page = await store.list_dead_letters(DeadLetterQuery())
+        assert page.dead_letters == (open_again.dead_letter, expected)
+
+    async def test_reading_events_again_changes_no_dead_letter(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        batches = (
+            FoldedBatch(9, dead_letters=(given_up(3, at_sequence=5), given_up(4, at_sequence=6), dead_letter(7))),
+            FoldedBatch(
+                9,
+                closed_dead_letters=(
+                    closed(3, at_sequence=8),
+                    closed(4, at_sequence=9),
+                    closed(7, at_sequence=9, participant="correlator"),
+                ),
+            ),
+            FoldedBatch(9, dead_letters=(given_up(4, at_sequence=10, attempts=6),)),
+        )
+        for batch in batches:
+            claim = (await store.commit(claim, batch)).claim
+        before = await everything(store, "a")
+        for batch in batches:
+            committed = await store.commit(claim, batch)
+            claim = committed.claim
+            assert committed.publications == ()
+            assert await everything(store, "a") == before
+
+    async def test_a_participants_dead_letter_shows_what_the_history_keeps_of_the_event(
+        self, store: CorrelatorStore
+    ) -> None:
+        claim = await store.claim(INCARNATION)
+        sagas = (
+            saga("a", definition="drone-delivery", history=[entry(1)]),
+            saga("a", history=[entry(1), entry(2), entry(3, type_="payments.v1.PaymentProcessed"), entry(5)]),
+            saga("b", history=[entry(4)]),
+        )
+        letters = [given_up(sequence, at_sequence=9) for sequence in range(1, 7)]
+        payloads = {sequence: b"%d" % sequence for sequence in (2, 3, 4)} | {5: b""}
+        claim = (await store.commit(claim, FoldedBatch(9, new(*sagas), payloads, dead_letters=letters))).claim
+        shown = [await store.get_dead_letter("payments", sequence) for sequence in range(1, 7)]
+        # without a payload, with one, of another type, of another saga, an empty one, not in any history
+        assert [one.payload for one in shown if one is not None] == [None, b"2", None, None, b"", None]
+        page = await store.list_dead_letters(DeadLetterQuery())
+        assert [one.payload for one in page.dead_letters] == [None] * 6
+        own = replace(dead_letter(2, key="a").dead_letter, payload=b"own")
+        await store.commit(claim, FoldedBatch(9, dead_letters=(NewDeadLetter(own, None),)))
+        found = await store.get_dead_letter("correlator", 2)
+        assert found == own
+
     async def test_dead_letters_are_listed_newest_first_also_while_new_ones_come(self, store: CorrelatorStore) -> None:
         claim = await store.claim(INCARNATION)
         claim = (await store.commit(claim, FoldedBatch(5, dead_letters=[dead_letter(n) for n in range(1, 6)]))).claim
@@ -475,6 +664,10 @@ class CorrelatorStoreConformance:
             ("reason != TOO_LARGE AND sequence >= 3", [4, 3]),
             (f'stream_time < "{at(2).isoformat()}"', [1]),
             ("event_type = orders.v1.OrderShipped", []),
+            ("state = OPEN", [4, 3, 2]),
+            ("NOT state = DEAD_LETTER_STATE_OPEN", [1]),
+            ("state = DISCARDED OR sequence = 2", [2, 1]),
+            ("state = SUPERSEDED", []),
         ],
     )
     async def test_dead_letters_are_filtered(self, store: CorrelatorStore, text: str, sequences: list[int]) -> None:
@@ -485,7 +678,8 @@ class CorrelatorStoreConformance:
             dead_letter(3, key="a"),
             dead_letter(4, participant="payments"),
         )
-        await store.commit(claim, FoldedBatch(4, dead_letters=letters))
+        end = closed(1, at_sequence=5, state=DeadLetterState.DISCARDED, participant="correlator")
+        await store.commit(claim, FoldedBatch(5, dead_letters=letters, closed_dead_letters=(end,)))
         page = await store.list_dead_letters(DeadLetterQuery(parse_filter(text, DEAD_LETTER_FIELDS)))
         assert [letter.sequence for letter in page.dead_letters] == sequences
 
@@ -506,6 +700,26 @@ class CorrelatorStoreConformance:
         (stored,) = await store.definitions()
         assert stored.definition() == definition(description="Größe")
         assert stored.digest == definition(description="Größe").digest
+
+    async def test_what_is_remembered_is_inactive_and_changes_nothing(self, store: CorrelatorStore) -> None:
+        await store.activate([definition(description="ours")])
+        first, second = definition(description="theirs"), definition(version=2)
+        await store.remember([first, second, second, definition("drone-delivery")])
+        found = [(one.name, one.version, one.is_active) for one in await store.definitions()]
+        expected = [("drone-delivery", 1, False), ("order-fulfilment", 2, False), ("order-fulfilment", 1, True)]
+        assert found == expected
+        assert (await store.definitions())[2].definition() == definition(description="ours")
+        assert (await store.definitions())[1].definition() == second
+        before = await store.definitions()
+        await store.remember([second, definition("drone-delivery", description="other")])
+        await store.remember([])
+        assert await store.definitions() == before
+
+    async def test_what_was_remembered_can_be_activated(self, store: CorrelatorStore) -> None:
+        await store.remember([definition(), definition(version=2)])
+        await store.activate([definition(version=2)])
+        found = [(one.version, one.is_active) for one in await store.definitions()]
+        assert found == [(2, True), (1, False)]
 
     async def test_a_definition_that_no_saga_keeps_may_change(self, store: CorrelatorStore) -> None:
         await record(store, saga("a", version=2), saga("a", definition="drone-delivery"))
@@ -642,19 +856,49 @@ class CorrelatorStoreConformance:
     async def test_due_are_open_sagas_by_their_next_deadline(self, store: CorrelatorStore) -> None:
         overdue = entry(3, type_="choreography.v1.StepOverdue")
         told = Lifecycle("order-fulfilment", 1, Cause.UNSPECIFIED, ("take-payment",))
+        step_first, saga_first, was_told, over, unstarted = (key_of(3, number) for number in range(5))
+        overdue_event = replace(
+            overdue.fact,
+            source="correlator",
+            id=overdue_id(saga(was_told), saga(was_told).steps[1]),
+            lifecycle=told,
+        )
         await record(
             store,
-            saga("step-first", deadline=1800),
-            saga("saga-first", deadline=30),
-            saga("told", deadline=90, history=[replace(overdue, fact=replace(overdue.fact, lifecycle=told))]),
-            saga("over", status=Status.COMPLETED, deadline=10),
-            saga("unstarted", started=None, deadline=10),
+            saga(step_first, deadline=1800),
+            saga(saga_first, deadline=30),
+            saga(was_told, deadline=90, history=[replace(overdue, fact=overdue_event)]),
+            saga(over, status=Status.COMPLETED, deadline=10),
+            saga(unstarted, started=None, deadline=10),
+            saga(key_of(4), deadline=20),
         )
 
         async def due(seconds: float, limit: int = 10) -> list[tuple[str, datetime]]:
-            return [(found.key, found.deadline) for found in await store.due(at(seconds), limit)]
+            return [(found.key, found.deadline) for found in await store.due(at(seconds), limit, 3)]
 
-        assert await due(29) == []
-        assert await due(30) == [("saga-first", at(30))]
-        assert await due(90) == [("saga-first", at(30)), ("step-first", at(60)), ("told", at(90))]
-        assert await due(90, limit=1) == [("saga-first", at(30))]
+        assert await due(29.999999) == []
+        assert await due(30) == [(saga_first, at(30))]
+        assert await due(90) == [(saga_first, at(30)), (step_first, at(60)), (was_told, at(90))]
+        assert await due(90, limit=1) == [(saga_first, at(30))]
+        (other,) = await store.due(at(90), 10, 4)
+        assert (other.definition, other.key, other.deadline) == ("order-fulfilment", key_of(4), at(20))
+        assert await store.due(at(90), 10, 5) == ()
+
+    async def test_sagas_under_one_key_are_due_apart(self, store: CorrelatorStore) -> None:
+        key = key_of(7)
+        await record(store, saga(key, deadline=20), saga(key, definition="drone-delivery", deadline=20))
+        due = [(found.definition, found.deadline) for found in await store.due(at(20), 10, 7)]
+        assert due == [("order-fulfilment", at(20)), ("drone-delivery", at(20))]
+
+    async def test_each_partition_has_its_earliest_deadline(self, store: CorrelatorStore) -> None:
+        assert await store.next_deadlines() == {}
+        first, last = key_of(0), key_of(PARTITIONS - 1)
+        early = saga(first, deadline=20)
+        over = saga(key_of(5), status=Status.COMPENSATED, deadline=5)
+        claim = await record(store, early, saga(key_of(0, 1), deadline=40), saga(last, deadline=30.000001), over)
+        assert await store.next_deadlines() == {0: at(20), PARTITIONS - 1: at(30.000001)}
+        ended = replace(early, status=Status.COMPLETED)
+        claim = (await store.commit(claim, FoldedBatch(3, (SagaChange(early, ended),)))).claim
+        assert await store.next_deadlines() == {0: at(40), PARTITIONS - 1: at(30.000001)}
+        await store.commit(claim, FoldedBatch(4, (SagaChange(ended, early),)))
+        assert await store.next_deadlines() == {0: at(20), PARTITIONS - 1: at(30.000001)}
