@@ -37,13 +37,13 @@ from farandole.correlator.store import (
     SagaChange,
     dead_letter_change,
     history_change,
-    next_deadline,
     refuse_changed_definitions,
     refuse_other_incarnation,
     refuse_outdated,
     refuse_step_back,
 )
 from farandole.database import Database
+from farandole.deadlines import next_deadline
 from farandole.definition import Definition
 from farandole.envelope import Publication, Reason
 from farandole.errors import FencedError, StoreError

@@ -18,7 +18,7 @@ from farandole.envelope import Publication
 from farandole.errors import DefinitionError, Fault, FencedError, StreamIncarnationError
 from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS
-from farandole.saga import Health, HistoryEntry, Saga, Status, StepStatus
+from farandole.saga import HistoryEntry, Saga
 
 ALL_PARTITIONS = frozenset(range(PARTITIONS))
 
@@ -167,42 +167,12 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         ...
 
     async def due(self, until: datetime, limit: int, partition: int) -> tuple[DueSaga, ...]:
-        """Sagas of a partition whose next deadline (`next_deadline`) is at or before `until`, the earliest first."""
+        """Sagas of a partition whose next deadline (see `farandole.deadlines`) is by `until`, the earliest first."""
         ...
 
     async def next_deadlines(self) -> Mapping[int, datetime]:
         """The earliest next deadline of each partition that has any. Cheap, however many sagas there are."""
         ...
-
-
-def next_deadline(saga: Saga) -> datetime | None:
-    """The earliest deadline of a saga that nobody has acted on yet; None where it waits for none.
-
-    A saga's own deadline is dealt with once it has left `RUNNING` or is known to be stalled; that of a step, or of
-    its compensation, once a `StepOverdue` in the history names it.
-    """
-    if saga.status.is_terminal or not saga.is_started:
-        return None
-    overdue = {
-        (step, entry.fact.lifecycle.compensation)
-        for entry in saga.history
-        if entry.fact.type == _STEP_OVERDUE and entry.fact.lifecycle is not None
-        for step in entry.fact.lifecycle.steps
-    }
-    deadlines = [
-        step.deadline
-        for step in saga.steps
-        if step.deadline is not None
-        and step.status in _AWAITED
-        and (step.name, step.status is StepStatus.COMPENSATING) not in overdue
-    ]
-    if saga.deadline is not None and saga.status is Status.RUNNING and saga.health is not Health.STALLED:
-        deadlines.append(saga.deadline)
-    return min(deadlines, default=None)
-
-
-_STEP_OVERDUE = "choreography.v1.StepOverdue"
-_AWAITED = frozenset({StepStatus.RUNNING, StepStatus.COMPENSATING})
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from farandole.advance import CORRELATOR, STEP_OVERDUE
 from farandole.correlator.dead_letters import ClosedDeadLetter, DeadLetter, DeadLetterState
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
 from farandole.correlator.queries import DeadLetterQuery, SagaCount, SagaOrder, SagaQuery
@@ -854,20 +855,14 @@ class CorrelatorStoreConformance:
     # deadlines
 
     async def test_due_are_open_sagas_by_their_next_deadline(self, store: CorrelatorStore) -> None:
-        overdue = entry(3, type_="choreography.v1.StepOverdue")
-        told = Lifecycle("order-fulfilment", 1, Cause.UNSPECIFIED, ("take-payment",))
         step_first, saga_first, was_told, over, unstarted = (key_of(3, number) for number in range(5))
-        overdue_event = replace(
-            overdue.fact,
-            source="correlator",
-            id=overdue_id(saga(was_told), saga(was_told).steps[1]),
-            lifecycle=told,
-        )
+        told = saga(was_told, deadline=90)
+        overdue = replace(entry(3, type_=STEP_OVERDUE).fact, source=CORRELATOR, id=overdue_id(told, told.steps[1]))
         await record(
             store,
             saga(step_first, deadline=1800),
             saga(saga_first, deadline=30),
-            saga(was_told, deadline=90, history=[replace(overdue, fact=overdue_event)]),
+            replace(told, revision=1, history=(HistoryEntry(overdue, Disposition.APPLIED),)),
             saga(over, status=Status.COMPLETED, deadline=10),
             saga(unstarted, started=None, deadline=10),
             saga(key_of(4), deadline=20),
