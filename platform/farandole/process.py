@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -43,11 +43,17 @@ def run_process(settings: Callable[[], Settings], main: Callable[[Settings], Cor
 
 
 async def work_until_stopped(
-    *, broker: Broker, worker: Worker, monitor: HealthMonitor, check_store: Callable[[], Awaitable[None]]
+    *,
+    broker: Broker,
+    worker: Worker,
+    monitor: HealthMonitor,
+    check_store: Callable[[], Awaitable[None]],
+    beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
 ) -> None:
     """Connects and works until SIGTERM or SIGINT. Where another process takes over, stays to say so.
 
-    Raises what ended the work otherwise: the process is to be started anew.
+    What runs `beside` the worker ends with it, so that a process that was displaced answers for nobody; it may end
+    before. Raises what ended the work otherwise: the process is to be started anew.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -57,19 +63,23 @@ async def work_until_stopped(
     broker.start()
     stopped = asyncio.create_task(stop.wait(), name="stop")
     working = asyncio.create_task(worker.run(), name="work")
+    companions = [asyncio.create_task(run(), name="beside-the-work") for run in beside]
     checking = asyncio.create_task(_check_store(monitor, check_store), name="check-store")
-    watched: set[asyncio.Future[Any]] = {stopped, working, checking, broker.closed}
+    watched: set[asyncio.Future[Any]] = {stopped, working, checking, broker.closed, *companions}
     try:
         while not stopped.done():
             done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            watched -= done
             for ended in done - {stopped}:
                 if not isinstance(ended.exception(), FencedError):
                     ended.result()
+                    continue
                 _log.error("fenced", problem=str(ended.exception()))
-                watched.discard(ended)
+                watched.difference_update(companions)
+                await _cancel(*companions)
         _log.info("stopping")
     finally:
-        await _cancel(stopped, working, checking)
+        await _cancel(stopped, working, checking, *companions)
         await broker.close()
 
 

@@ -15,10 +15,12 @@ from choreography.v1.participant_service_pb2_grpc import (
     add_ParticipantServiceServicer_to_server,
 )
 from farandole.broker.connection import Broker
+from farandole.broker.responder import respond, status_subject
 from farandole.database import Database
 from farandole.outbox import OutboxRow
 from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.participant import Participant
+from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.participant.transaction import CommandTransaction
 from farandole.process import CHECKS, close_or_exit, run_process, work_until_stopped
@@ -112,8 +114,18 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
             hold_until_caught_up=False,
         )
         runtime = Runtime(database, tables, handler, worker)
-        async with serve(settings.grpc_address, [_contract_rpc(participant), *rpcs(runtime)], monitor):
-            await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=database.check)
+        status = StatusReader(
+            participant.name, database=database, tables=tables, handler=handler, problems=lambda: monitor.problems
+        )
+        subject = status_subject(participant.name)
+        async with serve(settings.grpc_address, [_participant_rpc(participant, status), *rpcs(runtime)], monitor):
+            await work_until_stopped(
+                broker=broker,
+                worker=worker,
+                monitor=monitor,
+                check_store=database.check,
+                beside=[lambda: respond(broker, subject, queue=participant.name, answer=status.answer)],
+            )
     finally:
         await close_or_exit(database.close())
 
@@ -121,8 +133,9 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
 class _ParticipantService(ParticipantServiceServicer):
     """`choreography.v1.ParticipantService`."""
 
-    def __init__(self, contract: participant_pb2.ParticipantContract) -> None:
+    def __init__(self, contract: participant_pb2.ParticipantContract, status: StatusReader) -> None:
         self._contract = contract
+        self._status = status
 
     async def GetContract(  # noqa: N802 - the name in the contract
         self,
@@ -134,7 +147,18 @@ class _ParticipantService(ParticipantServiceServicer):
         """What the participant consumes and produces."""
         return participant_service_pb2.GetContractResponse(contract=self._contract)
 
+    async def GetStatus(  # noqa: N802 - the name in the contract
+        self,
+        request: participant_service_pb2.GetStatusRequest,
+        _context: grpc.aio.ServicerContext[
+            participant_service_pb2.GetStatusRequest, participant_service_pb2.GetStatusResponse
+        ],
+    ) -> participant_service_pb2.GetStatusResponse:
+        """How far the participant has come. UNAVAILABLE where another process has taken over."""
+        return participant_service_pb2.GetStatusResponse(status=await self._status.read(request.saga_id))
 
-def _contract_rpc(participant: Participant) -> Rpc[_ParticipantService]:
+
+def _participant_rpc(participant: Participant, status: StatusReader) -> Rpc[_ParticipantService]:
     service = participant_service_pb2.DESCRIPTOR.services_by_name["ParticipantService"]
-    return Rpc(service, add_ParticipantServiceServicer_to_server, _ParticipantService(participant.contract))
+    servicer = _ParticipantService(participant.contract, status)
+    return Rpc(service, add_ParticipantServiceServicer_to_server, servicer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from choreography.v1 import (
 )
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
+from farandole.correlator.diagnosis import Consumer, Standing
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.sql_store import SqlCorrelatorStore
@@ -56,6 +57,14 @@ def recursive_events() -> bytes:
 
 DEEP = Registry.of_descriptor_set(recursive_events(), where="test")
 REGISTRY = Registry({**Registry.of_classes([order_events_pb2.OrderCreated]).types, NODE: DEEP.types[NODE]})
+
+
+class Standings:
+    """An `Inquiry` of which every participant does not run."""
+
+    async def ask(self, participants: Iterable[str], saga_id: str) -> dict[str, Standing]:
+        consumer = Consumer(lag=3, acknowledged=0, acknowledged_time=None, is_read=False)
+        return {name: Standing(consumer) for name in participants}
 
 
 @dataclass
@@ -100,7 +109,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 async def correlator(store: CorrelatorStore) -> AsyncIterator[Correlator]:
     changes = SagaChanges()
     # nothing but a wake-up ends a wait, so that a lost one would show; the re-reading has a test of its own
-    service = SagaService(store, REGISTRY, changes, reread_seconds=3600)
+    service = SagaService(store, REGISTRY, changes, Standings(), reread_seconds=3600)
     rpcs: list[Rpc[Any]] = [
         Rpc(
             saga_service_pb2.DESCRIPTOR.services_by_name["SagaService"],
@@ -475,7 +484,7 @@ async def test_a_watch_that_is_given_up_leaves_nothing_behind(correlator: Correl
 
 async def test_a_change_that_another_process_made_is_seen_too(store: CorrelatorStore) -> None:
     claim = await record(store, told(1))
-    service = SagaService(store, REGISTRY, SagaChanges(), reread_seconds=0.01)
+    service = SagaService(store, REGISTRY, SagaChanges(), Standings(), reread_seconds=0.01)
     rpc = Rpc(
         saga_service_pb2.DESCRIPTOR.services_by_name["SagaService"],
         saga_service_pb2_grpc.add_SagaServiceServicer_to_server,

@@ -13,6 +13,7 @@ from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.dead_letters import CORRELATOR
 from farandole.correlator.handler import CorrelatorBatchHandler, Definitions
+from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.database import Database
@@ -74,7 +75,7 @@ async def _serve(settings: Settings) -> None:
             Rpc(
                 sagas.services_by_name["SagaService"],
                 add_SagaServiceServicer_to_server,
-                SagaService(store, registry, changes),
+                SagaService(store, registry, changes, BrokerInquiry(broker)),
             ),
             Rpc(
                 dead_letters.services_by_name["DeadLetterService"],

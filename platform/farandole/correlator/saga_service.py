@@ -13,7 +13,10 @@ import grpc
 
 from choreography.v1 import saga_service_pb2, saga_service_pb2_grpc
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.filters import SAGA_FIELDS, parse_filter
+from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.diagnosis import Standing, awaited, diagnose
+from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
+from farandole.correlator.inquiry import Inquiry
 from farandole.correlator.messages import (
     Definitions,
     count_message,
@@ -25,16 +28,22 @@ from farandole.correlator.messages import (
 from farandole.correlator.pages import page_size, page_token, position_of
 from farandole.correlator.queries import (
     CorrelatorQueries,
+    DeadLetterQuery,
     RecordedSaga,
     SagaCursor,
     SagaOrder,
     SagaQuery,
 )
-from farandole.errors import AmbiguousSagaError, InvalidArgumentError, NotFoundError
+from farandole.definition import Definition
+from farandole.errors import AmbiguousSagaError, InvalidArgumentError, NotFoundError, StoreError
 from farandole.registry import Registry
+from farandole.saga import Saga
 
 REREAD_SECONDS = 1.0
 """How often a watched saga is read again without having been woken: another process may have changed it."""
+
+_MOST_DEAD_LETTERS = 100
+"""Of one saga in its diagnosis."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -47,24 +56,23 @@ class SagaService(saga_service_pb2_grpc.SagaServiceServicer):
         queries: CorrelatorQueries,
         registry: Registry,
         changes: SagaChanges,
+        inquiry: Inquiry,
         *,
         reread_seconds: float = REREAD_SECONDS,
     ) -> None:
         self._queries = queries
         self._registry = registry
         self._changes = changes
+        self._inquiry = inquiry
         self._reread_seconds = reread_seconds
 
     async def GetSaga(  # noqa: N802 - the RPC's name
         self, request: saga_service_pb2.GetSagaRequest, _context: Context
     ) -> saga_service_pb2.GetSagaResponse:
         """One saga with its history."""
-        recorded = await self._queries.get_sagas(request.saga_id, request.definition or None)
-        definitions = await self._definitions()
-        saga = _the_one(request.saga_id, recorded)
-        if saga is None:
-            raise await self._not_found(request, recorded, definitions)
-        return saga_service_pb2.GetSagaResponse(saga=saga_with_history(saga, definitions, self._registry))
+        saga = await self._found(request)
+        message = saga_with_history(saga, await self._definitions(), self._registry)
+        return saga_service_pb2.GetSagaResponse(saga=message)
 
     async def ListSagas(  # noqa: N802 - the RPC's name
         self, request: saga_service_pb2.ListSagasRequest, _context: Context
@@ -102,6 +110,22 @@ class SagaService(saga_service_pb2_grpc.SagaServiceServicer):
                     if saga.saga.status.is_terminal:
                         return
                 await watch.wait(self._reread_seconds)
+
+    async def DiagnoseSaga(  # noqa: N802 - the RPC's name
+        self, request: saga_service_pb2.DiagnoseSagaRequest, _context: Context
+    ) -> saga_service_pb2.DiagnoseSagaResponse:
+        """What the saga waits for, and where that is held up."""
+        standings: dict[str, Standing] = {}
+        while True:
+            # again after each asking: the saga may have gone on, and wait for others now
+            saga = (await self._found(request)).saga
+            definition = await self._definition_of(saga)
+            not_asked = {one.step.participant for one in awaited(definition, saga)} - standings.keys()
+            if not not_asked:
+                break
+            standings |= await self._inquiry.ask(not_asked, saga.key)
+        diagnosis = diagnose(definition, saga, standings, await self._open_dead_letters(saga.key))
+        return saga_service_pb2.DiagnoseSagaResponse(diagnosis=diagnosis)
 
     async def SummarizeSagas(  # noqa: N802 - the RPC's name
         self, request: saga_service_pb2.SummarizeSagasRequest, _context: Context
@@ -152,8 +176,33 @@ class SagaService(saga_service_pb2_grpc.SagaServiceServicer):
     async def _definitions(self) -> Definitions:
         return definitions_by_version(await self._queries.definitions())
 
+    async def _definition_of(self, saga: Saga) -> Definition:
+        """The version of the definition that the saga keeps. Raises `StoreError` where it can't be read."""
+        for stored in await self._queries.definitions():
+            if (stored.name, stored.version) == (saga.definition, saga.version):
+                return stored.definition()
+        raise StoreError(f"the store lacks {saga.definition} {saga.version}, which the saga {saga.key} keeps")
+
+    async def _open_dead_letters(self, key: str) -> Sequence[DeadLetter]:
+        wanted = parse_filter(f'saga_id = "{key}" AND state = OPEN', DEAD_LETTER_FIELDS)
+        page = await self._queries.list_dead_letters(DeadLetterQuery(filter=wanted, limit=_MOST_DEAD_LETTERS))
+        return page.dead_letters
+
+    async def _found(
+        self, request: saga_service_pb2.GetSagaRequest | saga_service_pb2.DiagnoseSagaRequest
+    ) -> RecordedSaga:
+        """The saga asked for. Raises `NotFoundError`, or `AmbiguousSagaError`."""
+        recorded = await self._queries.get_sagas(request.saga_id, request.definition or None)
+        saga = _the_one(request.saga_id, recorded)
+        if saga is None:
+            raise await self._not_found(request, recorded, await self._definitions())
+        return saga
+
     async def _not_found(
-        self, request: saga_service_pb2.GetSagaRequest, waiting: Sequence[RecordedSaga], definitions: Definitions
+        self,
+        request: saga_service_pb2.GetSagaRequest | saga_service_pb2.DiagnoseSagaRequest,
+        waiting: Sequence[RecordedSaga],
+        definitions: Definitions,
     ) -> NotFoundError:
         """Why there is no such saga, as far as the records tell."""
         key, definition = request.saga_id, request.definition

@@ -1,0 +1,102 @@
+"""How far a participant has come, and what of a saga it has not finished: what it tells whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import sqlalchemy as sa
+from google.protobuf import timestamp_pb2
+from google.protobuf.message import DecodeError
+
+from choreography.v1 import participant_pb2, participant_service_pb2
+from farandole.database import Database
+from farandole.errors import InvalidArgumentError, QueryError, StoreUnavailableError
+from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.tables import ParticipantTables, QueueEntry
+from farandole.rpc.validation import violations_of
+
+MOST_QUEUED_EVENTS = 100
+"""Of one saga in one answer. The first of them is what holds the others up."""
+
+
+class StatusReader:
+    """Reads a participant's status from its own database and health."""
+
+    def __init__(
+        self,
+        participant: str,
+        *,
+        database: Database,
+        tables: ParticipantTables,
+        handler: ParticipantBatchHandler,
+        problems: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """`problems` gives what is wrong with the process now, by check, as `HealthMonitor.problems` does."""
+        self._participant = participant
+        self._database = database
+        self._tables = tables
+        self._handler = handler
+        self._problems = problems
+
+    async def read(self, saga_id: str) -> participant_pb2.ParticipantStatus:
+        """The status, with what is in the queue of one saga; of none where `saga_id` is empty.
+
+        Raises `FencedError` where another process has taken over this participant: it is the one to ask. While the
+        database can't be read that is one of the problems, and the queue is left out.
+        """
+        # before the queue: an event taken in between is then in the queue and behind the position, never in neither
+        position = self._handler.position
+        try:
+            queued, dead, entries = await self._database.read(lambda connection: self._queue(connection, saga_id))
+        except StoreUnavailableError as error:
+            queued, dead, entries = 0, 0, []
+            problems = {"store": str(error), **self._problems()}
+        else:
+            problems = dict(self._problems())
+        return participant_pb2.ParticipantStatus(
+            participant=self._participant,
+            position=position,
+            problems=[f"{check}: {problem}" for check, problem in sorted(problems.items())],
+            queued_events=queued,
+            dead_letters=dead,
+            queue=[queued_event(entry, is_first=number == 0) for number, entry in enumerate(entries)],
+        )
+
+    async def answer(self, request: bytes) -> bytes:
+        """A serialized `GetStatusResponse` to a serialized `GetStatusRequest`.
+
+        Raises `QueryError` where the request is none, and `FencedError` as `read` does.
+        """
+        try:
+            asked = participant_service_pb2.GetStatusRequest.FromString(request)
+        except DecodeError:
+            raise QueryError("the body is no choreography.v1.GetStatusRequest") from None
+        for violation in violations_of(asked):
+            raise InvalidArgumentError(violation.field, violation.description)
+        status = await self.read(asked.saga_id)
+        return participant_service_pb2.GetStatusResponse(status=status).SerializeToString()
+
+    def _queue(self, connection: sa.Connection, saga_id: str) -> tuple[int, int, Sequence[QueueEntry]]:
+        self._handler.check_owner(connection)
+        queued, dead = self._tables.queue_counts(connection)
+        entries = self._tables.queued(connection, [saga_id], MOST_QUEUED_EVENTS) if saga_id and queued else []
+        return queued, dead, entries
+
+
+def queued_event(entry: QueueEntry, *, is_first: bool) -> participant_pb2.QueuedEvent:
+    """One event in a saga's queue; the first one holds up those behind it."""
+    event = participant_pb2.QueuedEvent(
+        sequence=entry.message.sequence,
+        event_type=entry.message.type,
+        attempts=entry.attempts,
+        error=entry.error,
+        state=participant_pb2.QUEUED_EVENT_STATE_WAITING,
+    )
+    if entry.given_up:
+        event.state = participant_pb2.QUEUED_EVENT_STATE_DEAD_LETTERED
+    elif is_first:
+        event.state = participant_pb2.QUEUED_EVENT_STATE_RETRYING
+        next_attempt = timestamp_pb2.Timestamp()
+        next_attempt.FromDatetime(entry.due)
+        event.next_attempt_time.CopyFrom(next_attempt)
+    return event
