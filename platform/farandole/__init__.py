@@ -17,16 +17,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from farandole.errors import FarandoleError
     from farandole.participant.participant import Participant
+    from farandole.participant.retries import Reject, Retries
     from farandole.participant.step import Step, step
     from farandole.participant.transaction import CommandTransaction, Transaction
     from farandole.service import Runtime, run
 
-__all__ = ["CommandTransaction", "FarandoleError", "Participant", "Runtime", "Step", "Transaction", "run", "step"]
+__all__ = [
+    "CommandTransaction",
+    "FarandoleError",
+    "Participant",
+    "Reject",
+    "Retries",
+    "Runtime",
+    "Step",
+    "Transaction",
+    "run",
+    "step",
+]
 
 _HOMES = {
     "CommandTransaction": "farandole.participant.transaction",
     "FarandoleError": "farandole.errors",
     "Participant": "farandole.participant.participant",
+    "Reject": "farandole.participant.retries",
+    "Retries": "farandole.participant.retries",
     "Runtime": "farandole.service",
     "Step": "farandole.participant.step",
     "Transaction": "farandole.participant.transaction",

@@ -43,6 +43,25 @@ class Redactor:
         self._blank(copy)
         return copy
 
+    def hidden_values(self, message: Message) -> Iterator[str | bytes | float]:
+        """The strings, bytes and numbers of a message that must not be shown, one by one."""
+        if self.is_needed:
+            yield from self._hidden(message, everything=False)
+
+    def _hidden(self, message: Message, *, everything: bool) -> Iterator[str | bytes | float]:
+        for field, value in message.ListFields():
+            hides = everything or _is_redacted(field)
+            child = field.message_type
+            if child is not None and child.GetOptions().map_entry:
+                values = [*value.keys(), *value.values()] if hides else list(value.values())
+            else:
+                values = list(value) if field.is_repeated else [value]
+            for each in values:
+                if isinstance(each, Message):
+                    yield from self._hidden(each, everything=hides)
+                elif hides:
+                    yield each
+
     def _blank(self, message: Message) -> None:
         for field, value in message.ListFields():
             if _is_redacted(field):

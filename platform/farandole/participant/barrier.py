@@ -1,7 +1,8 @@
-"""The barrier: whether a step, or its undoing, may do work. One row a (definition, key, step). Pure.
+"""The barrier: whether a step, its undoing or its irrevocable act may do work. One row a (definition, key, step). Pure.
 
     NONE ──step──▶ DONE ──undo──▶ UNDONE        NONE ──step failed──▶ FAILED
-    NONE ──undo──▶ VOID                          (VOID, UNDONE, FAILED: nothing does work any more)
+    NONE ──undo──▶ VOID    DONE ──its own success event read back──▶ CONFIRMED   (where a step has an irrevocable act)
+    (VOID, UNDONE, FAILED, CONFIRMED: nothing does work any more)
 
 It answers the three hazards of compensation (Seata's TCC: empty rollback, hanging, idempotence; DTM's sub-transaction
 barrier): an undoing runs once; an undoing that comes first voids the step; a step that comes after does no work.
@@ -10,7 +11,7 @@ barrier): an undoing runs once; an undoing that comes first voids the step; a st
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from farandole.saga import Disposition
 
@@ -22,13 +23,15 @@ class BarrierState(enum.StrEnum):
     FAILED = "FAILED"
     UNDONE = "UNDONE"
     VOID = "VOID"
+    CONFIRMED = "CONFIRMED"
 
 
 class Direction(enum.StrEnum):
-    """Which way a step is carried out."""
+    """Which part of a step is carried out. The values are parts of event ids, and so never change."""
 
     FORWARD = "forward"
     UNDO = "undo"
+    CONFIRM = "confirm"
 
 
 class Move(enum.Enum):
@@ -36,6 +39,7 @@ class Move(enum.Enum):
 
     RUN = enum.auto()
     VOID = enum.auto()
+    """The step is void without any work, and the participant says so."""
     NOTHING = enum.auto()
 
 
@@ -46,6 +50,8 @@ class Barrier:
     state: BarrierState
     trigger_digest: bytes
     """The digest of the event that made the step run; empty for a voided one."""
+    awaited_id: str = ""
+    """The id of the step's own success event that its irrevocable act waits for; empty where it has none."""
 
 
 def forward_move(barrier: Barrier | None, digest: bytes) -> tuple[Move, Disposition]:
@@ -58,10 +64,40 @@ def forward_move(barrier: Barrier | None, digest: bytes) -> tuple[Move, Disposit
     return Move.NOTHING, Disposition.DUPLICATE if same else Disposition.UNEXPECTED
 
 
-def undo_move(barrier: Barrier | None) -> tuple[Move, Disposition]:
-    """What an event that triggers the step's compensation leads to, and its disposition."""
+def undo_move(barrier: Barrier | None, *, has_handler: bool, is_irrevocable: bool) -> tuple[Move, Disposition]:
+    """What an event that triggers the step's compensation leads to, and its disposition.
+
+    `has_handler` says whether there is anything to run for this event. An irrevocable step answers with its undoing
+    also where it has not run: in both cases nothing irrevocable has happened, and there is nothing to tell apart.
+    """
     if barrier is None:
-        return Move.VOID, Disposition.APPLIED
+        return Move.RUN if is_irrevocable and has_handler else Move.VOID, Disposition.APPLIED
+    if barrier.state is BarrierState.DONE:
+        return (Move.RUN, Disposition.APPLIED) if has_handler else (Move.NOTHING, Disposition.UNMATCHED)
+    if barrier.state is BarrierState.CONFIRMED:
+        return Move.NOTHING, Disposition.LATE
+    return Move.NOTHING, Disposition.DUPLICATE
+
+
+def confirm_move(barrier: Barrier | None, event_id: str) -> tuple[Move, Disposition]:
+    """What one of the participant's own success events leads to once the stream has it, and its disposition."""
+    if barrier is None or barrier.state is BarrierState.FAILED or barrier.awaited_id != event_id:
+        return Move.NOTHING, Disposition.UNEXPECTED
     if barrier.state is BarrierState.DONE:
         return Move.RUN, Disposition.APPLIED
-    return Move.NOTHING, Disposition.DUPLICATE
+    return Move.NOTHING, Disposition.DUPLICATE if barrier.state is BarrierState.CONFIRMED else Disposition.LATE
+
+
+def after_forward(digest: bytes, *, failed: bool, awaited_id: str = "") -> Barrier:
+    """The barrier of a step that has run; `failed` where it published a failure event."""
+    return Barrier(BarrierState.FAILED, digest) if failed else Barrier(BarrierState.DONE, digest, awaited_id)
+
+
+def after_undo(barrier: Barrier | None) -> Barrier:
+    """The barrier of a step that was undone, or that its undoing came before."""
+    return Barrier(BarrierState.VOID, b"") if barrier is None else replace(barrier, state=BarrierState.UNDONE)
+
+
+def after_confirm(barrier: Barrier) -> Barrier:
+    """The barrier of a step whose irrevocable act was done."""
+    return replace(barrier, state=BarrierState.CONFIRMED)

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from google.protobuf.message import Message
 
+from choreography.v1.dead_letter_events_pb2 import DeadLetterRecorded, DeadLetterSuperseded
 from farandole.envelope import Event, Publication, derived_id, encode, message_id
 from farandole.errors import ContractError
 from farandole.participant.barrier import Direction
@@ -30,16 +31,26 @@ class Outgoing:
 
     def add_outcome(
         self, outcome: Sequence[Message], *, step: str, saga: str, direction: Direction, cause: Event
-    ) -> None:
-        """Adds what a step's handler returned.
+    ) -> list[str]:
+        """Adds what a step's handler returned; returns the events' ids, in order.
 
         Raises `InvalidEventError` where an event breaks a rule of its type.
         """
-        for index, body in enumerate(outcome):
-            identity = (
-                self.participant, step, direction, saga, cause.key, message_id(cause.source, cause.id), str(index),
-            )  # fmt: skip
-            self._add(body, event_id=derived_id(identity), causation_id=cause.id, traceparent=cause.traceparent)
+        return [
+            self._add_caused(body, cause, (self.participant, step, direction, saga), index)
+            for index, body in enumerate(outcome)
+        ]
+
+    def add_about_dead_letter(
+        self, body: DeadLetterRecorded | DeadLetterSuperseded, *, dead_letter: Event, attempts: int, cause: Event
+    ) -> None:
+        """Adds what has become of an event after so many tries: the same again has the same id."""
+        what = type(body).__name__
+        self._add_caused(body, cause, (self.participant, body.step, what, body.definition), attempts, of=dead_letter)
+
+    def add_copy(self, publication: Publication) -> None:
+        """Adds the copy of a dead letter, as `dead_letter_copy` makes it."""
+        self.publications.append(publication)
 
     def add_command(self, body: Message) -> None:
         """Adds an event that a remote procedure publishes. Raises `ContractError` where it is not declared."""
@@ -47,6 +58,16 @@ class Outgoing:
         if name not in self.publishes:
             raise ContractError(f"{self.participant} does not declare that it publishes {name}")
         self._add(body)
+
+    def _add_caused(
+        self, body: Message, cause: Event, parts: tuple[str, ...], number: int, *, of: Event | None = None
+    ) -> str:
+        """Adds an event under an id derived from `parts`, the event that it is `of` (its cause, where none is given)
+        and a number; returns the id."""
+        about = of or cause
+        event_id = derived_id((*parts, about.key, message_id(about.source, about.id), str(number)))
+        self._add(body, event_id=event_id, causation_id=cause.id, traceparent=cause.traceparent)
+        return event_id
 
     def _add(self, body: Message, *, event_id: str = "", causation_id: str = "", traceparent: str = "") -> None:
         event_type = self.registry.get(body.DESCRIPTOR.full_name)

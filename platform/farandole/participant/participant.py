@@ -10,16 +10,23 @@ from typing import Any
 import sqlalchemy as sa
 from google.protobuf.message import Message
 
-from choreography.v1 import lifecycle_pb2, participant_pb2
+from choreography.v1 import dead_letter_events_pb2, lifecycle_pb2, participant_pb2
 from farandole.contract import Signature
+from farandole.envelope import Event
 from farandole.errors import ContractError
 from farandole.participant.barrier import Direction
 from farandole.participant.outgoing import Outcome
+from farandole.participant.retries import Retries
 from farandole.participant.step import NAME, Step
 from farandole.participant.transaction import Transaction
 from farandole.registry import Registry
 
 TIMED_OUT = lifecycle_pb2.SagaTimedOut.DESCRIPTOR.full_name
+OPERATOR_VERBS = frozenset(
+    message_class.DESCRIPTOR.full_name
+    for message_class in (dead_letter_events_pb2.DeadLetterRedriven, dead_letter_events_pb2.DeadLetterDiscarded)
+)
+"""What an operator decides about a dead letter of some participant. Every participant hears it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,13 @@ class Reaction:
     @property
     def produces(self) -> tuple[type[Message], ...]:
         """The event classes that the handler may return."""
-        forward = self.direction is Direction.FORWARD
-        return (self.step.forward_signature if forward else self.step.undo_signature).produces
+        match self.direction:
+            case Direction.FORWARD:
+                return self.step.forward_signature.produces
+            case Direction.UNDO:
+                return self.step.undo_signature.produces
+            case Direction.CONFIRM:
+                return self.step.irrevocable_signature.produces
 
 
 class Participant:
@@ -48,9 +60,11 @@ class Participant:
         metadata: sa.MetaData | None = None,
         seed: Callable[[sa.Connection], None] | None = None,
         publishes: Sequence[type[Message]] = (),
+        retries: Retries = Retries(),  # noqa: B008 - a frozen value
     ) -> None:
         """`metadata` holds the service's own tables, made at start; `seed` fills them, again at each start.
-        `publishes` are events that it publishes outside any step, such as the one that starts a saga.
+        `publishes` are events that it publishes outside any step, such as the one that starts a saga. `retries` says
+        how often an event is tried whose handler raises.
 
         Raises `ContractError` where two steps have one name or the name can't be one, and `ConfigurationError` where
         a class is no event.
@@ -68,15 +82,18 @@ class Participant:
         self.metadata = metadata if metadata is not None else sa.MetaData()
         self.seed = seed
         self.publishes = tuple(publishes)
+        self.retries = retries
         self.registry = Registry.of_classes(self._classes())
 
     def _classes(self) -> set[type[Message]]:
-        signatures: list[Signature] = [s for step in self.steps for s in (step.forward_signature, step.undo_signature)]
+        signatures: list[Signature] = [
+            s for step in self.steps for s in (step.forward_signature, step.undo_signature, step.irrevocable_signature)
+        ]
         return {c for s in signatures for c in (*s.consumes, *s.produces)} | set(self.publishes)
 
     @cached_property
     def reactions(self) -> Mapping[str, tuple[Reaction, ...]]:
-        """What each consumed event type means, by full type. A time-out reaches every step."""
+        """What each consumed event type may mean, by full type. A time-out reaches every step."""
         reactions: dict[str, list[Reaction]] = {TIMED_OUT: []}
         for step in self.steps:
             for consumed in step.forward_signature.consumes:
@@ -87,12 +104,48 @@ class Participant:
             for name in sorted(undone_by | {TIMED_OUT}):
                 handler = step.undo if name in undone_by else None
                 reactions.setdefault(name, []).append(Reaction(step, Direction.UNDO, handler))
+            for read_back in step.irrevocable_signature.consumes:
+                reactions.setdefault(read_back.DESCRIPTOR.full_name, []).append(
+                    Reaction(step, Direction.CONFIRM, step.irrevocable)
+                )
         return {name: tuple(found) for name, found in reactions.items()}
+
+    def concerned(self, event: Event) -> tuple[Reaction, ...]:
+        """What an event means: to which steps, and which of their parts it triggers."""
+        return tuple(r for r in self.reactions.get(event.type, ()) if self._concerns(event, r))
+
+    def passes(self, undo: Event, dead_letter: Event) -> bool:
+        """Whether `undo` is a compensation that overtakes a dead letter of its own step.
+
+        It is where all that the dead letter would do is to trigger steps that `undo` undoes: nobody needs it any more.
+        """
+        needed = self.concerned(dead_letter)
+        undone = self.concerned(undo)
+        if not needed or any(r.direction is not Direction.FORWARD for r in needed):
+            return False
+        return all(r.direction is Direction.UNDO for r in undone) and {r.step for r in needed} <= {
+            r.step for r in undone
+        }
+
+    def _concerns(self, event: Event, reaction: Reaction) -> bool:
+        if reaction.direction is Direction.CONFIRM:
+            return event.source == self.name
+        body = event.body
+        if isinstance(body, lifecycle_pb2.SagaTimedOut):
+            return body.definition == reaction.step.saga and reaction.step.name in body.steps
+        return True
+
+    @cached_property
+    def undo_types(self) -> frozenset[str]:
+        """The full types of the events that may undo a step."""
+        return frozenset(
+            name for name, found in self.reactions.items() if any(r.direction is Direction.UNDO for r in found)
+        )
 
     @property
     def filters(self) -> list[str]:
         """The subjects that its durable consumer takes."""
-        return [f"events.*.{name}" for name in sorted(self.reactions)]
+        return [f"events.*.{name}" for name in sorted({*self.reactions, *OPERATOR_VERBS})]
 
     @cached_property
     def contract(self) -> participant_pb2.ParticipantContract:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from choreography.v1 import participant_pb2
+from choreography.v1 import options_pb2, participant_pb2
+from choreography.v1.lifecycle_pb2 import SagaTimedOut
 from farandole.contract import Signature, signature_of
 from farandole.errors import ContractError
 from farandole.participant.outgoing import Outcome
@@ -17,6 +18,7 @@ from farandole.participant.transaction import Transaction
 
 E = TypeVar("E", bound=Message)
 U = TypeVar("U", bound=Message)
+A = TypeVar("A", bound=Message)
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -31,6 +33,8 @@ class Step:
     forward_signature: Signature
     undo: Callable[[Any, Transaction], Outcome] | None
     undo_signature: Signature
+    irrevocable: Callable[[Any, Transaction], Outcome] | None
+    irrevocable_signature: Signature
 
     @property
     def contract(self) -> participant_pb2.StepContract:
@@ -39,9 +43,10 @@ class Step:
             name=self.name,
             saga=self.saga,
             consumes=_names(self.forward_signature.consumes),
-            produces=_names(self.forward_signature.produces),
+            produces=_names((*self.forward_signature.produces, *self.irrevocable_signature.produces)),
             undo_consumes=_names(self.undo_signature.consumes),
             undo_produces=_names(self.undo_signature.produces),
+            reads_back=_names(self.irrevocable_signature.consumes),
         )
 
 
@@ -51,23 +56,58 @@ def step(
     *,
     saga: str,
     undo: Callable[[U, Transaction], Outcome] | None = None,
+    irrevocable: Callable[[A, Transaction], Outcome] | None = None,
 ) -> Step:
     """A step of the saga definition `saga`, under the name that the definition gives it.
 
     `forward` runs once a saga, for the first of its triggering events; `undo` runs once, and only where `forward`
     succeeded. Both are plain functions `(event, tx) -> events`; what they consume and produce is read from their
-    annotations. Raises `ContractError` where that can't be done.
+    annotations.
+
+    `irrevocable` is what can't be undone. It takes a success event of `forward`, and runs once, when the participant
+    reads that event back from the stream and no undoing stood before it. Where one did, the act never happens and
+    `undo` answers, also where `forward` had not run; once the act has happened, an undoing does nothing. Such a step
+    needs an `undo` that takes `SagaTimedOut`.
+
+    Raises `ContractError` where the annotations can't be read or don't fit each other.
     """
     for what, text in (("step", name), ("saga", saga)):
         if not NAME.fullmatch(text):
             raise ContractError(f"{text!r} is no name of a {what}: lower-case words joined by hyphens")
     forward_signature = signature_of(forward)
     undo_signature = signature_of(undo) if undo is not None else Signature((), ())
+    irrevocable_signature = signature_of(irrevocable) if irrevocable is not None else Signature((), ())
     both = set(forward_signature.consumes) & set(undo_signature.consumes)
     if both:
         raise ContractError(f"step {name}: {', '.join(_names(tuple(both)))} can't both trigger and undo it")
-    return Step(name, saga, forward, forward_signature, undo, undo_signature)
+    if irrevocable is not None:
+        _check_irrevocable(name, forward_signature, undo_signature, irrevocable_signature)
+    return Step(
+        name=name,
+        saga=saga,
+        forward=forward,
+        forward_signature=forward_signature,
+        undo=undo,
+        undo_signature=undo_signature,
+        irrevocable=irrevocable,
+        irrevocable_signature=irrevocable_signature,
+    )
+
+
+def _check_irrevocable(name: str, forward: Signature, undo: Signature, irrevocable: Signature) -> None:
+    successes = {c for c in forward.produces if not c.DESCRIPTOR.GetOptions().Extensions[options_pb2.failure]}
+    foreign = [c for c in irrevocable.consumes if c not in successes]
+    if foreign:
+        raise ContractError(
+            f"step {name}: {', '.join(_names(tuple(foreign)))} is no success event of its own, which its irrevocable "
+            "act has to wait for"
+        )
+    both = set(irrevocable.consumes) & {*forward.consumes, *undo.consumes}
+    if both:
+        raise ContractError(f"step {name}: {', '.join(_names(tuple(both)))} can't also trigger or undo it")
+    if SagaTimedOut not in undo.consumes:
+        raise ContractError(f"step {name}: with an irrevocable act it needs an undo that takes SagaTimedOut")
 
 
 def _names(classes: tuple[type[Message], ...]) -> list[str]:
-    return [message_class.DESCRIPTOR.full_name for message_class in classes]
+    return list(dict.fromkeys(message_class.DESCRIPTOR.full_name for message_class in classes))

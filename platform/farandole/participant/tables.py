@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -40,8 +41,18 @@ class QueueEntry:
     key: str
     message: StoredMessage
     attempts: int = 0
+    """How often it was tried, counted over redrives."""
     due: datetime = _EPOCH_START
+    """When it is tried again, where nothing of its saga stands before it."""
     error: str = ""
+    """What the last try raised, with nothing in it that must not be shown."""
+    given_up: bool = False
+    """Whether it is a dead letter: it stays, and its saga's later events behind it, until an operator closes it."""
+    attempts_before: int = 0
+    """How often it had been tried when it was last redriven: each redrive gives as many tries as the first time."""
+    definition: str = ""
+    """The definition of the step that failed last; empty where none has."""
+    step: str = ""
 
 
 class ParticipantTables:
@@ -73,6 +84,7 @@ class ParticipantTables:
             sa.Column("step", sa.Text, primary_key=True),
             sa.Column("state", sa.Text, nullable=False),
             sa.Column("trigger_digest", sa.LargeBinary, nullable=False),
+            sa.Column("awaited_id", sa.Text, nullable=False),
         )
         queue = self._queue = sa.Table(
             "farandole_queue",
@@ -86,6 +98,10 @@ class ParticipantTables:
             sa.Column("attempts", sa.Integer, nullable=False),
             sa.Column("due", sa.BigInteger, nullable=False),
             sa.Column("error", sa.Text, nullable=False),
+            sa.Column("given_up", sa.Boolean, nullable=False),
+            sa.Column("attempts_before", sa.Integer, nullable=False),
+            sa.Column("definition", sa.Text, nullable=False),
+            sa.Column("step", sa.Text, nullable=False),
         )
         self._select_position = sa.select(position).where(position.c.lane == _LANE)
         self._insert_position = sa.insert(position)
@@ -121,12 +137,30 @@ class ParticipantTables:
             .order_by(queue.c.sequence)
             .limit(sa.bindparam("most"))
         )
-        self._select_due = sa.select(queue.c.key, sa.func.max(queue.c.due).label("due")).group_by(queue.c.key)
+        other = queue.alias()
+        self._select_heads = sa.select(queue.c.key, queue.c.due).where(
+            queue.c.sequence
+            == sa.select(sa.func.min(other.c.sequence)).where(other.c.key == queue.c.key).scalar_subquery()
+        )
+        self._select_counts = sa.select(
+            sa.func.count(), sa.func.coalesce(sa.func.sum(sa.cast(queue.c.given_up, sa.Integer)), 0)
+        )
+        self._select_entry = sa.select(queue).where(queue.c.sequence == sa.bindparam("wanted"))
+        self._select_of_types = (
+            sa.select(queue)
+            .where(
+                queue.c.key == sa.bindparam("of_key"),
+                queue.c.sequence > sa.bindparam("behind"),
+                queue.c.subject.in_(sa.bindparam("subjects", expanding=True)),
+            )
+            .order_by(queue.c.sequence)
+            .limit(sa.bindparam("most"))
+        )
         self._delete_queue = sa.delete(queue).where(queue.c.sequence == sa.bindparam("done"))
-        self._postpone = (
+        self._update_queue = (
             sa.update(queue)
-            .where(queue.c.sequence == sa.bindparam("failed"))
-            .values(attempts=sa.bindparam("new_attempts"), due=sa.bindparam("new_due"), error=sa.bindparam("new_error"))
+            .where(queue.c.sequence == sa.bindparam("tried"))
+            .values({column: sa.bindparam(f"new_{column}") for column in _CHANGING})
         )
 
     def claim(self, connection: sa.Connection, incarnation: str, own_epoch: int) -> tuple[Position, int]:
@@ -171,7 +205,7 @@ class ParticipantTables:
     def barriers(self, connection: sa.Connection, keys: Collection[str]) -> dict[BarrierKey, Barrier]:
         """The barriers of all steps of these sagas."""
         return {
-            (row.definition, row.key, row.step): Barrier(BarrierState(row.state), row.trigger_digest)
+            (row.definition, row.key, row.step): Barrier(BarrierState(row.state), row.trigger_digest, row.awaited_id)
             for row in connection.execute(self._select_barriers, {"keys": list(keys)})
         }
 
@@ -191,6 +225,7 @@ class ParticipantTables:
                         "step": step,
                         "state": barrier.state.value,
                         "trigger_digest": barrier.trigger_digest,
+                        "awaited_id": barrier.awaited_id,
                     }
                     for (definition, key, step), barrier in inserted
                 ],
@@ -217,9 +252,7 @@ class ParticipantTables:
                         "headers": json.dumps(dict(e.message.headers)),
                         "data": e.message.data,
                         "stream_time": _microseconds(e.message.time),
-                        "attempts": e.attempts,
-                        "due": _microseconds(e.due),
-                        "error": e.error,
+                        **_changing(e),
                     }
                     for e in entries
                 ],
@@ -227,20 +260,30 @@ class ParticipantTables:
 
     def queued(self, connection: sa.Connection, keys: Collection[str], most: int) -> list[QueueEntry]:
         """What waits for these sagas, in stream order."""
-        return [
-            QueueEntry(
-                row.key,
-                StoredMessage(row.subject, json.loads(row.headers), row.data, row.sequence, _datetime(row.stream_time)),
-                row.attempts,
-                _datetime(row.due),
-                row.error,
-            )
-            for row in connection.execute(self._select_queue, {"keys": list(keys), "most": most})
-        ]
+        return [_entry(row) for row in connection.execute(self._select_queue, {"keys": list(keys), "most": most})]
+
+    def queued_at(self, connection: sa.Connection, sequence: int) -> QueueEntry | None:
+        """What waits of that stream sequence; None where nothing does."""
+        row = connection.execute(self._select_entry, {"wanted": sequence}).first()
+        return None if row is None else _entry(row)
+
+    def queued_behind(
+        self, connection: sa.Connection, head: QueueEntry, types: Collection[str], most: int
+    ) -> list[QueueEntry]:
+        """What waits of the same saga behind an entry and is of one of these types, in stream order."""
+        place = head.message.subject.rpartition(head.message.type)[0]
+        subjects = [f"{place}{event_type}" for event_type in types]
+        found = {"of_key": head.key, "behind": head.message.sequence, "subjects": subjects, "most": most}
+        return [_entry(row) for row in connection.execute(self._select_of_types, found)]
 
     def queue_heads(self, connection: sa.Connection) -> dict[str, datetime]:
-        """When each saga that has something in the queue is to be tried again."""
-        return {row.key: _datetime(row.due) for row in connection.execute(self._select_due)}
+        """When the first in the queue of each saga that has one is due."""
+        return {row.key: _datetime(row.due) for row in connection.execute(self._select_heads)}
+
+    def queue_counts(self, connection: sa.Connection) -> tuple[int, int]:
+        """How many events are in the queue, and how many of them are dead letters."""
+        queued, dead = connection.execute(self._select_counts).one()
+        return queued, dead
 
     def dequeue(self, connection: sa.Connection, sequences: Iterable[int]) -> None:
         """Removes from the queue what has been dealt with."""
@@ -248,17 +291,24 @@ class ParticipantTables:
         if parameters:
             connection.execute(self._delete_queue, parameters)
 
-    def postpone(self, connection: sa.Connection, entry: QueueEntry) -> None:
-        """Records a failed try, and when the next is due."""
-        connection.execute(
-            self._postpone,
-            {
-                "failed": entry.message.sequence,
-                "new_attempts": entry.attempts,
-                "new_due": _microseconds(entry.due),
-                "new_error": entry.error,
-            },
-        )
+    def update_queued(self, connection: sa.Connection, entry: QueueEntry) -> None:
+        """Records what has become of an entry: a failed try and when the next is due, or that it is given up on."""
+        changes = {f"new_{column}": value for column, value in _changing(entry).items()}
+        connection.execute(self._update_queue, {"tried": entry.message.sequence, **changes})
+
+
+_CHANGING = ("attempts", "due", "error", "given_up", "attempts_before", "definition", "step")
+
+
+def _changing(entry: QueueEntry) -> dict[str, object]:
+    """The columns of an entry that change as it is tried."""
+    return {**{column: getattr(entry, column) for column in _CHANGING}, "due": _microseconds(entry.due)}
+
+
+def _entry(row: sa.Row[Any]) -> QueueEntry:
+    message = StoredMessage(row.subject, json.loads(row.headers), row.data, row.sequence, _datetime(row.stream_time))
+    changing = {column: getattr(row, column) for column in _CHANGING}
+    return QueueEntry(row.key, message, **{**changing, "due": _datetime(row.due)})
 
 
 def _microseconds(time: datetime) -> int:
