@@ -24,6 +24,7 @@ from choreography.v1 import (
 )
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
+from farandole.correlator.dead_letters import DeadLetterState
 from farandole.correlator.diagnosis import Consumer, Standing
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.saga_service import SagaService
@@ -35,7 +36,18 @@ from farandole.redaction import REDACTED
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Problem, Rpc, read_problem, serve
 from farandole.saga import Disposition, Health, Saga, Status
-from farandole.testing.store_conformance import INCARNATION, at, dead_letter, definition, entry, new, record, saga
+from farandole.testing.store_conformance import (
+    INCARNATION,
+    at,
+    closed,
+    dead_letter,
+    definition,
+    entry,
+    given_up,
+    new,
+    record,
+    saga,
+)
 from orders.v1 import order_events_pb2
 
 CREATED = "orders.v1.OrderCreated"
@@ -562,3 +574,27 @@ async def test_a_dead_letter_is_told_whole(correlator: Correlator) -> None:
         assert (problem.code, problem.reason) == (grpc.StatusCode.NOT_FOUND, "DEAD_LETTER_NOT_FOUND")
         assert problem.metadata == {"dead_letter_id": unknown}
     assert (await refused(get(""))).code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_participants_dead_letter_is_told_with_what_its_history_keeps(correlator: Correlator) -> None:
+    claim = await correlator.store.claim(INCARNATION)
+    letters = [given_up(2, at_sequence=4), given_up(3, at_sequence=5)]
+    batch = FoldedBatch(
+        6,
+        new(saga("a", history=[entry(1), entry(2)])),
+        {2: order(card="4111", currency="EUR")},
+        dead_letters=[*letters, dead_letter(1)],
+        closed_dead_letters=[closed(3, at_sequence=6, state=DeadLetterState.SUPERSEDED)],
+    )
+    await correlator.store.commit(claim, batch)
+    request = dead_letter_service_pb2.GetDeadLetterRequest(dead_letter_id="payments-2")
+    told = json_format.MessageToDict((await correlator.dead_letters.GetDeadLetter(request)).dead_letter)
+    assert told["payload"] == {"orderId": "ord-1", "currency": "EUR", "card": REDACTED}
+    assert told["headers"] == {"ce-id": "event-2", "ce-source": "orders", "ce-type": CREATED}
+    assert (told["definition"], told["step"], told["compensation"], told["attempts"], told["state"]) == (
+        ("order-fulfilment", "take-payment", True, 3, "DEAD_LETTER_STATE_OPEN")
+    )
+    listing = dead_letter_service_pb2.ListDeadLettersRequest(filter="state = SUPERSEDED")
+    (found,) = (await correlator.dead_letters.ListDeadLetters(listing)).dead_letters
+    assert (found.dead_letter_id, found.state) == ("payments-3", dead_letter_pb2.DEAD_LETTER_STATE_SUPERSEDED)
+    assert json_format.MessageToDict(found)["closeTime"] == "2026-03-01T09:00:06.123456Z"

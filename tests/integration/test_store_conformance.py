@@ -5,23 +5,30 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from farandole.correlator.dead_letters import DeadLetterState
 from farandole.correlator.filters import And, Comparison, Filter, Not, Operator, Or, Present
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.queries import DeadLetterQuery, SagaOrder, SagaQuery
-from farandole.correlator.sql_store import SqlCorrelatorStore, saga_page_statement
+from farandole.correlator.sql_store import (
+    SELECT_DUE,
+    SELECT_NEXT_DEADLINES,
+    SqlCorrelatorStore,
+    saga_page_statement,
+)
 from farandole.correlator.store import CorrelatorStore, FoldedBatch
 from farandole.database import Database
 from farandole.envelope import Reason
-from farandole.errors import StoreUnavailableError
+from farandole.errors import StoreError, StoreUnavailableError
 from farandole.saga import Cause, Health, Saga, Status
 from farandole.testing import CorrelatorStoreConformance
-from farandole.testing.store_conformance import INCARNATION, at, dead_letter, new, record, saga
+from farandole.testing.store_conformance import INCARNATION, at, closed, dead_letter, new, record, saga
 
 
 @pytest.fixture
@@ -76,6 +83,50 @@ async def test_a_database_that_another_process_locks_is_unavailable_and_comes_ba
     await store.close()
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "index"), [("saga", "partition", "saga_by_next_deadline"), ("dead_letter", "attempts", None)]
+)
+async def test_a_database_of_an_earlier_version_is_refused_with_the_remedy(
+    tmp_path: Path, table: str, column: str, index: str | None
+) -> None:
+    path = tmp_path / "correlator.db"
+    first = SqlCorrelatorStore(Database(f"sqlite:///{path}"))
+    await first.open()
+    await record(first, saga("a"))
+    await first.close()
+    earlier = sa.create_engine(f"sqlite:///{path}")
+    with earlier.begin() as connection:
+        if index is not None:
+            connection.exec_driver_sql(f"DROP INDEX {index}")
+        connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
+    earlier.dispose()
+    second = SqlCorrelatorStore(Database(f"sqlite:///{path}"))
+    with pytest.raises(StoreError, match=rf"lacks {table}\.{column}\. .* move {path} away") as refused:
+        await second.open()
+    assert not isinstance(refused.value, StoreUnavailableError)  # which would be tried again
+    await second.close()
+    path.rename(tmp_path / "earlier.db")
+    third = SqlCorrelatorStore(Database(f"sqlite:///{path}"))
+    await third.open()
+    assert (await third.claim(INCARNATION)).position == 0
+    await third.close()
+
+
+@pytest.mark.parametrize("statement", [SELECT_DUE, SELECT_NEXT_DEADLINES])
+async def test_sqlite_finds_what_is_due_without_walking_all_sagas(
+    sqlite: SqlCorrelatorStore, statement: sa.Select[Any]
+) -> None:
+    explained = str(statement.compile(dialect=sa.create_engine("sqlite://").dialect))
+    plan = await sqlite._database.read(
+        lambda connection: connection.exec_driver_sql(
+            f"EXPLAIN QUERY PLAN {explained}", (1,) * explained.count("?")
+        ).all()
+    )
+    steps = [row[3] for row in plan if not row[3].startswith(("SCALAR SUBQUERY", "SCAN CONSTANT ROW"))]
+    assert steps
+    assert all("INDEX saga_by_next_deadline (partition=? AND next_deadline" in step for step in steps), steps
+
+
 @pytest.mark.parametrize("descending", [False, True])
 @pytest.mark.parametrize(
     ("wanted", "order"),
@@ -120,6 +171,15 @@ LETTERS = [
     )
     for number in range(1, 40)
 ]
+CLOSED = [
+    closed(
+        number,
+        at_sequence=number + 40,
+        state=list(DeadLetterState)[1 + number % 3],
+        participant="correlator" if number % 2 else "payments",
+    )
+    for number in range(1, 40, 5)
+]
 
 EQUALITY = st.sampled_from([Operator.EQUAL, Operator.NOT_EQUAL])
 ANY = st.sampled_from(Operator)
@@ -156,10 +216,11 @@ DEAD_LETTER_FILTERS = filters(
         st.builds(Comparison, st.just("participant"), EQUALITY, st.sampled_from(["correlator", "payments"])),
         st.builds(Comparison, st.just("event_type"), EQUALITY, st.sampled_from(["orders.v1.OrderCreated", "x"])),
         st.builds(Comparison, st.just("reason"), EQUALITY, st.sampled_from(Reason)),
+        st.builds(Comparison, st.just("state"), EQUALITY, st.sampled_from(DeadLetterState)),
         st.builds(Comparison, st.just("sequence"), ANY, st.integers(0, 41)),
         st.builds(Comparison, st.just("stream_time"), ANY, st.integers(0, 41).map(at)),
     ),
-    ["saga_id", "reason"],
+    ["saga_id", "reason", "state"],
 )
 
 
@@ -167,7 +228,8 @@ DEAD_LETTER_FILTERS = filters(
 async def both(sqlite: SqlCorrelatorStore) -> tuple[MemoryCorrelatorStore, SqlCorrelatorStore]:
     memory = MemoryCorrelatorStore()
     for store in (memory, sqlite):
-        await store.commit(await store.claim(INCARNATION), FoldedBatch(1, new(*SAGAS), dead_letters=LETTERS))
+        batch = FoldedBatch(1, new(*SAGAS), dead_letters=LETTERS, closed_dead_letters=CLOSED)
+        await store.commit(await store.claim(INCARNATION), batch)
     return memory, sqlite
 
 

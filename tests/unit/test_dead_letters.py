@@ -1,24 +1,35 @@
-"""What is kept, shown and published of a message that no one can read."""
+"""What is kept, shown and published of what is given up on, and what becomes of it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
 
+from choreography.v1 import dead_letter_events_pb2, dead_letter_pb2, lifecycle_pb2
 from farandole.correlator.dead_letters import (
+    ClosedDeadLetter,
     DeadLetter,
+    DeadLetterState,
+    closing,
     dead_letter_of,
     dead_letter_publication,
     parse_dead_letter_id,
+    participant_dead_letter,
 )
-from farandole.envelope import MAX_BODY_BYTES, Reason, StoredMessage, Unreadable, decode
+from farandole.correlator.store import FoldedBatch, NewDeadLetter, dead_letter_change
+from farandole.envelope import MAX_BODY_BYTES, Event, Reason, StoredMessage, Unreadable, decode, encode
 from farandole.partitions import partition_of
 from farandole.redaction import REDACTED
 from farandole.registry import Registry
+from farandole.testing.store_conformance import closed, entry, given_up
 from inventory.v1 import inventory_events_pb2
 from orders.v1 import order_events_pb2
 
@@ -174,3 +185,142 @@ def test_a_body_above_the_limit_is_published_as_what_it_was() -> None:
 )
 def test_an_id_names_participant_and_sequence(text: str, identity: tuple[str, int] | None) -> None:
     assert parse_dead_letter_id(text) == identity
+
+
+# dead letters of participants
+
+TOLD = Registry.of_classes(
+    [
+        dead_letter_events_pb2.DeadLetterRecorded,
+        dead_letter_events_pb2.DeadLetterRedriven,
+        dead_letter_events_pb2.DeadLetterDiscarded,
+        dead_letter_events_pb2.DeadLetterSuperseded,
+        lifecycle_pb2.StepVoided,
+    ]
+)
+RECORDED = dead_letter_events_pb2.DeadLetterRecorded(
+    saga_id="ord-1",
+    definition="order-fulfilment",
+    step="take-payment",
+    participant="payments",
+    sequence=7,
+    compensation=True,
+    event_type="orders.v1.OrderCreated",
+    event_source="käse",
+    event_id="e 7",
+    reason=dead_letter_pb2.DEAD_LETTER_REASON_REJECTED,
+    detail="no such card",
+    attempts=4,
+)
+
+
+def event(body: Message, sequence: int = 42) -> Event:
+    """An event of a participant as it is read back from the stream."""
+    published = encode(TOLD.types[body.DESCRIPTOR.full_name], body, source="payments", event_id="x", time=NOW)
+    subject = f"events.{partition_of(published.key)}.{body.DESCRIPTOR.full_name}"
+    decoded = decode(TOLD, StoredMessage(subject, published.headers, published.data, sequence, NOW))
+    assert isinstance(decoded, Event), decoded
+    return decoded
+
+
+def test_a_participants_dead_letter_is_what_it_told() -> None:
+    assert participant_dead_letter(event(RECORDED), [entry(6), entry(7), entry(8)]) == DeadLetter(
+        participant="payments",
+        sequence=7,
+        subject=f"events.{partition_of('ord-1')}.orders.v1.OrderCreated",
+        event_type="orders.v1.OrderCreated",
+        key="ord-1",
+        reason=Reason.REJECTED,
+        detail="no such card",
+        stream_time=entry(7).fact.stream_time,
+        headers={"ce-id": "e 7", "ce-source": "käse", "ce-type": "orders.v1.OrderCreated"},
+        body_size=0,
+        body_sha256="",
+        state_sequence=42,
+        definition="order-fulfilment",
+        step="take-payment",
+        compensation=True,
+        attempts=4,
+        state=DeadLetterState.OPEN,
+        close_time=None,
+    )
+
+
+def test_a_dead_letter_of_an_event_that_the_history_lacks_has_the_time_of_the_telling() -> None:
+    letter = participant_dead_letter(event(RECORDED), [entry(6)])
+    assert letter is not None
+    assert letter.stream_time == NOW
+
+
+@pytest.mark.parametrize(
+    ("body", "state"),
+    [
+        (dead_letter_events_pb2.DeadLetterRedriven(actor="ann", reason="fixed"), DeadLetterState.REDRIVEN),
+        (dead_letter_events_pb2.DeadLetterDiscarded(actor="ann"), DeadLetterState.DISCARDED),
+        (dead_letter_events_pb2.DeadLetterSuperseded(), DeadLetterState.SUPERSEDED),
+    ],
+)
+def test_a_dead_letter_is_closed_by_each_of_three_events(body: Message, state: DeadLetterState) -> None:
+    body.MergeFrom(
+        type(body)(saga_id="ord-1", definition="order-fulfilment", step="ship", participant="drone-fleet", sequence=7)
+    )
+    told = event(body)
+    assert closing(told) == ClosedDeadLetter("drone-fleet", 7, state, NOW, 42)
+    assert participant_dead_letter(told) is None
+
+
+def test_other_events_open_and_close_no_dead_letter() -> None:
+    voided = lifecycle_pb2.StepVoided(saga_id="ord-1", definition="order-fulfilment", step="ship", participant="ship")
+    assert participant_dead_letter(event(voided)) is None
+    assert closing(event(voided)) is None
+    assert closing(event(RECORDED)) is None
+
+
+Said = NewDeadLetter | ClosedDeadLetter
+SAID: st.SearchStrategy[list[Said]] = st.lists(
+    st.tuples(st.booleans(), st.sampled_from([1, 2]), st.sampled_from(list(DeadLetterState)[1:])), max_size=12
+).map(
+    lambda said: [
+        given_up(letter, at_sequence=at, attempts=at) if is_recorded else closed(letter, at_sequence=at, state=state)
+        for at, (is_recorded, letter, state) in enumerate(said, start=10)
+    ]
+)
+
+
+def committed(batches: list[list[Said]]) -> dict[tuple[str, int], DeadLetter]:
+    """What is stored after batches, by (participant, sequence)."""
+    stored: dict[tuple[str, int], DeadLetter] = {}
+    for batch in batches:
+        change = dead_letter_change(
+            stored,
+            FoldedBatch(
+                99,
+                dead_letters=[one for one in batch if isinstance(one, NewDeadLetter)],
+                closed_dead_letters=[one for one in batch if isinstance(one, ClosedDeadLetter)],
+            ),
+        )
+        assert not {(one.participant, one.sequence) for one in change.added} & stored.keys()
+        stored |= {(one.participant, one.sequence): one for one in (*change.added, *change.changed)}
+    return stored
+
+
+@given(said=SAID, data=st.data())
+def test_dead_letters_do_not_depend_on_how_events_fall_into_batches_nor_on_reading_some_again(
+    said: list[Said], data: st.DataObject
+) -> None:
+    one_by_one = committed([[one] for one in said])
+    assert committed([said]) == one_by_one
+    cut = data.draw(st.integers(0, len(said)))
+    back = data.draw(st.integers(0, cut))
+    assert committed([said[:cut], said[back:]]) == one_by_one
+    assert committed([said[:cut], said[cut:], *([one] for one in said[back:])]) == one_by_one
+
+
+def test_a_dead_letter_is_as_the_last_event_that_meant_something_left_it() -> None:
+    opened, again = given_up(1, at_sequence=10), given_up(1, at_sequence=13, attempts=6)
+    identity = ("payments", 1)
+    redriven = closed(1, at_sequence=12)
+    said: list[Said] = [closed(1, at_sequence=9), opened, given_up(1, at_sequence=11, attempts=9), redriven, again]
+    states = [committed([said[:count]]).get(identity) for count in range(1, 6)]
+    ended = replace(opened.dead_letter, state=DeadLetterState.REDRIVEN, close_time=redriven.time, state_sequence=12)
+    assert states == [None, opened.dead_letter, opened.dead_letter, ended, again.dead_letter]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farandole.correlator.dead_letters import DeadLetterState
 from farandole.correlator.filters import (
     DEAD_LETTER_FIELDS,
     MAX_BYTES,
@@ -129,6 +130,11 @@ def test_dead_letters_have_fields_of_their_own() -> None:
     assert wanted == And((too_large, Comparison("sequence", Operator.GREATER, 7)))
     with pytest.raises(InvalidArgumentError, match="there is no field status"):
         parse_filter("status = RUNNING", DEAD_LETTER_FIELDS)
+    is_open = Comparison("state", Operator.EQUAL, DeadLetterState.OPEN)
+    for text in ("state = OPEN", "state = DEAD_LETTER_STATE_OPEN", "state:OPEN"):
+        assert parse_filter(text, DEAD_LETTER_FIELDS) == is_open
+    with pytest.raises(InvalidArgumentError, match="it is one of OPEN, REDRIVEN, DISCARDED, SUPERSEDED"):
+        parse_filter("state = CLOSED", DEAD_LETTER_FIELDS)
 
 
 @given(st.text(alphabet=st.sampled_from("()-\"'\\=!<>:* \tANDORTstausvern_1.ü")) | st.text())

@@ -51,9 +51,16 @@ def list_dead_letters(
     if not found:
         typer.echo("no dead letter matches" if filter_ else "there is no dead letter")
         return
-    made = table("DEAD LETTER", "EVENT TYPE", "SAGA", "REASON", "STORED", "DETAIL")
+    made = table("DEAD LETTER", "STATE", "EVENT TYPE", "SAGA", "STEP", "REASON", "STORED", "DETAIL")
     for letter in found:
-        cells = (letter.dead_letter_id, letter.event_type, letter.saga_id, _reason(letter))
+        cells = (
+            letter.dead_letter_id,
+            _state(letter),
+            letter.event_type,
+            letter.saga_id,
+            _step(letter),
+            _reason(letter),
+        )
         made.add_row(*(colored(cell) for cell in cells), timestamp(letter, "stream_time"), colored(letter.detail))
     out = console()
     out.print(made)
@@ -94,7 +101,11 @@ def _view(letter: DeadLetter) -> Any:  # noqa: ANN401 - rich's own type, loaded 
     made.show_header = False
     for name, value in (
         ("dead letter", letter.dead_letter_id),
+        ("state", " ".join(filter(None, (_state(letter), timestamp(letter, "close_time"))))),
         ("given up by", letter.participant),
+        ("definition", letter.definition),
+        ("step", _step(letter)),
+        ("tried", _times(letter.attempts)),
         ("reason", _reason(letter)),
         ("detail", letter.detail),
         ("subject", letter.subject),
@@ -103,7 +114,7 @@ def _view(letter: DeadLetter) -> Any:  # noqa: ANN401 - rich's own type, loaded 
         ("saga", letter.saga_id),
         ("stored", timestamp(letter, "stream_time")),
         ("headers", "\n".join(f"{header}: {text}" for header, text in sorted(letter.headers.items()))),
-        ("body", f"{letter.body_size} bytes, SHA-256 {letter.body_sha256}"),
+        ("body", f"{letter.body_size} bytes, SHA-256 {letter.body_sha256}" if letter.body_sha256 else ""),
         (
             "payload",
             json.dumps(MessageToDict(letter.payload), indent=2, ensure_ascii=False)
@@ -115,6 +126,25 @@ def _view(letter: DeadLetter) -> Any:  # noqa: ANN401 - rich's own type, loaded 
         if value:
             made.add_row(Text(name, style="bold"), Text(value))
     return made
+
+
+def _state(letter: DeadLetter) -> str:
+    from choreography.v1 import dead_letter_pb2
+    from farandole.cli.output import word
+
+    return word(dead_letter_pb2.DeadLetterState, letter.state, "DEAD_LETTER_STATE_")
+
+
+def _step(letter: DeadLetter) -> str:
+    """The step that could not deal with it, and whether it was to be undone; empty for what no one can read."""
+    return f"{letter.step} (undo)" if letter.compensation else letter.step
+
+
+def _times(attempts: int) -> str:
+    """`once`, `3 times`; empty for none."""
+    if attempts == 0:
+        return ""
+    return "once" if attempts == 1 else f"{attempts} times"
 
 
 def _reason(letter: DeadLetter) -> str:
