@@ -1,1 +1,1 @@
-"""The demo: places orders, watches their sagas to the end, and checks the books. A client like any other."""
+"""The demo: orders all kinds of things, watches their sagas to the end, checks the books. A client like any other."""

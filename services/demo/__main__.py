@@ -1,4 +1,4 @@
-"""`python -m services.demo`: places orders on the running stack, and checks that everything adds up.
+"""`python -m services.demo`: orders on the running stack, and checks that all ends as it must and everything adds up.
 
 Exits with 0 where it does, 1 where it does not or where sagas are stuck, 2 where the stack is not up.
 """
@@ -19,31 +19,39 @@ from rich.console import Console
 from rich.markup import escape
 
 from farandole import logs
+from farandole.cli import output
 from farandole.errors import FarandoleError
 from farandole.rpc import describe
 from farandole.stack.plan import make_plan
 from farandole.stack.ports import default_nats_url
 from farandole.stack.stack_file import STACK_FILE
+from orders.v1.order_events_pb2 import OrderCreated
 from services.demo.books import Entry
 from services.demo.clients import SERVICES, Addresses, StackDownError, StuckError, connected
+from services.demo.outcomes import outcomes
 from services.demo.plan import Channel, Placement, plan
 from services.demo.progress import Progress
 from services.demo.run import run
-from services.demo.screen import Screen, show_books
+from services.demo.screen import Screen, show_books, show_outcomes
 
 PASSED, FAILED, STACK_DOWN = 0, 1, 2
 
 
 def main(
-    orders: Annotated[int, typer.Option(min=1, max=99_999, help="How many orders to place.")] = 300,
-    failing: Annotated[int, typer.Option(min=0, help="How many of them can't be fulfilled.")] = 0,
+    orders: Annotated[int, typer.Option(min=0, max=99_999, help="How many orders to place.")] = 150,
+    parcels: Annotated[int, typer.Option(min=0, max=99_999, help="How many parcels to order.")] = 150,
+    failing: Annotated[int, typer.Option(min=0, max=100, help="How many of a hundred can't be fulfilled.")] = 20,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds after which to give up.")] = 180.0,
 ) -> None:
-    """Places orders on the running stack, watches their sagas to the end, and checks that everything adds up."""
-    console = Console(highlight=False, soft_wrap=True)
+    """Places orders and parcels of all kinds on the running stack, watches their sagas to the end, and checks that
+    each ends as it must and that the books balance.
+    """
     logs.configure("demo", "error", "console")
-    placements = plan(f"demo-{secrets.token_hex(3)}", orders, min(failing, orders))
-    progress = Progress([placement.order.order_id for placement in placements])
+    placements = plan(f"demo-{secrets.token_hex(3)}", orders=orders, parcels=parcels, failing_percent=failing)
+    if not placements:
+        raise typer.BadParameter("there is nothing to order", param_hint="--orders, --parcels")
+    console = output.console()
+    progress = Progress({placement.saga_id: placement.kind.definition for placement in placements})
     try:
         addresses = _addresses()
         books = asyncio.run(_run(console, addresses, placements, progress, timeout))
@@ -57,15 +65,23 @@ def main(
         _say(console, f"[red]FAILED[/]: a call was refused: {escape(describe(refused))}")
         raise typer.Exit(FAILED) from None
     except StuckError as stuck:
-        _say_what_is_stuck(console, progress, timeout, str(stuck))
+        _say_what_is_stuck(console, placements, progress, timeout, str(stuck))
         raise typer.Exit(FAILED) from None
+    found = outcomes(placements, progress.status)
+    _say(console, "what became of them")
+    show_outcomes(console, found)
     _say(console, "the books")
     show_books(console, books)
-    if not all(entry.balances for entry in books):
-        _say(console, "[red]FAILED[/]: the books don't balance; `make logs` may say why, or did other orders run?")
+    if not all(outcome.is_expected for outcome in found):
+        _say(console, "[red]FAILED[/]: not every saga has ended as it must; `.venv/bin/farandole sagas list` has them")
         raise typer.Exit(FAILED)
-    _say(console, f"[green]PASSED[/]: {orders} sagas have ended, and everything adds up")
-    _say_what_next(console, addresses, placements[0].order.order_id)
+    if not all(entry.balances for entry in books):
+        _say(
+            console, "[red]FAILED[/]: the books don't balance; `make logs` may say why, or did others order meanwhile?"
+        )
+        raise typer.Exit(FAILED)
+    _say(console, f"[green]PASSED[/]: {len(placements)} sagas have ended as they must, and everything adds up")
+    _say_what_next(console, addresses, placements)
 
 
 def _addresses() -> Addresses:
@@ -88,7 +104,12 @@ async def _run(
         if problems := await clients.problems():
             raise StackDownError(problems)
         bare = sum(placement.channel is Channel.BARE_EVENT for placement in placements)
-        _say(console, f"placing {len(placements)} orders, {bare} of them as {Channel.BARE_EVENT.value}")
+        orders = sum(isinstance(placement.event, OrderCreated) for placement in placements)
+        _say(
+            console,
+            f"placing {orders} orders and {len(placements) - orders} parcels, "
+            f"{bare} of them as {Channel.BARE_EVENT.value}",
+        )
         started = time.monotonic()
         try:
             with Screen(console, len(placements)) as screen:
@@ -101,27 +122,32 @@ async def _run(
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(f"\n{text}")
+    console.print(f"\n{text}", soft_wrap=True)
 
 
-def _say_what_is_stuck(console: Console, progress: Progress, limit_seconds: float, problems: str) -> None:
+def _say_what_is_stuck(
+    console: Console, placements: Sequence[Placement], progress: Progress, limit_seconds: float, problems: str
+) -> None:
     _say(console, f"[red]FAILED[/]: given up after {limit_seconds:.0f} s, {progress.ended} sagas have ended")
+    show_outcomes(console, outcomes(placements, progress.status))
     lines = [*progress.obstacles(), *problems.splitlines()]
-    console.print(escape("\n".join(lines) or "every saga has ended, but a service was too slow to say what it has"))
-    console.print(
+    _say(console, escape("\n".join(lines) or "every saga has ended, but a service was too slow to say what it has"))
+    _say(
+        console,
         "is a service stopped? `make status`\n"
         "what do they say? `make logs`\n"
-        "what does a saga wait for? `.venv/bin/farandole sagas show SAGA_ID`"
+        "what does a saga wait for? `.venv/bin/farandole sagas diagnose SAGA_ID`",
     )
 
 
-def _say_what_next(console: Console, addresses: Addresses, order_id: str) -> None:
+def _say_what_next(console: Console, addresses: Addresses, placements: Sequence[Placement]) -> None:
+    saga_id = next((one.saga_id for one in placements if not one.kind.succeeds), placements[0].saga_id)
     _say(
         console,
         "what to try next\n"
-        f"  .venv/bin/farandole sagas show {order_id}\n"
+        f"  .venv/bin/farandole sagas show {saga_id}\n"
         "  .venv/bin/farandole sagas list\n"
-        f'  grpcurl -plaintext -d \'{{"saga_id":"{order_id}"}}\' {addresses.services["correlator"]} '
+        f'  grpcurl -plaintext -d \'{{"saga_id":"{saga_id}"}}\' {addresses.services["correlator"]} '
         "choreography.v1.SagaService/GetSaga\n"
         "  make demo again, and meanwhile: .venv/bin/farandole stop payments; .venv/bin/farandole start payments",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from choreography.v1.saga_pb2 import Saga, SagaStatus, StepStatus
@@ -12,35 +12,40 @@ TERMINAL = frozenset(
     {SagaStatus.SAGA_STATUS_COMPLETED, SagaStatus.SAGA_STATUS_COMPENSATED, SagaStatus.SAGA_STATUS_FAILED}
 )
 UNSEEN = "UNSEEN"
-"""Of an order of which the correlator has not seen the event."""
+"""Of a saga of which the correlator has not seen the first event."""
 _EXAMPLES = 3
 
 
 class Progress:
     """The newest record of each saga of a run."""
 
-    def __init__(self, order_ids: Collection[str]) -> None:
-        self._order_ids = frozenset(order_ids)
+    def __init__(self, definitions: Mapping[str, str]) -> None:
+        """`definitions` has the sagas to follow, each with the definition of which it is one."""
+        self._definitions = definitions
         self._sagas: dict[str, Saga] = {}
         self.latest_update: datetime | None = None
         """Stream time of the newest change seen, in UTC without an offset; records changed before it are known."""
 
     def see(self, sagas: Iterable[Saga]) -> None:
-        """Takes in records; those of other runs, and older ones than are known, change nothing."""
+        """Takes in records; those of other runs and definitions, and older ones than are known, change nothing."""
         for saga in sagas:
             update = saga.update_time.ToDatetime()
             if self.latest_update is None or update > self.latest_update:
                 self.latest_update = update
             known = self._sagas.get(saga.saga_id)
-            if saga.saga_id in self._order_ids and (known is None or known.revision < saga.revision):
+            is_followed = self._definitions.get(saga.saga_id) == saga.definition
+            if is_followed and (known is None or known.revision < saga.revision):
                 self._sagas[saga.saga_id] = saga
 
     @property
     def counts(self) -> Mapping[str, int]:
         """How many sagas stand where, by the status's short name."""
-        counts = Counter(status_name(saga) for saga in self._sagas.values())
-        counts[UNSEEN] = len(self._order_ids) - len(self._sagas)
-        return counts
+        return Counter(map(self.status, self._definitions))
+
+    def status(self, saga_id: str) -> str:
+        """Where a saga of this run stands: `RUNNING` for `SAGA_STATUS_RUNNING`, or `UNSEEN`."""
+        saga = self._sagas.get(saga_id)
+        return SagaStatus.Name(saga.status).removeprefix("SAGA_STATUS_") if saga is not None else UNSEEN
 
     @property
     def ended(self) -> int:
@@ -50,27 +55,22 @@ class Progress:
     @property
     def is_over(self) -> bool:
         """Whether every saga is terminal."""
-        return self.ended == len(self._order_ids)
+        return self.ended == len(self._definitions)
 
     def obstacles(self) -> list[str]:
-        """What the open sagas wait for, the commonest first: one line each, with a few of the orders."""
+        """What the open sagas wait for, the commonest first: one line each, with a few of them."""
         waiting: dict[str, list[str]] = {}
-        for order_id in sorted(self._order_ids):
-            saga = self._sagas.get(order_id)
+        for saga_id in sorted(self._definitions):
+            saga = self._sagas.get(saga_id)
             if saga is None:
-                waiting.setdefault("the correlator to see their first event", []).append(order_id)
+                waiting.setdefault("the correlator to see their first event", []).append(saga_id)
             elif saga.status not in TERMINAL:
-                waiting.setdefault(_awaited(saga), []).append(order_id)
+                waiting.setdefault(_awaited(saga), []).append(saga_id)
         return [
-            f"{len(order_ids)} sagas wait for {what}: {', '.join(order_ids[:_EXAMPLES])}"
-            + (", …" if len(order_ids) > _EXAMPLES else "")
-            for what, order_ids in sorted(waiting.items(), key=lambda item: -len(item[1]))
+            f"{len(saga_ids)} sagas wait for {what}: {', '.join(saga_ids[:_EXAMPLES])}"
+            + (", …" if len(saga_ids) > _EXAMPLES else "")
+            for what, saga_ids in sorted(waiting.items(), key=lambda item: -len(item[1]))
         ]
-
-
-def status_name(saga: Saga) -> str:
-    """`RUNNING` for `SAGA_STATUS_RUNNING`."""
-    return SagaStatus.Name(saga.status).removeprefix("SAGA_STATUS_")
 
 
 def _awaited(saga: Saga) -> str:

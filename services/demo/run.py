@@ -1,4 +1,4 @@
-"""One run of the demo: place the orders, watch their sagas to the end, make up the books."""
+"""One run of the demo: place everything, watch the sagas to their end, make up the books."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def run(
     clients: Clients, placements: Sequence[Placement], progress: Progress, show: Callable[[Progress], None]
 ) -> list[Entry]:
     """The books of a run, after every saga has ended; takes as long as that takes. `show` is called at each look."""
-    stock_before = await clients.stock()
+    before = await clients.levels()
     placing = asyncio.create_task(in_parallel(clients.place, placements))
     try:
         await _watch(clients, placing, progress, show)
@@ -36,12 +36,11 @@ async def run(
     traces: dict[str, Traces] = {}
 
     async def collect(placement: Placement) -> None:
-        order_id = placement.order.order_id
-        traces[order_id] = await clients.traces(order_id)
+        traces[placement.saga_id] = await clients.traces(placement.event)
 
     await in_parallel(collect, placements)
-    in_order = [traces[placement.order.order_id] for placement in placements]
-    return balance(placements, in_order, stock_before, await clients.stock())
+    in_order = [traces[placement.saga_id] for placement in placements]
+    return balance(placements, in_order, before, await clients.levels())
 
 
 async def _watch(

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from farandole.cli.output import table
 from services.demo.books import Entry
+from services.demo.outcomes import Outcome
 from services.demo.progress import Progress
 
 _LINE_EVERY_SECONDS = 1.0
@@ -41,23 +43,42 @@ class Screen:
             self._live.update(self._table(progress, seconds), refresh=True)
         elif progress.is_over or seconds - self._last_line_at >= _LINE_EVERY_SECONDS:
             self._last_line_at = seconds
-            counts = ", ".join(f"{count} {name}" for name, count in progress.counts.items() if count)
+            counts = ", ".join(f"{count} {name}" for name, count in sorted(progress.counts.items()))
             self._console.print(f"{seconds:6.1f} s  {progress.ended}/{self._total} ended: {counts}", soft_wrap=True)
 
     def _table(self, progress: Progress, seconds: float) -> Table:
         rate = progress.ended / seconds if seconds else 0.0
-        table = Table(caption=f"{progress.ended} of {self._total} ended, {seconds:.1f} s, {rate:.0f} sagas/s")
-        table.add_column("status")
-        table.add_column("sagas", justify="right")
+        shown = Table(caption=f"{progress.ended} of {self._total} ended, {seconds:.1f} s, {rate:.0f} sagas/s")
+        shown.add_column("status")
+        shown.add_column("sagas", justify="right")
         for name, count in sorted(progress.counts.items()):
-            table.add_row(name, str(count))
-        return table
+            shown.add_row(name, str(count))
+        return shown
+
+
+def show_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """Shows how the sagas of each kind have ended, beside how they must."""
+    shown = table("", "SAGA", "KIND", "PLACED", "EXPECTED", "FOUND")
+    for outcome in outcomes:
+        shown.add_row(
+            _verdict(outcome.is_expected),
+            outcome.kind.definition,
+            outcome.kind.name,
+            str(outcome.sagas),
+            outcome.kind.expected,
+            ", ".join(f"{count} {status}" for status, count in sorted(outcome.found.items())),
+        )
+    console.print(shown)
 
 
 def show_books(console: Console, entries: Sequence[Entry]) -> None:
     """Shows the books, line by line."""
+    shown = table("", "BOOK", "BEFORE", "EXPECTED", "FOUND")
     for entry in entries:
-        if entry.balances:
-            console.print(f"[green]ok   [/] {entry.name}: {entry.found}")
-        else:
-            console.print(f"[red]WRONG[/] {entry.name}: {entry.found}, where {entry.expected} must be")
+        before = "" if entry.before is None else str(entry.before)
+        shown.add_row(_verdict(entry.balances), entry.name, before, str(entry.expected), str(entry.found))
+    console.print(shown)
+
+
+def _verdict(is_right: bool) -> str:
+    return "[green]ok[/]" if is_right else "[red]WRONG[/]"

@@ -31,9 +31,7 @@ SELECT_AVAILABLE = sa.select(stock.c.available).where(stock.c.item == sa.bindpar
 
 INSERT_PACKAGE = sa.insert(packages)
 
-DELETE_PACKAGE = (
-    sa.delete(packages).where(packages.c.package_id == sa.bindparam("package")).returning(packages.c.item)
-)
+DELETE_PACKAGE = sa.delete(packages).where(packages.c.package_id == sa.bindparam("package")).returning(packages.c.item)
 
 PACK = (
     sa.update(stock)

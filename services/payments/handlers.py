@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from choreography.v1.lifecycle_pb2 import SagaTimedOut
-from farandole import Transaction
+from farandole import Reject, Transaction
 from inventory.v1.inventory_events_pb2 import ItemsReserved
 from payments.v1.payment_events_pb2 import PaymentFailed, PaymentProcessed, PaymentRefunded
 from services.payments import domain, store
@@ -30,6 +30,8 @@ def charge(event: ItemsReserved, tx: Transaction) -> PaymentProcessed | PaymentF
     )
     if refusal:
         return PaymentFailed(order_id=event.order_id, reason=refusal)
+    if domain.is_frozen(event.card):
+        tx.execute(store.INSERT_FROZEN, {"payment_id": tx.step_id})
     return PaymentProcessed(
         order_id=event.order_id,
         payment_id=tx.step_id,
@@ -40,7 +42,9 @@ def charge(event: ItemsReserved, tx: Transaction) -> PaymentProcessed | PaymentF
 
 
 def refund(event: ShippingFailed | SagaTimedOut, tx: Transaction) -> PaymentRefunded:
-    """Gives back what `charge` took."""
+    """Gives back what `charge` took. Raises `Reject` where the bank takes nothing: trying again would not help."""
+    if tx.execute(store.SELECT_FROZEN, {"payment": tx.step_id}).first() is not None:
+        raise Reject("the bank has frozen the account that the money came from")
     payment = tx.execute(store.UPDATE_STATUS, {"order": tx.key, "new_status": PaymentStatus.REFUNDED}).one()
     return PaymentRefunded(
         order_id=tx.key,

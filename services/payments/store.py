@@ -1,4 +1,4 @@
-"""The payments' table, and what is asked of it. Cards and addresses are never stored."""
+"""The payments' tables, and what is asked of them. Cards and addresses are never stored."""
 
 from __future__ import annotations
 
@@ -16,9 +16,20 @@ payments = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
 )
 
+frozen_payments = sa.Table(
+    "frozen_payments",
+    metadata,
+    sa.Column("payment_id", sa.Text, primary_key=True),
+)
+"""Payments that can't be given back: the bank has frozen the account."""
+
 SELECT_PAYMENT = sa.select(payments).where(payments.c.order_id == sa.bindparam("order"))
 
 INSERT_PAYMENT = sa.insert(payments)
+
+INSERT_FROZEN = sa.insert(frozen_payments)
+
+SELECT_FROZEN = sa.select(frozen_payments).where(frozen_payments.c.payment_id == sa.bindparam("payment"))
 
 UPDATE_STATUS = (
     sa.update(payments)

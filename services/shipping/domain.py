@@ -6,6 +6,7 @@ import enum
 import hashlib
 
 UNKNOWN_ADDRESS = "nowhere"
+ILLEGIBLE_ADDRESS = "illegible"
 
 
 class ShipmentStatus(enum.StrEnum):
@@ -19,6 +20,11 @@ class ShipmentStatus(enum.StrEnum):
 def obstacle(address: str) -> str | None:
     """Why nothing can be delivered to an address, or None where it can."""
     return "the address can't be delivered to" if address == UNKNOWN_ADDRESS else None
+
+
+def is_legible(address: str) -> bool:
+    """Whether anybody can read an address, so as to say whether it can be delivered to."""
+    return address != ILLEGIBLE_ADDRESS
 
 
 def tracking_number(shipment_id: str) -> str:

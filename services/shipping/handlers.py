@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from choreography.v1.lifecycle_pb2 import SagaTimedOut
-from farandole import Transaction
+from farandole import Reject, Transaction
 from payments.v1.payment_events_pb2 import PaymentProcessed
 from services.shipping import domain, store
 from services.shipping.domain import ShipmentStatus
@@ -11,7 +11,9 @@ from shipping.v1.shipping_events_pb2 import OrderShipped, ShipmentCancelled, Shi
 
 
 def ship(event: PaymentProcessed, tx: Transaction) -> OrderShipped | ShippingFailed:
-    """Sends the parcel."""
+    """Sends the parcel. Raises `Reject` where nobody can read the address: somebody must look, and decide."""
+    if not domain.is_legible(event.address):
+        raise Reject("nobody can read the address")
     obstacle = domain.obstacle(event.address)
     tracking_number = "" if obstacle else domain.tracking_number(tx.step_id)
     tx.execute(

@@ -15,7 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from farandole.testing.brokers import free_port
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = ("orders", "inventory", "payments", "shipping")
+ORDER_SERVICES = ("orders", "inventory", "payments", "shipping")
+PARCEL_SERVICES = ("parcels", "packaging", "drones", "delivery")
+SAMPLES = (*ORDER_SERVICES, *PARCEL_SERVICES)
 CORRELATOR = "correlator"
 PATIENCE_SECONDS = 30.0
 

@@ -27,7 +27,7 @@ from payments.v1.payment_service_pb2 import GetPaymentRequest, Payment, PaymentS
 from payments.v1.payment_service_pb2_grpc import PaymentServiceStub
 from shipping.v1.shipping_service_pb2 import GetShipmentRequest, Shipment, ShipmentStatus
 from shipping.v1.shipping_service_pb2_grpc import ShippingServiceStub
-from tests.integration.service_processes import PATIENCE_SECONDS, SAMPLES, Services
+from tests.integration.service_processes import PATIENCE_SECONDS, ORDER_SERVICES, Services
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def services(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[Services]:
     running = Services(tmp_path_factory.mktemp("services"), nats_url)
     try:
-        running.start(*SAMPLES)
+        running.start(*ORDER_SERVICES)
         yield running
     finally:
         running.stop()
@@ -124,7 +124,7 @@ async def connected(services: Services) -> AsyncIterator[Clients]:
             service: await stack.enter_async_context(
                 grpc.aio.insecure_channel(services.address(service), options=options)
             )
-            for service in SAMPLES
+            for service in ORDER_SERVICES
         }
         connection = await nats.connect(services.nats_url)
         stack.push_async_callback(connection.close)
@@ -278,7 +278,7 @@ async def test_services_that_are_killed_in_the_middle_lose_and_double_nothing(
 ) -> None:
     before = await clients.stock("widget")
     orders: list[OrderCreated] = []
-    for service in SAMPLES:
+    for service in ORDER_SERVICES:
         wave = [new_order(("widget", 1, 100)) for _ in range(40)]
         orders += wave
         placing = [asyncio.create_task(clients.place(order)) for order in wave]

@@ -1,9 +1,11 @@
-"""The demo's plan, progress and books."""
+"""The demo's plan, progress, outcomes and books."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import protovalidate
@@ -12,69 +14,151 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
 from choreography.v1.saga_pb2 import Saga, SagaStatus, SagaStep, StepStatus
+from delivery.v1.delivery_service_pb2 import Delivery, DeliveryStatus
+from drones.v1.drone_service_pb2 import Drone, DroneStatus
 from farandole.partitions import is_key
+from orders.v1.order_events_pb2 import OrderCreated
 from orders.v1.order_service_pb2 import Order, OrderStatus
+from parcels.v1.parcel_events_pb2 import ParcelOrdered
+from parcels.v1.parcel_service_pb2 import Parcel, ParcelStatus
 from payments.v1.payment_service_pb2 import Payment, PaymentStatus
-from services.demo.books import Entry, Traces, balance
-from services.demo.plan import Channel, Placement, amount_cents, pieces_taken, plan
+from services.demo.books import Entry, Level, OrderTraces, ParcelTraces, Traces, balance
+from services.demo.outcomes import Outcome, outcomes
+from services.demo.plan import (
+    DECLINED_ORDER,
+    FINE_ORDER,
+    FINE_PARCEL,
+    HEAVY_PARCEL,
+    KINDS,
+    NOWHERE_ORDER,
+    NOWHERE_PARCEL,
+    UNICORN_ORDER,
+    UNICORN_PARCEL,
+    Channel,
+    Kind,
+    Placement,
+    amount_cents,
+    plan,
+    taken,
+)
 from services.demo.progress import Progress
 from services.demo.run import in_parallel
-from services.demo.screen import Screen, show_books
+from services.demo.screen import Screen, show_books, show_outcomes
 from shipping.v1.shipping_service_pb2 import Shipment, ShipmentStatus
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
-def test_every_order_of_a_plan_is_valid_and_has_its_own_id() -> None:
-    placements = plan("demo-abc", 300, failing=30)
-    for placement in placements:
-        protovalidate.validate(placement.order)
-    ids = {placement.order.order_id for placement in placements}
+ROUND = plan("demo-abc", orders=150, parcels=150, failing_percent=20)
+
+
+def test_everything_in_a_plan_is_valid_and_has_an_id_of_its_own() -> None:
+    for placement in ROUND:
+        protovalidate.validate(placement.event)
+    ids = {placement.saga_id for placement in ROUND}
     assert len(ids) == 300
-    assert all(is_key(order_id) for order_id in ids)
+    assert all(is_key(saga_id) for saga_id in ids)
 
 
-def test_some_orders_are_bare_events_and_most_are_placed() -> None:
-    channels = [placement.channel for placement in plan("demo-abc", 300, failing=0)]
-    assert channels.count(Channel.BARE_EVENT) == 30
-    assert channels.count(Channel.RPC) == 270
+def test_a_plan_has_every_kind_of_both_sagas_as_many_as_it_is_told() -> None:
+    assert Counter((placement.kind.definition, placement.kind.name) for placement in ROUND) == {
+        ("order-fulfilment", "fine"): 120,
+        ("order-fulfilment", "unicorn"): 10,
+        ("order-fulfilment", "card-declined"): 10,
+        ("order-fulfilment", "nowhere"): 10,
+        ("drone-delivery", "fine"): 120,
+        ("drone-delivery", "unicorn"): 10,
+        ("drone-delivery", "9000 g"): 10,
+        ("drone-delivery", "nowhere"): 10,
+    }
 
 
-def test_the_last_orders_fail_each_in_a_way_that_the_services_know() -> None:
-    placements = plan("demo-abc", 100, failing=9)
-    assert [placement.succeeds for placement in placements] == [True] * 91 + [False] * 9
-    ways = [
-        (
-            any(line.sku == "unicorn" for line in placement.order.lines),
-            placement.order.card == "card-declined",
-            placement.order.address == "nowhere",
-        )
-        for placement in placements
-    ]
-    assert ways[:91] == [(False, False, False)] * 91
-    assert all(sum(way) == 1 for way in ways[91:])
-    assert set(ways[91:]) == {(True, False, False), (False, True, False), (False, False, True)}
+def test_what_is_ordered_fails_in_the_way_that_its_kind_says_and_in_no_other() -> None:
+    for placement in ROUND:
+        match placement.event:
+            case OrderCreated() as order:
+                ways = {
+                    "unicorn": any(line.sku == "unicorn" for line in order.lines),
+                    "card-declined": order.card == "card-declined",
+                    "nowhere": order.address == "nowhere",
+                }
+            case ParcelOrdered() as parcel:
+                ways = {
+                    "unicorn": parcel.item == "unicorn",
+                    "9000 g": parcel.weight_grams == 9000,
+                    "nowhere": parcel.address == "nowhere",
+                }
+        taken_ways = [way for way, is_taken in ways.items() if is_taken]
+        assert taken_ways == ([] if placement.kind.succeeds else [placement.kind.name])
 
 
-def test_a_plan_takes_one_widget_an_order_and_two_gadgets_every_third_time() -> None:
-    assert pieces_taken(plan("demo-abc", 300, failing=0)) == {"widget": 300, "gadget": 200}
+def test_orders_and_parcels_take_turns_and_the_failing_ones_are_spread() -> None:
+    assert [placement.kind.name for placement in ROUND if isinstance(placement.event, OrderCreated)][:10] == [
+        *["fine"] * 4, "unicorn", *["fine"] * 4, "card-declined",
+    ]  # fmt: skip
+    assert [isinstance(placement.event, OrderCreated) for placement in ROUND] == [True, False] * 150
 
 
-def record(order_id: str, status: SagaStatus.ValueType, *steps: SagaStep, revision: int = 1, seconds: int = 0) -> Saga:
+def test_some_of_every_kind_are_bare_events_and_most_are_not() -> None:
+    bare = Counter(placement.kind for placement in ROUND if placement.channel is Channel.BARE_EVENT)
+    assert set(bare) == set(KINDS)
+    assert bare.total() == 2 * (150 // 7)
+
+
+@pytest.mark.parametrize(("percent", "failing"), [(0, 0), (100, 10), (33, 3)])
+def test_so_many_of_a_hundred_fail(percent: int, failing: int) -> None:
+    placements = plan("demo-abc", orders=10, parcels=0, failing_percent=percent)
+    assert [placement.kind.succeeds for placement in placements].count(False) == failing
+    assert len(placements) == 10
+
+
+def test_what_succeeds_takes_a_widget_an_order_two_gadgets_every_third_time_and_a_book_and_a_drone_a_parcel() -> None:
+    assert taken(plan("demo-abc", orders=300, parcels=40, failing_percent=0)) == {
+        "widget": 300,
+        "gadget": 200,
+        "book": 40,
+        "drone": 40,
+    }
+
+
+def test_what_fails_takes_nothing() -> None:
+    assert set(taken(plan("demo-abc", orders=30, parcels=30, failing_percent=100)).values()) == {0}
+
+
+def followed(saga_ids: str) -> Progress:
+    """The progress of sagas with one-letter ids."""
+    return Progress(dict.fromkeys(saga_ids, "order-fulfilment"))
+
+
+def record(
+    order_id: str,
+    status: SagaStatus.ValueType,
+    *steps: SagaStep,
+    revision: int = 1,
+    seconds: int = 0,
+    definition: str = "order-fulfilment",
+) -> Saga:
     update_time = Timestamp()
     update_time.FromDatetime(NOON + timedelta(seconds=seconds))
-    return Saga(saga_id=order_id, status=status, revision=revision, steps=steps, update_time=update_time)
+    return Saga(
+        saga_id=order_id,
+        definition=definition,
+        status=status,
+        revision=revision,
+        steps=steps,
+        update_time=update_time,
+    )
 
 
 class TestProgress:
     def test_an_order_that_the_correlator_has_not_seen_counts_as_unseen(self) -> None:
-        progress = Progress(["a", "b"])
+        progress = followed("ab")
         progress.see([record("a", SagaStatus.SAGA_STATUS_RUNNING)])
         assert progress.counts == {"RUNNING": 1, "UNSEEN": 1}
         assert not progress.is_over
 
     def test_a_run_is_over_when_every_saga_of_it_has_ended(self) -> None:
-        progress = Progress(["a", "b"])
+        progress = followed("ab")
         progress.see([record("a", SagaStatus.SAGA_STATUS_COMPLETED), record("b", SagaStatus.SAGA_STATUS_COMPENSATING)])
         assert not progress.is_over
         progress.see([record("b", SagaStatus.SAGA_STATUS_COMPENSATED, revision=2)])
@@ -82,15 +166,22 @@ class TestProgress:
         assert progress.ended == 2
 
     def test_sagas_of_other_runs_and_older_records_change_nothing(self) -> None:
-        progress = Progress(["a"])
+        progress = followed("a")
         progress.see([record("a", SagaStatus.SAGA_STATUS_COMPLETED, revision=5)])
         progress.see(
             [record("a", SagaStatus.SAGA_STATUS_RUNNING, revision=4), record("z", SagaStatus.SAGA_STATUS_RUNNING)]
         )
-        assert progress.counts == {"COMPLETED": 1, "UNSEEN": 0}
+        assert progress.counts == {"COMPLETED": 1}
+        assert (progress.status("a"), progress.is_over) == ("COMPLETED", True)
+
+    def test_a_record_of_another_definition_under_the_same_key_changes_nothing(self) -> None:
+        progress = followed("a")
+        progress.see([record("a", SagaStatus.SAGA_STATUS_FAILED, revision=9, definition="order-promise")])
+        assert progress.status("a") == "UNSEEN"
+        assert not progress.is_over
 
     def test_the_latest_update_only_goes_forward(self) -> None:
-        progress = Progress(["a"])
+        progress = followed("a")
         assert progress.latest_update is None
         progress.see([record("z", SagaStatus.SAGA_STATUS_RUNNING, seconds=9)])
         progress.see([record("a", SagaStatus.SAGA_STATUS_RUNNING, seconds=4)])
@@ -99,7 +190,7 @@ class TestProgress:
     def test_what_is_stuck_is_named_with_who_holds_it_up_the_commonest_first(self) -> None:
         paying = SagaStep(name="take-payment", participant="payments", status=StepStatus.STEP_STATUS_RUNNING)
         releasing = SagaStep(name="reserve-items", participant="inventory", status=StepStatus.STEP_STATUS_COMPENSATING)
-        progress = Progress(["a", "b", "c", "d", "e", "f", "g"])
+        progress = followed("abcdefg")
         progress.see(
             [
                 *(record(order_id, SagaStatus.SAGA_STATUS_RUNNING, paying) for order_id in "abcd"),
@@ -114,84 +205,178 @@ class TestProgress:
         ]
 
 
-def as_they_must_be(placements: list[Placement]) -> list[Traces]:
-    return [
-        Traces(
-            Order(
-                status=OrderStatus.ORDER_STATUS_COMPLETED if p.succeeds else OrderStatus.ORDER_STATUS_CANCELLED,
-                tracking_number=f"FD-{p.order.order_id}" if p.succeeds else "",
-            ),
-            Payment(
-                status=PaymentStatus.PAYMENT_STATUS_PROCESSED if p.succeeds else PaymentStatus.PAYMENT_STATUS_REFUNDED,
-                amount_cents=amount_cents(p.order),
-            ),
-            Shipment(
-                status=ShipmentStatus.SHIPMENT_STATUS_SHIPPED
-                if p.succeeds
-                else ShipmentStatus.SHIPMENT_STATUS_UNDELIVERABLE,
-                tracking_number=f"FD-{p.order.order_id}" if p.succeeds else "",
-            ),
+class TestOutcomes:
+    placements = plan("demo-abc", orders=30, parcels=30, failing_percent=20)
+
+    def wrong(self, **statuses: str) -> set[str]:
+        """The kinds that have not ended as they must, where these sagas have another status than they must have."""
+        expected = {placement.saga_id: placement.kind.expected for placement in self.placements}
+        found = outcomes(self.placements, (expected | statuses).__getitem__)
+        assert [outcome.kind for outcome in found] == list(KINDS)
+        assert sum(outcome.sagas for outcome in found) == 60
+        return {f"{outcome.kind.definition} {outcome.kind.name}" for outcome in found if not outcome.is_expected}
+
+    def test_everything_has_ended_as_it_must(self) -> None:
+        assert self.wrong() == set()
+
+    @pytest.mark.parametrize(
+        ("number", "status"),
+        [(0, "COMPENSATED"), (0, "FAILED"), (0, "UNSEEN"), (8, "COMPLETED"), (8, "COMPENSATING"), (9, "COMPLETED")],
+    )
+    def test_one_saga_that_has_not_shows_in_its_kind(self, number: int, status: str) -> None:
+        kind = self.placements[number].kind
+        assert self.wrong(**{self.placements[number].saga_id: status}) == {f"{kind.definition} {kind.name}"}
+
+    def test_what_was_not_placed_has_no_outcome(self) -> None:
+        orders = plan("demo-abc", orders=3, parcels=0, failing_percent=0)
+        assert [outcome.kind for outcome in outcomes(orders, lambda _: "COMPLETED")] == [FINE_ORDER]
+
+
+def order_as_it_must_be(placement: Placement, order: OrderCreated) -> OrderTraces:
+    if placement.kind.succeeds:
+        number = f"FD-{order.order_id}"
+        return OrderTraces(
+            Order(status=OrderStatus.ORDER_STATUS_COMPLETED, tracking_number=number),
+            Payment(status=PaymentStatus.PAYMENT_STATUS_PROCESSED, amount_cents=amount_cents(order)),
+            Shipment(status=ShipmentStatus.SHIPMENT_STATUS_SHIPPED, tracking_number=number),
         )
-        for p in placements
-    ]
+    payment, shipment = {
+        UNICORN_ORDER: (None, None),
+        DECLINED_ORDER: (PaymentStatus.PAYMENT_STATUS_DECLINED, None),
+        NOWHERE_ORDER: (PaymentStatus.PAYMENT_STATUS_REFUNDED, ShipmentStatus.SHIPMENT_STATUS_UNDELIVERABLE),
+    }[placement.kind]
+    return OrderTraces(
+        Order(status=OrderStatus.ORDER_STATUS_CANCELLED),
+        Payment(status=payment, amount_cents=amount_cents(order)) if payment else None,
+        Shipment(status=shipment) if shipment else None,
+    )
+
+
+def parcel_as_it_must_be(placement: Placement, parcel: ParcelOrdered) -> ParcelTraces:
+    if placement.kind.succeeds:
+        delivery_id = f"delivery-{parcel.parcel_id}"
+        delivery = Delivery(status=DeliveryStatus.DELIVERY_STATUS_DELIVERED, delivery_id=delivery_id)
+        delivery.delivery_time.FromDatetime(NOON)
+        return ParcelTraces(
+            Parcel(status=ParcelStatus.PARCEL_STATUS_COMPLETED, delivery_id=delivery_id),
+            Drone(status=DroneStatus.DRONE_STATUS_PROVISIONED),
+            delivery,
+        )
+    drone, delivery_status = {
+        UNICORN_PARCEL: (None, None),
+        HEAVY_PARCEL: (DroneStatus.DRONE_STATUS_UNAVAILABLE, None),
+        NOWHERE_PARCEL: (DroneStatus.DRONE_STATUS_RELEASED, DeliveryStatus.DELIVERY_STATUS_UNDELIVERABLE),
+    }[placement.kind]
+    return ParcelTraces(
+        Parcel(status=ParcelStatus.PARCEL_STATUS_CANCELLED),
+        Drone(status=drone) if drone else None,
+        Delivery(status=delivery_status) if delivery_status else None,
+    )
+
+
+def as_it_must_be(placement: Placement) -> Traces:
+    match placement.event:
+        case OrderCreated() as order:
+            return order_as_it_must_be(placement, order)
+        case ParcelOrdered() as parcel:
+            return parcel_as_it_must_be(placement, parcel)
+
+
+BEFORE = {thing: Level(available=1000, taken=50) for thing in ("widget", "gadget", "book", "drone")}
 
 
 class TestBooks:
-    placements = plan("demo-abc", 10, failing=2)
+    placements = plan("demo-abc", orders=15, parcels=15, failing_percent=20)
 
-    def wrong(self, traces: list[Traces], *, widgets_left: int = 92, gadgets_left: int = 94) -> set[str]:
-        books = balance(
-            self.placements,
-            traces,
-            {"widget": 100, "gadget": 100},
-            {"widget": widgets_left, "gadget": gadgets_left},
-        )
-        return {entry.name for entry in books if not entry.balances}
+    def after(self) -> dict[str, Level]:
+        used = taken(self.placements)
+        return {thing: Level(1000 - used[thing], 50 + used[thing]) for thing in BEFORE}
+
+    def wrong(self, traces: Sequence[Traces], after: Mapping[str, Level]) -> set[str]:
+        return {entry.name for entry in balance(self.placements, traces, BEFORE, after) if not entry.balances}
+
+    def damaged(self, kind: Kind, **changes: object) -> set[str]:
+        """The lines that are wrong where the traces of one saga of a kind have other values than they must have."""
+        traces = [as_it_must_be(placement) for placement in self.placements]
+        at = next(number for number, placement in enumerate(self.placements) if placement.kind is kind)
+        traces[at] = replace(traces[at], **changes)  # type: ignore[type-var]  # one of two dataclasses
+        return self.wrong(traces, self.after())
 
     def test_they_balance_where_everything_is_as_it_must_be(self) -> None:
-        assert self.wrong(as_they_must_be(self.placements)) == set()
+        traces = [as_it_must_be(placement) for placement in self.placements]
+        entries = balance(self.placements, traces, BEFORE, self.after())
+        assert [entry.name for entry in entries if not entry.balances] == []
+        found = {entry.name: (entry.before, entry.found) for entry in entries}
+        assert found["drones available"] == (1000, 988)
+        assert found["drones taken"] == (50, 62)
+        assert found["payments given back"] == (None, 1)
+        assert found["packages handed over"] == (None, 12)
 
     @pytest.mark.parametrize(
-        ("damage", "lines"),
+        ("kind", "changes", "lines"),
         [
+            (FINE_ORDER, {"order": None}, {"orders completed", "tracking numbers, each in its order"}),
+            (FINE_ORDER, {"payment": None}, {"payments that stand", "cents that they add up to"}),
+            (FINE_ORDER, {"shipment": None}, {"orders on their way", "tracking numbers, each in its order"}),
             (
-                lambda t: Traces(None, t.payment, t.shipment),
-                {"orders completed", "tracking numbers, each in its order"},
-            ),
-            (lambda t: Traces(t.order, None, t.shipment), {"payments that stand", "cents that they add up to"}),
-            (
-                lambda t: Traces(t.order, t.payment, None),
-                {"parcels on their way", "tracking numbers, each in its order"},
-            ),
-            (
-                lambda t: Traces(
-                    t.order, Payment(status=t.payment.status, amount_cents=t.payment.amount_cents + 1), t.shipment
-                ),
+                FINE_ORDER,
+                {"payment": Payment(status=PaymentStatus.PAYMENT_STATUS_PROCESSED, amount_cents=1)},
                 {"cents that they add up to"},
             ),
             (
-                lambda t: Traces(t.order, t.payment, Shipment(status=t.shipment.status, tracking_number="other")),
+                FINE_ORDER,
+                {"shipment": Shipment(status=ShipmentStatus.SHIPMENT_STATUS_SHIPPED, tracking_number="other")},
                 {"tracking numbers, each in its order"},
             ),
+            (DECLINED_ORDER, {"order": None}, {"orders cancelled"}),
+            (NOWHERE_ORDER, {"payment": None}, {"payments given back", "cents given back"}),
+            (
+                NOWHERE_ORDER,
+                {"payment": Payment(status=PaymentStatus.PAYMENT_STATUS_REFUNDED, amount_cents=1)},
+                {"cents given back"},
+            ),
+            (
+                UNICORN_ORDER,
+                {"payment": Payment(status=PaymentStatus.PAYMENT_STATUS_PROCESSED, amount_cents=1)},
+                {"payments that stand", "cents that they add up to"},
+            ),
+            (FINE_PARCEL, {"parcel": None}, {"parcels completed", "deliveries, each in its parcel"}),
+            (FINE_PARCEL, {"drone": None}, {"drones with a parcel"}),
+            (FINE_PARCEL, {"delivery": None}, {"packages handed over", "deliveries, each in its parcel"}),
+            (
+                FINE_PARCEL,
+                {"delivery": Delivery(status=DeliveryStatus.DELIVERY_STATUS_DELIVERED, delivery_id="no time")},
+                {"packages handed over", "deliveries, each in its parcel"},
+            ),
+            (
+                FINE_PARCEL,
+                {"parcel": Parcel(status=ParcelStatus.PARCEL_STATUS_COMPLETED, delivery_id="other")},
+                {"deliveries, each in its parcel"},
+            ),
+            (HEAVY_PARCEL, {"parcel": None}, {"parcels cancelled"}),
+            (NOWHERE_PARCEL, {"drone": None}, {"drones released"}),
         ],
-        ids=["no order", "no payment", "no shipment", "a cent too much", "another tracking number"],
     )
-    def test_one_order_that_is_not_as_it_must_be_shows(
-        self, damage: Callable[[Traces], Traces], lines: set[str]
+    def test_one_saga_that_has_left_something_else_shows(
+        self, kind: Kind, changes: Mapping[str, object], lines: set[str]
     ) -> None:
-        traces = as_they_must_be(self.placements)
-        traces[3] = damage(traces[3])
-        assert self.wrong(traces) == lines
+        assert self.damaged(kind, **changes) == lines
 
-    @pytest.mark.parametrize(("widgets", "gadgets"), [(91, 94), (93, 94), (92, 93), (92, 95)])
-    def test_one_piece_too_many_or_too_few_shows(self, widgets: int, gadgets: int) -> None:
-        assert len(self.wrong(as_they_must_be(self.placements), widgets_left=widgets, gadgets_left=gadgets)) == 1
+    @pytest.mark.parametrize("thing", list(BEFORE))
+    @pytest.mark.parametrize("difference", [-1, 1])
+    def test_one_piece_too_many_or_too_few_shows(self, thing: str, difference: int) -> None:
+        traces = [as_it_must_be(placement) for placement in self.placements]
+        level = self.after()[thing]
+        more = self.after() | {thing: replace(level, available=level.available + difference)}
+        assert self.wrong(traces, more) == {f"{thing}s available"}
+        more = self.after() | {thing: replace(level, taken=level.taken + difference)}
+        assert self.wrong(traces, more) == {f"{thing}s taken"}
 
 
 class TestScreen:
     def test_without_a_terminal_it_writes_plain_lines_at_most_one_a_second_and_the_last(self) -> None:
         output = io.StringIO()
-        progress = Progress(["a"])
+        progress = followed("a")
         with Screen(Console(file=output, width=200), total=1) as screen:
             screen.show(progress, 0.1)
             screen.show(progress, 0.4)
@@ -206,7 +391,7 @@ class TestScreen:
 
     def test_on_a_terminal_it_shows_a_table(self) -> None:
         output = io.StringIO()
-        progress = Progress(["a"])
+        progress = followed("a")
         progress.see([record("a", SagaStatus.SAGA_STATUS_COMPLETED)])
         console = Console(file=output, width=200, force_terminal=True, _environ={"TERM": "xterm"})
         with Screen(console, total=1) as screen:
@@ -214,10 +399,27 @@ class TestScreen:
         assert "COMPLETED" in output.getvalue()
         assert "1 of 1 ended" in output.getvalue()
 
-    def test_a_line_of_the_books_says_what_was_found_and_what_must_be(self) -> None:
+    def test_a_line_of_the_books_says_what_was_there_what_must_be_and_what_is(self) -> None:
         output = io.StringIO()
-        show_books(Console(file=output, width=200), [Entry("parcels", 3, 3), Entry("payments", 3, 2)])
-        assert output.getvalue().splitlines() == ["ok    parcels: 3", "WRONG payments: 2, where 3 must be"]
+        show_books(
+            Console(file=output, width=200),
+            [Entry("drones taken", expected=3, found=3, before=1), Entry("payments", expected=3, found=2)],
+        )
+        assert [line.split() for line in output.getvalue().splitlines()] == [
+            ["BOOK", "BEFORE", "EXPECTED", "FOUND"],
+            ["ok", "drones", "taken", "1", "3", "3"],
+            ["WRONG", "payments", "3", "2"],
+        ]
+
+    def test_a_line_of_the_outcomes_says_how_many_were_placed_what_must_become_of_them_and_what_has(self) -> None:
+        output = io.StringIO()
+        found = [Outcome(FINE_ORDER, {"COMPLETED": 3}), Outcome(HEAVY_PARCEL, {"COMPENSATED": 1, "RUNNING": 2})]
+        show_outcomes(Console(file=output, width=200), found)
+        assert [line.split() for line in output.getvalue().splitlines()] == [
+            ["SAGA", "KIND", "PLACED", "EXPECTED", "FOUND"],
+            ["ok", "order-fulfilment", "fine", "3", "COMPLETED", "3", "COMPLETED"],
+            ["WRONG", "drone-delivery", "9000", "g", "3", "COMPENSATED", "1", "COMPENSATED,", "2", "RUNNING"],
+        ]
 
 
 async def test_work_in_parallel_stops_at_the_first_error_and_raises_it() -> None:

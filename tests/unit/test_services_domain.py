@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orders.v1.order_pb2 import OrderLine
+from services.delivery import domain as delivery
+from services.drones import domain as drones
 from services.inventory import domain as inventory
 from services.orders import domain as orders
+from services.packaging import domain as packaging
 from services.payments import domain as payments
 from services.shipping import domain as shipping
 
@@ -70,6 +73,45 @@ def test_only_the_declined_card_is_declined(card: str, charged: bool) -> None:
 @pytest.mark.parametrize(("address", "delivered"), [("nowhere", False), ("1 Main Street", True), ("nowhere 5", True)])
 def test_only_nowhere_cannot_be_delivered_to(address: str, delivered: bool) -> None:
     assert (shipping.obstacle(address) is None) == delivered
+
+
+@pytest.mark.parametrize(
+    ("card", "charged", "frozen"),
+    [("card-frozen", True, True), ("card-declined", False, False), ("card-ok", True, False)],
+)
+def test_a_frozen_account_is_charged_and_takes_nothing_back(card: str, charged: bool, frozen: bool) -> None:
+    assert ((payments.refusal(card) is None), payments.is_frozen(card)) == (charged, frozen)
+
+
+@pytest.mark.parametrize(("address", "legible"), [("illegible", False), ("nowhere", True), ("1 Main Street", True)])
+def test_only_one_address_is_illegible(address: str, legible: bool) -> None:
+    assert shipping.is_legible(address) == legible
+
+
+@pytest.mark.parametrize(
+    ("item", "available", "reason"),
+    [("book", 1, None), ("book", 0, "book: none left"), ("dragon", None, "dragon: not in the catalogue")],
+)
+def test_what_is_left_can_be_packed(item: str, available: int | None, reason: str | None) -> None:
+    assert packaging.obstacle(item, available) == reason
+
+
+@pytest.mark.parametrize(
+    ("grams", "available", "reason"),
+    [
+        (1, 1, None),
+        (5000, 1, None),
+        (5001, 1, "the package weighs 5001 g, and a drone carries 5000 g"),
+        (5000, 0, "no drone stands idle"),
+    ],
+)
+def test_a_drone_that_stands_idle_carries_five_kilograms(grams: int, available: int, reason: str | None) -> None:
+    assert drones.obstacle(grams, available) == reason
+
+
+@pytest.mark.parametrize(("address", "found"), [("nowhere", False), ("1 Main Street", True), ("nowhere 5", True)])
+def test_only_nowhere_is_not_found(address: str, found: bool) -> None:
+    assert (delivery.obstacle(address) is None) == found
 
 
 @given(st.uuids(), st.uuids())

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy.pool import StaticPool
 
 from choreography.v1.lifecycle_pb2 import SagaTimedOut
-from farandole import CommandTransaction, Transaction
+from farandole import CommandTransaction, Reject, Transaction
 from farandole.errors import AlreadyExistsError
 from farandole.participant.outgoing import Outgoing
 from farandole.registry import Registry
@@ -32,23 +29,7 @@ from services.payments import store as payments_store
 from services.shipping import handlers as shipping_handlers
 from services.shipping import store as shipping_store
 from shipping.v1.shipping_events_pb2 import OrderShipped, ShipmentCancelled, ShippingFailed
-
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-
-
-@contextmanager
-def opened(
-    metadata: sa.MetaData, seed: Callable[[sa.Connection], None] | None = None
-) -> Iterator[Callable[[str], Transaction]]:
-    """A new database; yields a function that gives a transaction for a saga's key."""
-    engine = sa.create_engine("sqlite://", poolclass=StaticPool)
-    with engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA foreign_keys=ON")
-        metadata.create_all(connection)
-        if seed:
-            seed(connection)
-        yield lambda key: Transaction(connection, key, step_id=f"step-of-{key}", time=NOON)
-    engine.dispose()
+from tests.unit.service_transactions import NOON, opened
 
 
 def order(key: str = "ord-1", *lines: tuple[str, int, int], **fields: str) -> OrderCreated:
@@ -215,6 +196,15 @@ class TestPayments:
         assert payments_handlers.charge(declined, tx) == PaymentFailed(order_id="ord-1", reason="the card was declined")
         assert (self.payment(tx)["status"], self.payment(tx)["payment_id"]) == ("DECLINED", "")
 
+    def test_an_account_that_is_frozen_is_charged_and_takes_nothing_back(self, tx: Transaction) -> None:
+        reserved = ItemsReserved()
+        reserved.CopyFrom(self.reserved)
+        reserved.card = "card-frozen"
+        assert isinstance(payments_handlers.charge(reserved, tx), PaymentProcessed)
+        with pytest.raises(Reject, match="frozen"):
+            payments_handlers.refund(ShippingFailed(order_id="ord-1", reason="the address is unknown"), tx)
+        assert self.payment(tx)["status"] == "PROCESSED", "the money has not been given back"
+
     @pytest.mark.parametrize(
         ("cause", "reason"),
         [
@@ -257,6 +247,11 @@ class TestShipping:
         failed = shipping_handlers.ship(PaymentProcessed(order_id="ord-1", address="nowhere"), tx)
         assert failed == ShippingFailed(order_id="ord-1", reason="the address can't be delivered to")
         assert self.shipment(tx) == {"order_id": "ord-1", "tracking_number": "", "status": "UNDELIVERABLE"}
+
+    def test_nobody_decides_about_an_address_that_nobody_can_read(self, tx: Transaction) -> None:
+        with pytest.raises(Reject, match="read"):
+            shipping_handlers.ship(PaymentProcessed(order_id="ord-1", address="illegible"), tx)
+        assert tx.execute(sa.select(shipping_store.shipments)).all() == []
 
 
 class TestOrders:

@@ -1,0 +1,1 @@
+"""The delivery service: has drones hand packages over, which nothing can undo."""

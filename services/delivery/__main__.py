@@ -1,0 +1,6 @@
+"""`python -m services.delivery`."""
+
+from services.delivery.service import main
+
+if __name__ == "__main__":
+    main()
