@@ -86,6 +86,14 @@ def _subject_type(event_type: str) -> str:
 
 
 def _header_value(text: str) -> str:
-    """As one line of printable ASCII, everything else percent-encoded."""
-    encoded = _NOT_PLAIN.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode(errors="replace")), text)
-    return encoded[:_MAX_HEADER_CHARACTERS].strip()
+    """As one line of printable ASCII, everything else percent-encoded; what is too long is cut between characters."""
+    written: list[str] = []
+    room = _MAX_HEADER_CHARACTERS
+    for character in text:
+        plain = _NOT_PLAIN.fullmatch(character) is None
+        encoded = character if plain else "".join(f"%{byte:02X}" for byte in character.encode(errors="replace"))
+        room -= len(encoded)
+        if room < 0:
+            break
+        written.append(encoded)
+    return "".join(written).strip()

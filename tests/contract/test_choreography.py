@@ -1,4 +1,7 @@
-"""The definitions and the participants fit: what a definition names, a participant's code says that it does."""
+"""The definitions and the participants fit: what a definition says of a step, its participant's code does, and no more.
+
+A participant's contract is what it answers to `GetContract`, read from the annotations of its handlers.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,21 @@ import pytest
 from choreography.v1 import participant_pb2
 from farandole.definition import Definition, StepDefinition
 from farandole.definition_files import load_definitions
+from services.delivery.service import delivery
+from services.drones.service import drones
 from services.inventory.service import inventory
 from services.orders.service import orders
+from services.packaging.service import packaging
+from services.parcels.service import parcels
 from services.payments.service import payments
 from services.shipping.service import shipping
 from tests.contract.vectors import ROOT, registry
 
 REGISTRY = registry()
-PARTICIPANTS = {participant.name: participant for participant in (orders, inventory, payments, shipping)}
+PARTICIPANTS = {
+    participant.name: participant
+    for participant in (orders, inventory, payments, shipping, parcels, packaging, drones, delivery)
+}
 CONTRACTS = {name: participant.contract for name, participant in PARTICIPANTS.items()}
 DEFINITIONS = load_definitions(ROOT / "services/correlator/sagas", REGISTRY)
 STEPS = [
@@ -22,11 +32,7 @@ STEPS = [
     for definition in DEFINITIONS
     for step in definition.steps
 ]
-DECLARED = [
-    pytest.param(contract.participant, step, id=f"{contract.participant}-{step.name}")
-    for contract in CONTRACTS.values()
-    for step in contract.steps
-]
+TIMED_OUT = "choreography.v1.SagaTimedOut"
 
 
 def _contract(definition: Definition, step: StepDefinition) -> participant_pb2.StepContract:
@@ -39,53 +45,58 @@ def _contract(definition: Definition, step: StepDefinition) -> participant_pb2.S
     return found[0]
 
 
-def test_the_order_saga_is_defined() -> None:
-    assert "order-fulfilment" in {definition.name for definition in DEFINITIONS}
+def test_both_sagas_are_defined() -> None:
+    assert {definition.name for definition in DEFINITIONS} == {"order-fulfilment", "drone-delivery"}
+
+
+def test_participants_declare_the_steps_of_the_definitions_and_no_others() -> None:
+    """Code that does more than was agreed is found here, and so is a step that no one carries out."""
+    agreed = {(d.name, step.name, step.participant) for d in DEFINITIONS for step in d.steps}
+    declared = {(step.saga, step.name, name) for name, contract in CONTRACTS.items() for step in contract.steps}
+    assert agreed == declared
 
 
 @pytest.mark.parametrize(("definition", "step"), STEPS)
-def test_every_outcome_of_a_step_has_its_producer(definition: Definition, step: StepDefinition) -> None:
-    outside = set(CONTRACTS[step.participant].publishes)
+def test_a_step_is_triggered_by_what_the_definition_says(definition: Definition, step: StepDefinition) -> None:
+    # the step that begins a saga has no trigger but the initiating event, its own success, which comes from outside
+    begins = {definition.initiating_event} & {step.success}
+    assert set(_contract(definition, step).consumes) == {*step.triggers, *step.all_of, *begins}
+
+
+@pytest.mark.parametrize(("definition", "step"), STEPS)
+def test_a_step_ends_with_what_the_definition_says(definition: Definition, step: StepDefinition) -> None:
+    outside = {definition.initiating_event} & set(CONTRACTS[step.participant].publishes)
+    assert set(_contract(definition, step).produces) == {step.success, *step.failures} - outside
+
+
+@pytest.mark.parametrize(("definition", "step"), STEPS)
+def test_a_step_is_undone_as_the_definition_says(definition: Definition, step: StepDefinition) -> None:
+    """A definition does not name the time-out, which undoes whatever can be undone."""
     declared = _contract(definition, step)
-    outcomes = {step.success, *step.failures}
-    # the success of the step that begins a saga is the initiating event, which comes from outside any step
-    missing = outcomes - set(declared.produces) - (outside & {definition.initiating_event})
-    assert not missing
+    undone_by, undone_with = set(declared.undo_consumes), set(declared.undo_produces)
     if step.compensation is not None:
-        assert step.compensation.completion in declared.undo_produces
+        assert undone_by == {*step.compensation.triggers, TIMED_OUT}
+        assert undone_with == {step.compensation.completion}
+    elif declared.reads_back:
+        assert undone_by == {TIMED_OUT}
+        assert undone_with, "an act that is called off is answered with a failure event"
+        assert undone_with <= set(step.failures)
+    else:
+        assert (undone_by, undone_with) == (set(), set())
 
 
 @pytest.mark.parametrize(("definition", "step"), STEPS)
-def test_what_triggers_a_step_is_consumed_by_it(definition: Definition, step: StepDefinition) -> None:
-    declared = _contract(definition, step)
-    consumes = set(declared.consumes)
-    if step.success == definition.initiating_event:
-        consumes -= {definition.initiating_event}  # it is the step's own success, which its participant records
-    assert consumes == {*step.triggers, *step.all_of}
-    if step.compensation is None:
-        assert not declared.undo_consumes
-    else:
-        assert set(step.compensation.triggers) <= set(declared.undo_consumes)
+def test_an_act_that_cannot_be_undone_waits_for_the_commit_event(definition: Definition, step: StepDefinition) -> None:
+    read_back = set(_contract(definition, step).reads_back)
+    assert read_back in (set(), {step.success})
+    if read_back:
+        assert step.success == definition.commit_event, "only behind the commit event no time-out can come"
 
 
-@pytest.mark.parametrize(("participant", "declared"), DECLARED)
-def test_what_a_participant_declares_is_in_a_definition(
-    participant: str, declared: participant_pb2.StepContract
-) -> None:
-    """Code that does more than was agreed is found here, and so is a step that no one awaits."""
-    [step] = [
-        step
-        for definition in DEFINITIONS
-        if definition.name == declared.saga
-        for step in definition.steps
-        if step.name == declared.name
-    ]
-    assert step.participant == participant
-    assert set(declared.produces) <= {step.success, *step.failures}
-    agreed = step.compensation
-    assert set(declared.undo_produces) <= ({agreed.completion} if agreed else set())
-    timed_out = "choreography.v1.SagaTimedOut"
-    assert set(declared.undo_consumes) - {timed_out} <= set(agreed.triggers if agreed else ())
+def test_the_delivery_is_the_act_that_cannot_be_undone() -> None:
+    acts = {(step.saga, step.name) for contract in CONTRACTS.values() for step in contract.steps if step.reads_back}
+    [deliver] = [s for d in DEFINITIONS if d.name == "drone-delivery" for s in d.steps if s.participant == "delivery"]
+    assert acts == {("drone-delivery", deliver.name)}
 
 
 def test_every_consumed_event_exists_and_someone_publishes_it() -> None:
@@ -103,13 +114,12 @@ def test_every_consumed_event_exists_and_someone_publishes_it() -> None:
                 assert by_the_correlator or name in published, f"no one publishes {name}"
 
 
-def test_every_event_of_a_sample_service_is_published_by_that_service() -> None:
-    packages = {"orders": orders, "inventory": inventory, "payments": payments, "shipping": shipping}
-    for package, participant in packages.items():
-        contract = participant.contract
-        own = {event.name for event in REGISTRY if event.name.startswith(f"{package}.v1.")}
-        publishes = {*contract.publishes, *(n for s in contract.steps for n in (*s.produces, *s.undo_produces))}
-        assert own == publishes
+@pytest.mark.parametrize("name", PARTICIPANTS)
+def test_every_event_of_a_sample_service_is_published_by_that_service(name: str) -> None:
+    contract = CONTRACTS[name]
+    own = {event.name for event in REGISTRY if event.name.startswith(f"{name}.v1.")}
+    publishes = {*contract.publishes, *(n for s in contract.steps for n in (*s.produces, *s.undo_produces))}
+    assert own == publishes
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS, ids=str)
@@ -118,7 +128,23 @@ def test_the_commit_event_and_the_failures_are_marked_in_their_schema(definition
     assert commit is not None
     assert commit.is_commit
     for step in definition.steps:
+        success = REGISTRY.get(step.success)
+        assert success is not None
+        assert not success.is_failure
         for name in step.failures:
             failure = REGISTRY.get(name)
             assert failure is not None
             assert failure.is_failure
+
+
+def test_nothing_but_the_events_of_definitions_is_marked() -> None:
+    """A participant reads from the mark whether its step failed; the correlator reads it from the definition."""
+    failures = {name for d in DEFINITIONS for step in d.steps for name in step.failures}
+    commits = {d.commit_event for d in DEFINITIONS}
+    assert {event.name for event in REGISTRY if event.is_failure} == failures
+    assert {event.name for event in REGISTRY if event.is_commit} == commits
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=str)
+def test_a_definition_names_known_events_only(definition: Definition) -> None:
+    assert set(definition.event_types) <= set(REGISTRY.types)

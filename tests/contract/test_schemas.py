@@ -19,6 +19,7 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from buf.validate import validate_pb2
 from choreography.v1 import dead_letter_pb2, options_pb2, saga_definition_pb2, saga_pb2
 from farandole import definition, saga
+from farandole.correlator.dead_letters import DeadLetterState
 from farandole.envelope import Reason
 from farandole.redaction import reachable_types
 
@@ -243,6 +244,7 @@ def test_no_response_can_hold_a_secret() -> None:
         (saga.Disposition, saga_pb2.Disposition, "DISPOSITION_"),
         (definition.StepKind, saga_definition_pb2.StepKind, "STEP_KIND_"),
         (Reason, dead_letter_pb2.DeadLetterReason, "DEAD_LETTER_REASON_"),
+        (DeadLetterState, dead_letter_pb2.DeadLetterState, "DEAD_LETTER_STATE_"),
     ],
 )
 def test_an_enumeration_of_the_library_equals_the_contract_s(

@@ -52,7 +52,7 @@ def _shown(event: Event) -> dict[str, str]:
 
 
 def test_every_event_has_a_vector_and_every_vector_an_event() -> None:
-    others = {"accepted", "refused", "keys", "identities"}
+    others = {"accepted", "refused", "keys", "identities", "participants", "dead_letters"}
     assert {path.stem for path in DIRECTORY.glob("*.json")} == {*TYPES, *others}
 
 
