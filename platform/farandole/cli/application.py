@@ -30,6 +30,7 @@ sagas = typer.Typer(help="Sagas, as the correlator knows them.", no_args_is_help
 sagas.command("list")(saga_commands.list_sagas)
 sagas.command("show")(saga_commands.show)
 sagas.command("watch")(saga_commands.watch)
+sagas.command("diagnose")(saga_commands.diagnose)
 application.add_typer(sagas, name="sagas")
 
 dead_letters = typer.Typer(help="What was given up on, and why.", no_args_is_help=True)

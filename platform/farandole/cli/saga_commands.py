@@ -1,8 +1,9 @@
-"""`sagas list`, `show` and `watch`."""
+"""`sagas list`, `show`, `watch` and `diagnose`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from farandole.cli.correlator_client import (
 )
 
 if TYPE_CHECKING:
+    from choreography.v1.saga_diagnosis_pb2 import AwaitedOutcome, SagaDiagnosis
     from choreography.v1.saga_pb2 import HistoryEntry, Saga
 
 SagaArgument = Annotated[
@@ -117,6 +119,84 @@ def watch(
                     live.update(_view(change.saga))
         else:
             _print_changes(changes)
+
+
+def diagnose(
+    saga_id: SagaArgument,
+    definition: DefinitionOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """What one saga waits for, from whom, where that is held up, and what to do next."""
+    from google.protobuf.json_format import MessageToDict
+
+    from choreography.v1 import saga_service_pb2, saga_service_pb2_grpc
+    from farandole.cli.output import console, print_json
+
+    with correlator(address) as channel:
+        request = saga_service_pb2.DiagnoseSagaRequest(saga_id=saga_id, definition=definition)
+        stub = saga_service_pb2_grpc.SagaServiceStub(channel)
+        diagnosis = stub.DiagnoseSaga(request, timeout=ANSWER_TIMEOUT_SECONDS).diagnosis
+    if as_json:
+        print_json(MessageToDict(diagnosis))
+        return
+    out = console()
+    for line in diagnosis.summary.splitlines():
+        out.print(line, markup=False, soft_wrap=not out.is_terminal)
+    if diagnosis.awaited:
+        out.print("", _awaited_table(diagnosis.awaited), sep="\n")
+    out.print("\nTry next:")
+    for command in next_commands(diagnosis):
+        out.print(f"  {command}", markup=False)
+
+
+def next_commands(diagnosis: SagaDiagnosis) -> list[str]:
+    """The commands that a diagnosis suggests, the most telling first."""
+    from choreography.v1 import participant_pb2, saga_pb2
+
+    commands = [f"farandole deadletters show {dead_letter}" for dead_letter in diagnosis.dead_letter_ids]
+    for outcome in diagnosis.awaited:
+        found = outcome.participant_diagnosis
+        if not outcome.HasField("participant_diagnosis"):
+            commands.append("farandole status")
+        elif not found.is_answering:
+            commands.append(f"farandole start {outcome.participant}")
+        elif found.status.problems or found.status.queue:
+            commands.append(f"farandole logs {outcome.participant}")
+            commands.extend(
+                f"farandole deadletters show {outcome.participant}-{event.sequence}"
+                for event in found.status.queue
+                if event.state == participant_pb2.QUEUED_EVENT_STATE_DEAD_LETTERED
+            )
+    ended = (saga_pb2.SAGA_STATUS_COMPLETED, saga_pb2.SAGA_STATUS_COMPENSATED, saga_pb2.SAGA_STATUS_FAILED)
+    follow = "show" if diagnosis.status in ended else "watch"
+    commands.append(f"farandole sagas {follow} {diagnosis.saga_id}")
+    return list(dict.fromkeys(commands))
+
+
+def _awaited_table(awaited: Sequence[AwaitedOutcome]) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
+    from farandole.cli.output import table, timestamp
+
+    made = table("WAITS FOR", "FROM", "SINCE", "DUE", "TRIGGER", "POSITION", "LAG", "ENDS WITH")
+    for outcome in awaited:
+        made.add_row(
+            f"undoing {outcome.step}" if outcome.compensation else outcome.step,
+            outcome.participant,
+            timestamp(outcome, "since"),
+            timestamp(outcome, "deadline"),
+            str(outcome.trigger_sequence or ""),
+            *_progress(outcome),
+            " or ".join(outcome.event_types),
+        )
+    return made
+
+
+def _progress(outcome: AwaitedOutcome) -> tuple[str, str]:
+    """How far the participant has come in the stream, and how many events are before it; empty where nobody knows."""
+    found = outcome.participant_diagnosis
+    if found.is_answering:
+        return str(found.status.position), str(found.lag)
+    return (str(found.acknowledged_sequence), str(found.lag)) if found.has_consumer else ("", "")
 
 
 def _print_changes(changes: Any) -> None:  # noqa: ANN401 - a gRPC call, which has no type

@@ -310,7 +310,7 @@ def _outlook(definition: Definition, saga: Saga, waits: Sequence[tuple[Awaited, 
         if record.status is StepStatus.SUCCEEDED and step.compensation is not None
     ]
     if later:
-        yield f"Still to be undone after that: {', '.join(later)}."
+        yield f"Still to be undone after that: {', '.join(reversed(later))}."
 
 
 def _unreadable(dead_letters: Iterable[DeadLetter]) -> Iterator[str]:
@@ -354,9 +354,8 @@ def _what(one: Awaited) -> str:
         return f"{participant} has not said yet what became of {name}, which had not ended when the saga was timed out."
     what = f"undo {name}" if one.is_compensation else f"carry out {name}"
     since = f" since {_at(one.trigger.stream_time)}" if one.trigger is not None else ""
-    late = ", which has passed" if one.is_overdue else ""
-    due = f", by {_at(one.deadline)}{late}" if one.deadline is not None else ""
-    return f"It waits for {participant} to {what}{since}{due}."
+    due = f"; that {'was' if one.is_overdue else 'is'} due {_at(one.deadline)}" if one.deadline is not None else ""
+    return f"It waits{since} for {participant} to {what}{due}."
 
 
 def _where(one: Awaited, saga: Saga, standing: Standing, holding: Sequence[DeadLetter]) -> str:

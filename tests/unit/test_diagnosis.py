@@ -1,0 +1,366 @@
+"""What a diagnosis says to whoever is on call: the words, whole, for each way in which a saga can be held up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from choreography.v1 import participant_pb2, saga_diagnosis_pb2
+from choreography.v1.participant_pb2 import (
+    QUEUED_EVENT_STATE_DEAD_LETTERED,
+    QUEUED_EVENT_STATE_RETRYING,
+    QUEUED_EVENT_STATE_WAITING,
+    ParticipantStatus,
+    QueuedEvent,
+)
+from farandole.cli.saga_commands import next_commands
+from farandole.correlator.dead_letters import CORRELATOR, DeadLetter
+from farandole.correlator.diagnosis import Consumer, Standing, awaited, diagnose
+from farandole.correlator.inquiry import consumer_of
+from farandole.envelope import Reason
+from farandole.saga import Cause
+from tests.unit.saga_histories import ORDER_FULFILMENT, START, Told, event, lifecycle, timed_out, told
+
+PAID = ("OrderCreated", "ItemsReserved", "PaymentProcessed")
+"""At 12:00:00, :01 and :02, as sequences 10, 20 and 30: shipping is to carry out ship-order by 12:01:02."""
+LATE = lifecycle("StepOverdue", "ship-order", after=61)
+REFUSED = event("ShippingFailed", reason="no post goes to nowhere")
+ALL_STEPS = tuple(step.name for step in ORDER_FULFILMENT.steps)
+TIMED_OUT = timed_out(*ALL_STEPS, after=1800)
+"""At 12:30:02, sequence 40."""
+PROCESSED, FAILED = "payments.v1.PaymentProcessed", "shipping.v1.ShippingFailed"
+
+WAITS_FOR_SHIPPING = (
+    "It waits since 2026-11-22T12:00:02.000Z for shipping to carry out ship-order; that is due "
+    "2026-11-22T12:01:02.000Z."
+)
+WAITED_FOR_SHIPPING = WAITS_FOR_SHIPPING.replace("that is due", "that was due")
+UNTIL_THE_TIME_OUT = (
+    "Where shipping.v1.OrderShipped has not come by 2026-11-22T12:30:00.000Z, the saga is timed out and undone."
+)
+OVERDUE = "order-fulfilment ord-1 is RUNNING. It is OVERDUE: a deadline of a step or of a compensation has passed."
+DECIDE = "Remove its cause; then have it redriven, or discarded to go on without it."
+
+
+def consumer(lag: int = 0, acknowledged: int = 30, *, is_read: bool = True) -> Consumer:
+    return Consumer(lag, acknowledged, START, is_read)
+
+
+def answers(position: int, *queue: QueuedEvent, lag: int = 0, problems: Sequence[str] = ()) -> Standing:
+    """A participant that runs."""
+    return Standing(consumer(lag), ParticipantStatus(position=position, queue=queue, problems=problems))
+
+
+STOPPED = Standing(consumer(4, 20, is_read=False))
+
+
+def queued(sequence: int, state: participant_pb2.QueuedEventState.ValueType, **fields: object) -> QueuedEvent:
+    made = QueuedEvent(sequence=sequence, event_type=PROCESSED if sequence == 30 else FAILED, state=state)
+    for name, value in fields.items():
+        setattr(made, name, value)
+    if state == QUEUED_EVENT_STATE_RETRYING:
+        made.next_attempt_time.FromDatetime(START + timedelta(seconds=90))
+    return made
+
+
+def dead_letter(participant: str = "shipping", sequence: int = 30, **fields: object) -> DeadLetter:
+    values: dict[str, object] = {
+        "participant": participant,
+        "sequence": sequence,
+        "subject": f"events.1.{PROCESSED}",
+        "event_type": PROCESSED,
+        "key": "ord-1",
+        "reason": Reason.RETRIES_EXHAUSTED,
+        "detail": "RuntimeError: the label printer is jammed",
+        "stream_time": START,
+        "headers": {},
+        "body_size": 0,
+        "body_sha256": "",
+        "state_sequence": 40,
+        "definition": "order-fulfilment",
+        "step": "ship-order",
+        "attempts": 3,
+    }
+    return DeadLetter(**(values | fields))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A saga, what was learnt of those it waits for, and all that the diagnosis says."""
+
+    name: str
+    events: Sequence[str | Told]
+    standings: Mapping[str, Standing]
+    says: Sequence[str]
+    tries: Sequence[str]
+    dead_letters: Sequence[DeadLetter] = ()
+
+
+CASES = [
+    Case(
+        "on time, and the participant has not come to it yet",
+        PAID,
+        {"shipping": answers(20, lag=7)},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            f"{WAITS_FOR_SHIPPING} shipping runs and has not read {PROCESSED} (sequence 30) yet: it is at sequence 20, "
+            "with 7 events to go.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole sagas watch ord-1"],
+    ),
+    Case(
+        "on time, and the answer is on its way",
+        PAID,
+        {"shipping": answers(30)},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            f"{WAITS_FOR_SHIPPING} shipping runs, has read {PROCESSED} (sequence 30) and has nothing of this saga left "
+            "in its queue: its answer is on its way, or it gave none. Where this stays so, look for saga_id ord-1 in "
+            "its log.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole sagas watch ord-1"],
+    ),
+    Case(
+        "overdue, and the participant is not running",
+        [*PAID, LATE],
+        {"shipping": STOPPED},
+        [
+            OVERDUE,
+            f"{WAITED_FOR_SHIPPING} shipping is not running: nobody answers, and its durable consumer, which nobody "
+            "reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not acknowledged "
+            f"{PROCESSED} (sequence 30) yet (it is at 20), and 4 events for it wait. Start shipping: it goes on where "
+            "it stopped.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole start shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "overdue, and the participant stopped when it had taken the event in",
+        [*PAID, LATE],
+        {"shipping": Standing(consumer(0, 30, is_read=False))},
+        [
+            OVERDUE,
+            f"{WAITED_FOR_SHIPPING} shipping is not running: nobody answers, and its durable consumer, which nobody "
+            "reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It had taken in "
+            f"{PROCESSED} (sequence 30). Start shipping: it goes on where it stopped.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole start shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "overdue, and the participant has never run",
+        [*PAID, LATE],
+        {"shipping": Standing()},
+        [
+            OVERDUE,
+            f"{WAITED_FOR_SHIPPING} shipping has never run: it does not answer, and the broker has no durable consumer "
+            "of that name. Start shipping.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole start shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "overdue, and the participant hangs",
+        [*PAID, LATE],
+        {"shipping": Standing(consumer(1, 20))},
+        [
+            OVERDUE,
+            f"{WAITED_FOR_SHIPPING} shipping does not answer, though a process reads its durable consumer: it hangs, "
+            f"or it is one that does not tell its status. It has not acknowledged {PROCESSED} (sequence 30) yet (it is "
+            "at 20), and 1 event for it waits. Look at its log, or restart shipping.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole start shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "overdue, and the participant can't work",
+        [*PAID, LATE],
+        {"shipping": answers(20, lag=1, problems=["store: the database is locked"])},
+        [
+            OVERDUE,
+            f"{WAITED_FOR_SHIPPING} shipping says what keeps it from working: store: the database is locked. shipping "
+            f"runs and has not read {PROCESSED} (sequence 30) yet: it is at sequence 20, with 1 event to go.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole logs shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "overdue, and the participant is retrying",
+        [*PAID, LATE],
+        {"shipping": answers(30, queued(30, QUEUED_EVENT_STATE_RETRYING, attempts=2, error="OSError:\nno route"))},
+        [
+            OVERDUE,
+            f"{WAITED_FOR_SHIPPING} shipping has read {PROCESSED} (sequence 30) and is retrying it: 2 tries so far, "
+            "the next one at 2026-11-22T12:01:30.000Z. The last try raised OSError: no route.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole logs shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "quarantined, and the correlator knows the dead letter",
+        PAID,
+        {"shipping": answers(30, queued(30, QUEUED_EVENT_STATE_DEAD_LETTERED, attempts=3))},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            f"{WAITS_FOR_SHIPPING} shipping gave up on {PROCESSED} (sequence 30) for ship-order: dead letter "
+            "shipping-30, RETRIES_EXHAUSTED after 3 tries: RuntimeError: the label printer is jammed. "
+            f"{DECIDE}",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole deadletters show shipping-30", "farandole logs shipping", "farandole sagas watch ord-1"],
+        [dead_letter()],
+    ),
+    Case(
+        "quarantined in a participant that is not running",
+        PAID,
+        {"shipping": STOPPED},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            f"{WAITS_FOR_SHIPPING} shipping gave up on {PROCESSED} (sequence 30) for ship-order: dead letter "
+            f"shipping-30, REJECTED: bad address. {DECIDE} shipping is not running: nobody answers, and its durable "
+            "consumer, which nobody reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not "
+            f"acknowledged {PROCESSED} (sequence 30) yet (it is at 20), and 4 events for it wait. Start shipping: it "
+            "goes on where it stopped.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole deadletters show shipping-30", "farandole start shipping", "farandole sagas watch ord-1"],
+        [dead_letter(reason=Reason.REJECTED, detail="bad address", attempts=0)],
+    ),
+    Case(
+        "a compensation waits behind a dead letter of which only the participant has told so far",
+        [*PAID, REFUSED],
+        {
+            "payments": answers(
+                40,
+                queued(30, QUEUED_EVENT_STATE_DEAD_LETTERED, attempts=1, error="Reject: what is this?"),
+                queued(40, QUEUED_EVENT_STATE_WAITING),
+            )
+        },
+        [
+            "order-fulfilment ord-1 is COMPENSATING: what it did is being undone (STEP_FAILURE: ship-order: no post "
+            "goes to nowhere).",
+            "It waits since 2026-11-22T12:00:03.000Z for payments to undo take-payment; that is due "
+            f"2026-11-22T12:05:03.000Z. payments has read {FAILED} (sequence 40); it waits behind {PROCESSED} "
+            f"(sequence 30). payments gave up on {PROCESSED} (sequence 30): dead letter payments-30 after 1 try: "
+            f"Reject: what is this? {DECIDE}",
+            "Still to be undone after that: reserve-items, place-order.",
+        ],
+        ["farandole logs payments", "farandole deadletters show payments-30", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "compensating",
+        [*PAID, REFUSED, "PaymentRefunded"],
+        {"inventory": answers(20)},
+        [
+            "order-fulfilment ord-1 is COMPENSATING: what it did is being undone (STEP_FAILURE: ship-order: no post "
+            "goes to nowhere).",
+            "It waits since 2026-11-22T12:00:04.000Z for inventory to undo reserve-items; that is due "
+            "2026-11-22T12:05:04.000Z. inventory runs and has not read payments.v1.PaymentRefunded (sequence 50) yet: "
+            "it is at sequence 20.",
+            "Still to be undone after that: place-order.",
+        ],
+        ["farandole sagas watch ord-1"],
+    ),
+    Case(
+        "voided",
+        [*PAID, lifecycle("StepVoided", "ship-order")],
+        {},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            "ship-order was voided: no work is done there any more, so the saga can't complete. It will be timed out "
+            "at its deadline (2026-11-22T12:30:00.000Z), and what it did is undone then.",
+        ],
+        ["farandole sagas watch ord-1"],
+    ),
+    Case(
+        "committed",
+        [*PAID, "OrderShipped"],
+        {"orders": answers(30)},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            "It waits since 2026-11-22T12:00:03.000Z for orders to carry out complete-order; that is due "
+            "2026-11-22T12:01:03.000Z. orders runs and has not read shipping.v1.OrderShipped (sequence 40) yet: it is "
+            "at sequence 30.",
+            "The saga has committed with shipping.v1.OrderShipped: it is not undone any more, it can only be late.",
+        ],
+        ["farandole sagas watch ord-1"],
+    ),
+    Case(
+        "about to complete",
+        [*PAID, "OrderShipped", "OrderCompleted"],
+        {},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            "Every step has succeeded; only the correlator's own SagaCompleted has not been read back yet.",
+        ],
+        ["farandole sagas watch ord-1"],
+    ),
+    Case(
+        "completed",
+        [*PAID, "OrderShipped", "OrderCompleted", lifecycle("SagaCompleted")],
+        {},
+        ["order-fulfilment ord-1 is COMPLETED since 2026-11-22T12:00:05.000Z."],
+        ["farandole sagas show ord-1"],
+    ),
+    Case(
+        "failed",
+        ["OrderCreated", event("ReservationFailed", reason="sold out"), "OrderCancelled", lifecycle("SagaCompensated")],
+        {},
+        [
+            "order-fulfilment ord-1 is COMPENSATED since 2026-11-22T12:00:03.000Z: what it did has been undone "
+            "(STEP_FAILURE: reserve-items: sold out)."
+        ],
+        ["farandole sagas show ord-1"],
+    ),
+    Case(
+        "an event came early, and one can't be read",
+        ["OrderCreated", "PaymentProcessed"],
+        {"inventory": Standing(trouble="the broker is not reachable; start it")},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            "It waits since 2026-11-22T12:00:00.000Z for inventory to carry out reserve-items; that is due "
+            "2026-11-22T12:01:00.000Z. Where inventory stands could not be learnt: the broker is not reachable; start "
+            "it.",
+            f"A {PROCESSED} with this key (sequence 15) can't be read by anyone, and so moved nothing: dead letter "
+            "correlator-15, RULE_VIOLATION: amount_cents: must be greater than 0.",
+            f"{PROCESSED} (sequence 20) came early and waits for inventory.v1.ItemsReserved to start take-payment.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole status", "farandole sagas watch ord-1"],
+        [
+            dead_letter(
+                CORRELATOR,
+                15,
+                definition="",
+                reason=Reason.RULE_VIOLATION,
+                detail="amount_cents: must be greater than 0",
+            )
+        ],
+    ),
+]
+
+
+def diagnosis_of(case: Case) -> saga_diagnosis_pb2.SagaDiagnosis:
+    return diagnose(ORDER_FULFILMENT, told(*case.events), case.standings, case.dead_letters)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_words(case: Case) -> None:
+    diagnosis = diagnosis_of(case)
+    assert diagnosis.summary.splitlines() == list(case.says)
+    assert next_commands(diagnosis) == list(case.tries)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_is_asked_is_what_is_told(case: Case) -> None:
+    """Whoever is awaited was asked, and every detail of the fields stands in the summary too."""
+    saga = told(*case.events)
+    assert {one.step.participant for one in awaited(ORDER_FULFILMENT, saga)} == set(case.standings)
+    diagnosis = diagnosis_of(case)
+    assert {outcome.participant for outcome in diagnosis.awaited} == set(case.standings)
+    assert all(outcome.detail in case.says for outcome in diagnosis.awaited)
