@@ -13,20 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import count
 
-from farandole.advance import (
-    CORRELATOR,
-    SAGA_STALLED,
-    SAGA_TIMED_OUT,
-    STEP_OVERDUE,
-    PendingLifecycle,
-    has_commit_event,
-    last_cause_id,
-)
+from farandole.advance import PendingLifecycle, last_cause_id
 from farandole.definition import Definition
 from farandole.envelope import derived_id
-from farandole.saga import Cause, Disposition, Saga, Status, StepRecord, StepStatus
+from farandole.lifecycle import CORRELATOR, SAGA_STALLED, SAGA_TIMED_OUT, STEP_OVERDUE, unused_id
+from farandole.record import TIMED_OUT, commit_event, is_applied
+from farandole.saga import Cause, Saga, Status, StepRecord, StepStatus
 
 
 def next_deadline(saga: Saga) -> datetime | None:
@@ -79,7 +72,7 @@ def _open_deadlines(saga: Saga) -> Iterator[tuple[datetime, StepRecord | None]]:
     """Each open deadline with its step; without one that of the saga itself."""
     if saga.status.is_terminal or not saga.is_started:
         return
-    is_timed_out = saga.cause in _TIMED_OUT
+    is_timed_out = saga.cause in TIMED_OUT
     told = {
         entry.fact.id for entry in saga.history if entry.fact.type == STEP_OVERDUE and entry.fact.source == CORRELATOR
     }
@@ -89,9 +82,6 @@ def _open_deadlines(saga: Saga) -> Iterator[tuple[datetime, StepRecord | None]]:
             yield step.deadline, step
     if saga.deadline is not None and not is_timed_out and _waits(saga) and not _is_known_to_be_stalled(saga):
         yield saga.deadline, None
-
-
-_TIMED_OUT = frozenset({Cause.DEADLINE, Cause.OPERATOR})
 
 
 def _waits(saga: Saga) -> bool:
@@ -107,15 +97,15 @@ definition to say: where none does, a saga may be told that it is stalled just b
 
 
 def _is_known_to_be_stalled(saga: Saga) -> bool:
-    return any(entry.fact.type == SAGA_STALLED and entry.disposition is Disposition.APPLIED for entry in saga.history)
+    return any(entry.fact.type == SAGA_STALLED and is_applied(entry) for entry in saga.history)
 
 
 def _saga_lifecycle(definition: Definition, saga: Saga, deadline: datetime, causation_id: str) -> PendingLifecycle:
-    can_be_timed_out = saga.status is Status.RUNNING and not has_commit_event(definition, saga.history)
+    can_be_timed_out = saga.status is Status.RUNNING and commit_event(definition, saga.history) is None
     event_type = SAGA_TIMED_OUT if can_be_timed_out else SAGA_STALLED
     return PendingLifecycle(
         type=event_type,
-        id=_unused_id(saga, event_type),
+        id=unused_id(definition, saga.key, saga.history, event_type),
         key=saga.key,
         definition=saga.definition,
         version=saga.version,
@@ -124,13 +114,3 @@ def _saga_lifecycle(definition: Definition, saga: Saga, deadline: datetime, caus
         steps=tuple(step.name for step in definition.steps) if can_be_timed_out else (),
         deadline=deadline,
     )
-
-
-def _unused_id(saga: Saga, event_type: str) -> str:
-    """The id of the next event of that type: one that came back and did not apply has used its own up."""
-    used = {entry.fact.id for entry in saga.history if entry.fact.source == CORRELATOR}
-    ids = (
-        derived_id((CORRELATOR, event_type, saga.definition, str(saga.version), saga.key, str(ordinal)))
-        for ordinal in count()
-    )
-    return next(event_id for event_id in ids if event_id not in used)

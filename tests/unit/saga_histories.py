@@ -21,22 +21,23 @@ REGISTRY = Registry.of_descriptor_set(
 )
 _SAGAS = {definition.name: definition for definition in load_definitions(ROOT / "services/correlator/sagas", REGISTRY)}
 ORDER_FULFILMENT = _SAGAS["order-fulfilment"]
+DRONE_DELIVERY = _SAGAS["drone-delivery"]
 
 KEY = "ord-1"
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
-_PACKAGES = {"Order": "orders", "Items": "inventory", "Reservation": "inventory", "Payment": "payments"}
+_MENTIONED = {
+    event_type.rpartition(".")[2]: event_type
+    for definition in (ORDER_FULFILMENT, DRONE_DELIVERY)
+    for event_type in definition.event_types
+}
 
 
 def full_type(name: str) -> str:
     """`orders.v1.OrderCreated` of `OrderCreated`; a name with a dot is full already."""
     if "." in name:
         return name
-    if name.startswith(("Saga", "Step")):
-        return f"choreography.v1.{name}"
-    if name in {"OrderShipped", "ShippingFailed", "ShipmentCancelled"}:
-        return f"shipping.v1.{name}"
-    return next(f"{package}.v1.{name}" for prefix, package in _PACKAGES.items() if name.startswith(prefix))
+    return _MENTIONED.get(name) or f"choreography.v1.{name}"
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,30 @@ def lifecycle(
     return replace(Told(full_type(name), lifecycle=about), **more)
 
 
-def timed_out(*steps: str, cause: Cause = Cause.DEADLINE, **more: Any) -> Told:
-    """`SagaTimedOut` that names the steps to undo; every step but the last one where none is given."""
-    named = steps or tuple(step.name for step in ORDER_FULFILMENT.steps if step.compensation)
-    return lifecycle("SagaTimedOut", *named, cause=cause, **more)
+def timed_out(
+    *steps: str, cause: Cause = Cause.DEADLINE, definition: Definition = ORDER_FULFILMENT, **more: Any
+) -> Told:
+    """`SagaTimedOut` that names these steps; all of the definition's where none is given."""
+    named = steps or tuple(step.name for step in definition.steps)
+    return lifecycle("SagaTimedOut", *named, cause=cause, definition=definition.name, **more)
+
+
+def voided(step: str, *, definition: str = "order-fulfilment", **more: Any) -> Told:
+    """`StepVoided`, from the step's participant."""
+    return lifecycle("StepVoided", step, definition=definition, source=f"participant-of-{step}", **more)
+
+
+def overdue(step: str, *, compensation: bool = False, **more: Any) -> Told:
+    """`StepOverdue` of a step, or of its compensation."""
+    return lifecycle("StepOverdue", step, compensation=compensation, **more)
+
+
+def dead_letter(verb: str, step: str, sequence: int = 10, *, compensation: bool = False, **more: Any) -> Told:
+    """`DeadLetterRecorded` and what closes it: the dead letter of the event at `sequence` in the step's participant."""
+    about = Lifecycle(
+        "order-fulfilment", 0, Cause.UNSPECIFIED, (step,), compensation, (f"participant-of-{step}", sequence)
+    )
+    return replace(Told(full_type(f"DeadLetter{verb}"), lifecycle=about), **more)
 
 
 def facts_of(told: Iterable[str | Told]) -> list[Fact]:
@@ -110,9 +131,9 @@ def fold(facts: Sequence[Fact], definition: Definition = ORDER_FULFILMENT, saga:
     return saga
 
 
-def told(*events: str | Told) -> Saga:
-    """The record of order-fulfilment after these events."""
-    return fold(facts_of(events))
+def told(*events: str | Told, definition: Definition = ORDER_FULFILMENT) -> Saga:
+    """The record of a saga, of order-fulfilment where no other is given, after these events."""
+    return fold(facts_of(events), definition)
 
 
 def entry(saga: Saga, name: str, number: int = 0) -> HistoryEntry:

@@ -281,7 +281,7 @@ class TestLateSuccess:
         saga = told("OrderCreated", "ItemsReserved", timed_out(), "PaymentProcessed")
         assert dispositions(saga)[3] == "PaymentProcessed LATE"
         assert statuses(saga)["take-payment"] == "COMPENSATING"
-        assert statuses(saga)["ship-order"] == "COMPENSATING"
+        assert statuses(saga)["ship-order"] == "PENDING"
 
     def test_what_waited_when_the_saga_turned_must_be_undone_too(self) -> None:
         saga = told("OrderCreated", "PaymentProcessed", "ReservationFailed", "OrderCancelled")
@@ -313,70 +313,8 @@ class TestLateSuccess:
         assert statuses(saga)["complete-order"] == "SUCCEEDED"
 
 
-class TestTimeOut:
-    """`SagaTimedOut`, against the commit event: the stream decides."""
-
-    def test_before_the_commit_event_it_turns_the_saga(self) -> None:
-        saga = told("OrderCreated", "ItemsReserved", timed_out())
-        assert (saga.status, saga.cause, saga.health) == (Status.COMPENSATING, Cause.DEADLINE, Health.ON_TIME)
-        assert "take-payment" in saga.cause_detail
-        assert statuses(saga) == {
-            "place-order": "COMPENSATING",
-            "reserve-items": "COMPENSATING",
-            "take-payment": "COMPENSATING",
-            "ship-order": "COMPENSATING",
-            "complete-order": "PENDING",
-        }
-
-    def test_it_undoes_what_succeeded_also_where_it_does_not_name_it(self) -> None:
-        saga = told("OrderCreated", "ItemsReserved", timed_out("place-order"))
-        assert statuses(saga)["reserve-items"] == "COMPENSATING"
-        assert (statuses(saga)["take-payment"], statuses(saga)["ship-order"]) == ("RUNNING", "PENDING")
-
-    def test_an_operator_may_be_the_cause(self) -> None:
-        saga = told("OrderCreated", timed_out(cause=Cause.OPERATOR))
-        assert (saga.cause, saga.cause_detail) == (
-            Cause.OPERATOR,
-            "an operator ended it while it waited for reserve-items",
-        )
-
-    def test_each_named_step_is_awaited_until_it_answers_in_any_of_three_ways(self) -> None:
-        events: list[str | Told] = ["OrderCreated", "ItemsReserved", timed_out()]
-        answers = (
-            "OrderCancelled",
-            "ItemsReleased",
-            "PaymentFailed",
-            lifecycle("StepVoided", "ship-order", source="shipping"),
-        )
-        for answer in answers:
-            assert called_for(told(*events)) == []
-            events.append(answer)
-        saga = told(*events)
-        assert called_for(saga) == ["SagaCompensated"]
-        assert statuses(saga) == {
-            "place-order": "COMPENSATED",
-            "reserve-items": "COMPENSATED",
-            "take-payment": "FAILED",
-            "ship-order": "VOIDED",
-            "complete-order": "PENDING",
-        }
-        ended = told(*events, lifecycle("SagaCompensated", cause=Cause.DEADLINE))
-        assert (ended.status, {one.disposition for one in ended.history}) == (
-            Status.COMPENSATED,
-            {Disposition.APPLIED},
-        )
-
-    def test_after_the_commit_event_it_is_late_and_the_saga_completes(self) -> None:
-        saga = told(*SHIPPED, timed_out(after=1800))
-        assert dispositions(saga)[4] == "SagaTimedOut LATE"
-        assert "shipping.v1.OrderShipped" in saga.history[4].reason
-        assert (saga.status, saga.health) == (Status.RUNNING, Health.STALLED)
-        done = told(*SHIPPED, timed_out(after=1800), "OrderCompleted", lifecycle("SagaCompleted"))
-        assert (done.status, done.health, done.finished_late) == (Status.COMPLETED, Health.ON_TIME, True)
-
-    def test_of_a_saga_that_is_being_undone_it_is_late(self) -> None:
-        saga = told(*SHIPPING_FAILED, timed_out())
-        assert (dispositions(saga)[4], saga.cause) == ("SagaTimedOut LATE", Cause.STEP_FAILURE)
+class TestFailure:
+    """A saga that failed, and other words about it."""
 
     def test_everyone_may_undo_at_once_though_the_failure_came_first(self) -> None:
         """The time-out crossed the failure: participants obey it, and answer in any order."""
@@ -435,9 +373,10 @@ class TestLifecycle:
     def test_what_is_about_another_definition_is_unmatched(self) -> None:
         for one in (
             lifecycle("SagaCompleted", definition="loyalty"),
-            timed_out(definition="loyalty"),
+            lifecycle("SagaTimedOut", cause=Cause.DEADLINE, definition="loyalty"),
             lifecycle("StepVoided", "ship-order", definition="loyalty"),
             lifecycle("StepOverdue", "complete-order", definition="loyalty"),
+            lifecycle("SagaStalled", definition="loyalty"),
         ):
             saga = told(*SHIPPED, one)
             assert saga.history[4].disposition is Disposition.UNMATCHED
@@ -455,43 +394,6 @@ class TestLifecycle:
 
     def test_nothing_is_pending_before_the_saga_starts(self) -> None:
         assert called_for(told("ItemsReserved")) == []
-
-    def test_a_voided_step_does_not_start(self) -> None:
-        voided = lifecycle("StepVoided", "take-payment", source="payments")
-        saga = told("OrderCreated", voided, "ItemsReserved")
-        assert (dispositions(saga)[1], statuses(saga)["take-payment"]) == ("StepVoided APPLIED", "VOIDED")
-
-    def test_a_step_that_has_ended_cannot_be_voided(self) -> None:
-        saga = told("OrderCreated", lifecycle("StepVoided", "place-order"), lifecycle("StepVoided", "no-such-step"))
-        assert dispositions(saga)[1:] == ["StepVoided UNEXPECTED", "StepVoided UNEXPECTED"]
-
-
-class TestHealth:
-    """Late is shown as long as what is late is open."""
-
-    def test_a_step_is_overdue_until_it_ends(self) -> None:
-        overdue: tuple[str | Told, ...] = ("OrderCreated", lifecycle("StepOverdue", "reserve-items", after=60))
-        assert told(*overdue).health is Health.OVERDUE
-        assert told(*overdue, event("PaymentProcessed")).health is Health.OVERDUE
-        assert told(*overdue, "ItemsReserved").health is Health.ON_TIME
-
-    def test_a_compensation_is_overdue_until_it_ends(self) -> None:
-        late = lifecycle("StepOverdue", "take-payment", compensation=True, cause=Cause.STEP_FAILURE)
-        assert told(*SHIPPING_FAILED, late).health is Health.OVERDUE
-        assert told(*SHIPPING_FAILED, late, "PaymentRefunded").health is Health.ON_TIME
-
-    def test_of_two_late_steps_one_is_still_late(self) -> None:
-        late = [lifecycle("StepOverdue", name, compensation=True) for name in ("place-order", "reserve-items")]
-        saga = told("OrderCreated", "ItemsReserved", timed_out(), *late, "OrderCancelled")
-        assert saga.health is Health.OVERDUE
-
-    def test_what_is_not_open_is_not_late(self) -> None:
-        for one in (
-            lifecycle("StepOverdue", "place-order"),
-            lifecycle("StepOverdue", "reserve-items", compensation=True),
-        ):
-            saga = told("OrderCreated", one)
-            assert (dispositions(saga)[1], saga.health) == ("StepOverdue LATE", Health.ON_TIME)
 
 
 class TestJoin:
