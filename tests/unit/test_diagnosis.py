@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -19,7 +19,6 @@ from choreography.v1.participant_pb2 import (
 from farandole.cli.saga_commands import next_commands
 from farandole.correlator.dead_letters import CORRELATOR, DeadLetter
 from farandole.correlator.diagnosis import Consumer, Standing, awaited, diagnose
-from farandole.correlator.inquiry import consumer_of
 from farandole.envelope import Reason
 from farandole.saga import Cause
 from tests.unit.saga_histories import ORDER_FULFILMENT, START, Told, event, lifecycle, timed_out, told
@@ -43,6 +42,14 @@ UNTIL_THE_TIME_OUT = (
 )
 OVERDUE = "order-fulfilment ord-1 is RUNNING. It is OVERDUE: a deadline of a step or of a compensation has passed."
 DECIDE = "Remove its cause; then have it redriven, or discarded to go on without it."
+
+VOIDED_LAST = lifecycle("StepVoided", "complete-order")
+NO_LAST_WORD = (
+    "shipping has not said yet what became of ship-order, which had not ended when the saga was timed out. shipping is "
+    "not running: nobody answers, and its durable consumer, which nobody reads, has acknowledged nothing since "
+    "2026-11-22T12:00:00.000Z. It has not acknowledged choreography.v1.SagaTimedOut (sequence 40) yet (it is at 20), "
+    "and 4 events for it wait. Start shipping: it voids the step, or undoes it where it was done."
+)
 
 
 def consumer(lag: int = 0, acknowledged: int = 30, *, is_read: bool = True) -> Consumer:
@@ -106,8 +113,11 @@ CASES = [
         {"shipping": answers(20, lag=7)},
         [
             "order-fulfilment ord-1 is RUNNING.",
-            f"{WAITS_FOR_SHIPPING} shipping runs and has not read {PROCESSED} (sequence 30) yet: it is at sequence 20, "
-            "with 7 events to go.",
+            (
+                f"{WAITS_FOR_SHIPPING} shipping runs and has not read {PROCESSED} (sequence 30) yet: it is at "
+                f"sequence 20, "
+                "with 7 events to go."
+            ),
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole sagas watch ord-1"],
@@ -118,9 +128,13 @@ CASES = [
         {"shipping": answers(30)},
         [
             "order-fulfilment ord-1 is RUNNING.",
-            f"{WAITS_FOR_SHIPPING} shipping runs, has read {PROCESSED} (sequence 30) and has nothing of this saga left "
-            "in its queue: its answer is on its way, or it gave none. Where this stays so, look for saga_id ord-1 in "
-            "its log.",
+            (
+                f"{WAITS_FOR_SHIPPING} shipping runs, has read {PROCESSED} (sequence 30) and has nothing of "
+                f"this saga left "
+                "in its queue: its answer is on its way, or it gave none. Where this stays so, look for saga_id "
+                "ord-1 in "
+                "its log."
+            ),
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole sagas watch ord-1"],
@@ -131,10 +145,14 @@ CASES = [
         {"shipping": STOPPED},
         [
             OVERDUE,
-            f"{WAITED_FOR_SHIPPING} shipping is not running: nobody answers, and its durable consumer, which nobody "
-            "reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not acknowledged "
-            f"{PROCESSED} (sequence 30) yet (it is at 20), and 4 events for it wait. Start shipping: it goes on where "
-            "it stopped.",
+            (
+                f"{WAITED_FOR_SHIPPING} shipping is not running: nobody answers, and its durable consumer, "
+                f"which nobody "
+                "reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not acknowledged "
+                f"{PROCESSED} (sequence 30) yet (it is at 20), and 4 events for it wait. Start shipping: it "
+                f"goes on where "
+                "it stopped."
+            ),
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole start shipping", "farandole sagas watch ord-1"],
@@ -145,9 +163,12 @@ CASES = [
         {"shipping": Standing(consumer(0, 30, is_read=False))},
         [
             OVERDUE,
-            f"{WAITED_FOR_SHIPPING} shipping is not running: nobody answers, and its durable consumer, which nobody "
-            "reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It had taken in "
-            f"{PROCESSED} (sequence 30). Start shipping: it goes on where it stopped.",
+            (
+                f"{WAITED_FOR_SHIPPING} shipping is not running: nobody answers, and its durable consumer, "
+                f"which nobody "
+                "reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It had taken in "
+                f"{PROCESSED} (sequence 30). Start shipping: it goes on where it stopped."
+            ),
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole start shipping", "farandole sagas watch ord-1"],
@@ -158,8 +179,11 @@ CASES = [
         {"shipping": Standing()},
         [
             OVERDUE,
-            f"{WAITED_FOR_SHIPPING} shipping has never run: it does not answer, and the broker has no durable consumer "
-            "of that name. Start shipping.",
+            (
+                f"{WAITED_FOR_SHIPPING} shipping has never run: it does not answer, and the broker has no "
+                f"durable consumer "
+                "of that name. Start shipping."
+            ),
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole start shipping", "farandole sagas watch ord-1"],
@@ -170,9 +194,13 @@ CASES = [
         {"shipping": Standing(consumer(1, 20))},
         [
             OVERDUE,
-            f"{WAITED_FOR_SHIPPING} shipping does not answer, though a process reads its durable consumer: it hangs, "
-            f"or it is one that does not tell its status. It has not acknowledged {PROCESSED} (sequence 30) yet (it is "
-            "at 20), and 1 event for it waits. Look at its log, or restart shipping.",
+            (
+                f"{WAITED_FOR_SHIPPING} shipping does not answer, though a process reads its durable consumer: "
+                f"it hangs, "
+                f"or it is one that does not tell its status. It has not acknowledged {PROCESSED} (sequence 30) "
+                f"yet (it is "
+                "at 20), and 1 event for it waits. Look at its log, or restart shipping."
+            ),
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole start shipping", "farandole sagas watch ord-1"],
@@ -183,8 +211,11 @@ CASES = [
         {"shipping": answers(20, lag=1, problems=["store: the database is locked"])},
         [
             OVERDUE,
-            f"{WAITED_FOR_SHIPPING} shipping says what keeps it from working: store: the database is locked. shipping "
-            f"runs and has not read {PROCESSED} (sequence 30) yet: it is at sequence 20, with 1 event to go.",
+            (
+                f"{WAITED_FOR_SHIPPING} shipping says what keeps it from working: store: the database is "
+                f"locked. shipping "
+                f"runs and has not read {PROCESSED} (sequence 30) yet: it is at sequence 20, with 1 event to go."
+            ),
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole logs shipping", "farandole sagas watch ord-1"],
@@ -195,8 +226,11 @@ CASES = [
         {"shipping": answers(30, queued(30, QUEUED_EVENT_STATE_RETRYING, attempts=2, error="OSError:\nno route"))},
         [
             OVERDUE,
-            f"{WAITED_FOR_SHIPPING} shipping has read {PROCESSED} (sequence 30) and is retrying it: 2 tries so far, "
-            "the next one at 2026-11-22T12:01:30.000Z. The last try raised OSError: no route.",
+            (
+                f"{WAITED_FOR_SHIPPING} shipping has read {PROCESSED} (sequence 30) and is retrying it: 2 tries "
+                f"so far, "
+                "the next one at 2026-11-22T12:01:30.000Z. The last try raised OSError: no route."
+            ),
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole logs shipping", "farandole sagas watch ord-1"],
@@ -207,9 +241,11 @@ CASES = [
         {"shipping": answers(30, queued(30, QUEUED_EVENT_STATE_DEAD_LETTERED, attempts=3))},
         [
             "order-fulfilment ord-1 is RUNNING.",
-            f"{WAITS_FOR_SHIPPING} shipping gave up on {PROCESSED} (sequence 30) for ship-order: dead letter "
-            "shipping-30, RETRIES_EXHAUSTED after 3 tries: RuntimeError: the label printer is jammed. "
-            f"{DECIDE}",
+            (
+                f"{WAITS_FOR_SHIPPING} shipping gave up on {PROCESSED} (sequence 30) for ship-order: dead letter "
+                "shipping-30, RETRIES_EXHAUSTED after 3 tries: RuntimeError: the label printer is jammed. "
+                f"{DECIDE}"
+            ),
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole deadletters show shipping-30", "farandole logs shipping", "farandole sagas watch ord-1"],
@@ -221,11 +257,15 @@ CASES = [
         {"shipping": STOPPED},
         [
             "order-fulfilment ord-1 is RUNNING.",
-            f"{WAITS_FOR_SHIPPING} shipping gave up on {PROCESSED} (sequence 30) for ship-order: dead letter "
-            f"shipping-30, REJECTED: bad address. {DECIDE} shipping is not running: nobody answers, and its durable "
-            "consumer, which nobody reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not "
-            f"acknowledged {PROCESSED} (sequence 30) yet (it is at 20), and 4 events for it wait. Start shipping: it "
-            "goes on where it stopped.",
+            (
+                f"{WAITS_FOR_SHIPPING} shipping gave up on {PROCESSED} (sequence 30) for ship-order: dead letter "
+                f"shipping-30, REJECTED: bad address. {DECIDE} shipping is not running: nobody answers, and its "
+                f"durable "
+                "consumer, which nobody reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not "
+                f"acknowledged {PROCESSED} (sequence 30) yet (it is at 20), and 4 events for it wait. Start "
+                f"shipping: it "
+                "goes on where it stopped."
+            ),
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole deadletters show shipping-30", "farandole start shipping", "farandole sagas watch ord-1"],
@@ -242,12 +282,17 @@ CASES = [
             )
         },
         [
-            "order-fulfilment ord-1 is COMPENSATING: what it did is being undone (STEP_FAILURE: ship-order: no post "
-            "goes to nowhere).",
-            "It waits since 2026-11-22T12:00:03.000Z for payments to undo take-payment; that is due "
-            f"2026-11-22T12:05:03.000Z. payments has read {FAILED} (sequence 40); it waits behind {PROCESSED} "
-            f"(sequence 30). payments gave up on {PROCESSED} (sequence 30): dead letter payments-30 after 1 try: "
-            f"Reject: what is this? {DECIDE}",
+            (
+                "order-fulfilment ord-1 is COMPENSATING: what it did is being undone (STEP_FAILURE: ship-order: "
+                "no post "
+                "goes to nowhere)."
+            ),
+            (
+                "It waits since 2026-11-22T12:00:03.000Z for payments to undo take-payment; that is due "
+                f"2026-11-22T12:05:03.000Z. payments has read {FAILED} (sequence 40); it waits behind {PROCESSED} "
+                f"(sequence 30). payments gave up on {PROCESSED} (sequence 30): dead letter payments-30 after 1 try: "
+                f"Reject: what is this? {DECIDE}"
+            ),
             "Still to be undone after that: reserve-items, place-order.",
         ],
         ["farandole logs payments", "farandole deadletters show payments-30", "farandole sagas watch ord-1"],
@@ -257,11 +302,17 @@ CASES = [
         [*PAID, REFUSED, "PaymentRefunded"],
         {"inventory": answers(20)},
         [
-            "order-fulfilment ord-1 is COMPENSATING: what it did is being undone (STEP_FAILURE: ship-order: no post "
-            "goes to nowhere).",
-            "It waits since 2026-11-22T12:00:04.000Z for inventory to undo reserve-items; that is due "
-            "2026-11-22T12:05:04.000Z. inventory runs and has not read payments.v1.PaymentRefunded (sequence 50) yet: "
-            "it is at sequence 20.",
+            (
+                "order-fulfilment ord-1 is COMPENSATING: what it did is being undone (STEP_FAILURE: ship-order: "
+                "no post "
+                "goes to nowhere)."
+            ),
+            (
+                "It waits since 2026-11-22T12:00:04.000Z for inventory to undo reserve-items; that is due "
+                "2026-11-22T12:05:04.000Z. inventory runs and has not read payments.v1.PaymentRefunded "
+                "(sequence 50) yet: "
+                "it is at sequence 20."
+            ),
             "Still to be undone after that: place-order.",
         ],
         ["farandole sagas watch ord-1"],
@@ -272,8 +323,11 @@ CASES = [
         {},
         [
             "order-fulfilment ord-1 is RUNNING.",
-            "ship-order was voided: no work is done there any more, so the saga can't complete. It will be timed out "
-            "at its deadline (2026-11-22T12:30:00.000Z), and what it did is undone then.",
+            (
+                "ship-order was voided: no work is done there any more, so the saga can't complete. It will be "
+                "timed out "
+                "at its deadline (2026-11-22T12:30:00.000Z), and what it did is undone then."
+            ),
         ],
         ["farandole sagas watch ord-1"],
     ),
@@ -283,9 +337,12 @@ CASES = [
         {"orders": answers(30)},
         [
             "order-fulfilment ord-1 is RUNNING.",
-            "It waits since 2026-11-22T12:00:03.000Z for orders to carry out complete-order; that is due "
-            "2026-11-22T12:01:03.000Z. orders runs and has not read shipping.v1.OrderShipped (sequence 40) yet: it is "
-            "at sequence 30.",
+            (
+                "It waits since 2026-11-22T12:00:03.000Z for orders to carry out complete-order; that is due "
+                "2026-11-22T12:01:03.000Z. orders runs and has not read shipping.v1.OrderShipped (sequence 40) "
+                "yet: it is "
+                "at sequence 30."
+            ),
             "The saga has committed with shipping.v1.OrderShipped: it is not undone any more, it can only be late.",
         ],
         ["farandole sagas watch ord-1"],
@@ -312,10 +369,94 @@ CASES = [
         ["OrderCreated", event("ReservationFailed", reason="sold out"), "OrderCancelled", lifecycle("SagaCompensated")],
         {},
         [
-            "order-fulfilment ord-1 is COMPENSATED since 2026-11-22T12:00:03.000Z: what it did has been undone "
-            "(STEP_FAILURE: reserve-items: sold out)."
+            (
+                "order-fulfilment ord-1 is COMPENSATED since 2026-11-22T12:00:03.000Z: what it did has been undone "
+                "(STEP_FAILURE: reserve-items: sold out)."
+            )
         ],
         ["farandole sagas show ord-1"],
+    ),
+    Case(
+        "stalled after its commit event",
+        [*PAID, "OrderShipped", lifecycle("SagaStalled", after=1900)],
+        {"orders": Standing(consumer(1, 30, is_read=False))},
+        [
+            (
+                "order-fulfilment ord-1 is RUNNING. It is STALLED: it has not ended by its deadline "
+                "(2026-11-22T12:30:00.000Z), and since it has committed it is not timed out."
+            ),
+            (
+                "It waits since 2026-11-22T12:00:03.000Z for orders to carry out complete-order; that is due "
+                "2026-11-22T12:01:03.000Z. orders is not running: nobody answers, and its durable consumer, which "
+                "nobody reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not acknowledged "
+                "shipping.v1.OrderShipped (sequence 40) yet (it is at 30), and 1 event for it waits. Start orders: it "
+                "goes on where it stopped."
+            ),
+            "The saga has committed with shipping.v1.OrderShipped: it is not undone any more, it can only be late.",
+        ],
+        ["farandole start orders", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "timed out, with a participant that is not running",
+        [*PAID, TIMED_OUT, "OrderCancelled", VOIDED_LAST],
+        {"inventory": answers(40), "payments": answers(30, lag=1), "shipping": STOPPED},
+        [
+            (
+                "order-fulfilment ord-1 is COMPENSATING: what it did is being undone (DEADLINE: its deadline passed at "
+                "2026-11-22T12:30:00Z while it waited for ship-order)."
+            ),
+            (
+                "It waits since 2026-11-22T12:30:02.000Z for inventory to undo reserve-items; that is due "
+                "2026-11-22T12:35:02.000Z. inventory runs, has read choreography.v1.SagaTimedOut (sequence 40) and has "
+                "nothing of this saga left in its queue: its answer is on its way, or it gave none. Where this stays "
+                "so, look for saga_id ord-1 in its log."
+            ),
+            (
+                "It waits since 2026-11-22T12:30:02.000Z for payments to undo take-payment; that is due "
+                "2026-11-22T12:35:02.000Z. payments runs and has not read choreography.v1.SagaTimedOut (sequence 40) "
+                "yet: it is at sequence 30, with 1 event to go."
+            ),
+            NO_LAST_WORD,
+        ],
+        ["farandole start shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "timed out and ended, with a participant that is not running",
+        [
+            *(*PAID, TIMED_OUT, "OrderCancelled", VOIDED_LAST, "PaymentRefunded", "ItemsReleased"),
+            lifecycle("SagaCompensated", cause=Cause.DEADLINE),
+        ],
+        {"shipping": STOPPED},
+        [
+            (
+                "order-fulfilment ord-1 is COMPENSATED since 2026-11-22T12:30:07.000Z: what it did has been undone "
+                "(DEADLINE: its deadline passed at 2026-11-22T12:30:00Z while it waited for ship-order)."
+            ),
+            NO_LAST_WORD,
+        ],
+        ["farandole start shipping", "farandole sagas show ord-1"],
+    ),
+    Case(
+        "timed out, and a compensation is late",
+        [
+            *(*PAID, TIMED_OUT, "OrderCancelled", VOIDED_LAST, "ItemsReleased"),
+            lifecycle("StepVoided", "ship-order"),
+            lifecycle("StepOverdue", "take-payment", compensation=True, after=301),
+        ],
+        {"payments": answers(40, queued(40, QUEUED_EVENT_STATE_RETRYING, attempts=1, error="OSError: no route"))},
+        [
+            (
+                "order-fulfilment ord-1 is COMPENSATING: what it did is being undone (DEADLINE: its deadline passed at "
+                "2026-11-22T12:30:00Z while it waited for ship-order). It is STALLED: it was timed out, and undoing it "
+                "is late too."
+            ),
+            (
+                "It waits since 2026-11-22T12:30:02.000Z for payments to undo take-payment; that was due "
+                "2026-11-22T12:35:02.000Z. payments has read shipping.v1.ShippingFailed (sequence 40) and is retrying "
+                "it: 1 try so far, the next one at 2026-11-22T12:01:30.000Z. The last try raised OSError: no route."
+            ),
+        ],
+        ["farandole logs payments", "farandole sagas watch ord-1"],
     ),
     Case(
         "an event came early, and one can't be read",
@@ -323,24 +464,21 @@ CASES = [
         {"inventory": Standing(trouble="the broker is not reachable; start it")},
         [
             "order-fulfilment ord-1 is RUNNING.",
-            "It waits since 2026-11-22T12:00:00.000Z for inventory to carry out reserve-items; that is due "
-            "2026-11-22T12:01:00.000Z. Where inventory stands could not be learnt: the broker is not reachable; start "
-            "it.",
-            f"A {PROCESSED} with this key (sequence 15) can't be read by anyone, and so moved nothing: dead letter "
-            "correlator-15, RULE_VIOLATION: amount_cents: must be greater than 0.",
+            (
+                "It waits since 2026-11-22T12:00:00.000Z for inventory to carry out reserve-items; that is due "
+                "2026-11-22T12:01:00.000Z. Where inventory stands could not be learnt: the broker is not "
+                "reachable; start "
+                "it."
+            ),
+            (
+                f"A {PROCESSED} with this key (sequence 15) can't be read by anyone, and so moved nothing: dead letter "
+                "correlator-15, RULE_VIOLATION: amount_cents: too low."
+            ),
             f"{PROCESSED} (sequence 20) came early and waits for inventory.v1.ItemsReserved to start take-payment.",
             UNTIL_THE_TIME_OUT,
         ],
         ["farandole status", "farandole sagas watch ord-1"],
-        [
-            dead_letter(
-                CORRELATOR,
-                15,
-                definition="",
-                reason=Reason.RULE_VIOLATION,
-                detail="amount_cents: must be greater than 0",
-            )
-        ],
+        [dead_letter(CORRELATOR, 15, definition="", reason=Reason.RULE_VIOLATION, detail="amount_cents: too low")],
     ),
 ]
 

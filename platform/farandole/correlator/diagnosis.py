@@ -256,6 +256,8 @@ def _health(saga: Saga) -> str:
     match saga.health:
         case Health.OVERDUE:
             return " It is OVERDUE: a deadline of a step or of a compensation has passed."
+        case Health.STALLED if _is_timed_out(saga):
+            return " It is STALLED: it was timed out, and undoing it is late too."
         case Health.STALLED:
             why = "it has committed" if saga.status is Status.RUNNING else "it is being undone already"
             due = _due(saga.deadline)
