@@ -1,18 +1,27 @@
-"""The sample services and the correlator as processes of their own, for tests."""
+"""The sample services and the correlator as processes of their own, for tests, and how their clients wait and ask."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from farandole.testing.brokers import free_port
+from farandole.rpc import Problem, read_problem
+from farandole.stack.provisioning import provision_broker
+from farandole.testing.brokers import EmbeddedBroker, free_port
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 ORDER_SERVICES = ("orders", "inventory", "payments", "shipping")
@@ -35,6 +44,10 @@ class Services:
         """HOST:PORT where a service answers."""
         return f"127.0.0.1:{self.ports[service]}"
 
+    def database_url(self, service: str) -> str:
+        """The service's own database."""
+        return f"sqlite:///{self.directory / service}.db"
+
     def start(self, *services: str) -> None:
         """Starts services, and waits until each of them serves."""
         for service in services:
@@ -45,7 +58,7 @@ class Services:
     def _start(self, service: str) -> None:
         environment = os.environ | {
             "FARANDOLE_NATS_URL": self.nats_url,
-            "FARANDOLE_DATABASE_URL": f"sqlite:///{self.directory / service}.db",
+            "FARANDOLE_DATABASE_URL": self.database_url(service),
             "FARANDOLE_GRPC_ADDRESS": self.address(service),
         }
         with (self.directory / f"{service}.log").open("ab") as log:
@@ -76,3 +89,60 @@ class Services:
             process.terminate()
         for process in self.processes.values():
             assert process.wait(timeout=PATIENCE_SECONDS) == 0, "an orderly stop"
+
+
+@contextmanager
+def running(factory: pytest.TempPathFactory, *names: str) -> Iterator[Services]:
+    """Services on a broker of their own. For a whole module: starting processes for each test would take too long."""
+    broker = EmbeddedBroker(factory.mktemp("broker"))
+    broker.start()
+    services = Services(factory.mktemp("services"), broker.url)
+    try:
+        provision_broker(broker.url)
+        services.start(*names)
+        yield services
+    finally:
+        services.stop()
+        broker.stop()
+
+
+@asynccontextmanager
+async def channels_to(services: Services, names: Collection[str]) -> AsyncIterator[Mapping[str, grpc.aio.Channel]]:
+    """Channels that find a service soon after it was restarted, by its name."""
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 200)]
+    async with AsyncExitStack() as stack:
+        yield {
+            name: await stack.enter_async_context(grpc.aio.insecure_channel(services.address(name), options=options))
+            for name in names
+        }
+
+
+async def eventually(look: Callable[[], Awaitable[T | None]]) -> T:
+    """What `look` finds, as soon as it finds something."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            found = await look()
+            if found is not None:
+                return found
+            await asyncio.sleep(0.05)
+
+
+async def answered(call: Callable[[], Awaitable[T]]) -> T | None:
+    """What a call answers; None where there is no such thing yet, or the service is away."""
+    try:
+        return await call()
+    except grpc.aio.AioRpcError as error:
+        if error.code() not in {
+            grpc.StatusCode.NOT_FOUND,
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+        }:
+            raise
+        return None
+
+
+async def refusal(call: Awaitable[object]) -> Problem:
+    """How a call is refused."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return read_problem(refused.value)

@@ -1,22 +1,19 @@
-"""The four sample services as processes of their own, on a real broker, as clients see them."""
+"""The four services of orders as processes of their own, on a real broker, as clients see them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import nats
 import pytest
 from google.protobuf import json_format
 
-from farandole.rpc import Problem, read_problem
-from farandole.stack.provisioning import provision_broker
-from farandole.testing.brokers import EmbeddedBroker
 from inventory.v1.inventory_service_pb2 import GetStockRequest, GetStockResponse
 from inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 from orders.v1.order_events_pb2 import OrderCreated
@@ -27,37 +24,27 @@ from payments.v1.payment_service_pb2 import GetPaymentRequest, Payment, PaymentS
 from payments.v1.payment_service_pb2_grpc import PaymentServiceStub
 from shipping.v1.shipping_service_pb2 import GetShipmentRequest, Shipment, ShipmentStatus
 from shipping.v1.shipping_service_pb2_grpc import ShippingServiceStub
-from tests.integration.service_processes import PATIENCE_SECONDS, ORDER_SERVICES, Services
-
-T = TypeVar("T")
-
-
-@pytest.fixture(scope="module")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One broker for the whole file: starting four processes for each test would take too long."""
-    broker = EmbeddedBroker(tmp_path_factory.mktemp("broker"))
-    broker.start()
-    try:
-        provision_broker(broker.url)
-        yield broker.url
-    finally:
-        broker.stop()
+from tests.integration.service_processes import (
+    ORDER_SERVICES,
+    Services,
+    answered,
+    channels_to,
+    eventually,
+    refusal,
+    running,
+)
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[Services]:
-    running = Services(tmp_path_factory.mktemp("services"), nats_url)
-    try:
-        running.start(*ORDER_SERVICES)
-        yield running
-    finally:
-        running.stop()
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    with running(tmp_path_factory, *ORDER_SERVICES) as services:
+        yield services
 
 
 class Clients:
     """What a client asks of the services, and publishes."""
 
-    def __init__(self, channels: dict[str, grpc.aio.Channel], connection: Any) -> None:
+    def __init__(self, channels: Mapping[str, grpc.aio.Channel], connection: Any) -> None:
         self.orders = OrderServiceStub(channels["orders"])
         self.inventory = InventoryServiceStub(channels["inventory"])
         self.payments = PaymentServiceStub(channels["payments"])
@@ -67,15 +54,9 @@ class Clients:
     async def place(self, order: OrderCreated) -> str:
         """Places an order; asks again where the service is away."""
 
-        async def placed() -> str | None:
-            try:
-                return (await self.orders.PlaceOrder(request_of(order), timeout=5)).order_id
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-                    raise
-                return None
-
-        return await eventually(placed)
+        request = request_of(order)
+        placed = await eventually(lambda: answered(lambda: self.orders.PlaceOrder(request, timeout=5)))
+        return placed.order_id
 
     async def publish(self, order: OrderCreated, headers: dict[str, str] | None = None) -> None:
         """Publishes an order's event as JSON, by default with no header at all."""
@@ -90,13 +71,8 @@ class Clients:
         """The order, once it is completed or cancelled."""
 
         async def look() -> Order | None:
-            try:
-                order = await self.order(order_id)
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE}:
-                    raise
-                return None
-            return order if order.status != OrderStatus.ORDER_STATUS_PLACED else None
+            order = await answered(lambda: self.order(order_id))
+            return order if order is not None and order.status != OrderStatus.ORDER_STATUS_PLACED else None
 
         return await eventually(look)
 
@@ -119,26 +95,10 @@ async def clients(services: Services) -> AsyncIterator[Clients]:
 @asynccontextmanager
 async def connected(services: Services) -> AsyncIterator[Clients]:
     async with AsyncExitStack() as stack:
-        options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 200)]
-        channels = {
-            service: await stack.enter_async_context(
-                grpc.aio.insecure_channel(services.address(service), options=options)
-            )
-            for service in ORDER_SERVICES
-        }
+        channels = await stack.enter_async_context(channels_to(services, ORDER_SERVICES))
         connection = await nats.connect(services.nats_url)
         stack.push_async_callback(connection.close)
         yield Clients(channels, connection)
-
-
-async def eventually(look: Callable[[], Awaitable[T | None]]) -> T:
-    """What `look` finds, as soon as it finds something."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:
-            found = await look()
-            if found is not None:
-                return found
-            await asyncio.sleep(0.05)
 
 
 def new_order(*lines: tuple[str, int, int], **fields: str) -> OrderCreated:
@@ -162,12 +122,6 @@ def request_of(order: OrderCreated) -> PlaceOrderRequest:
         card=order.card,
         address=order.address,
     )
-
-
-async def refusal(call: Awaitable[object]) -> Problem:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await call
-    return read_problem(refused.value)
 
 
 async def test_a_placed_order_is_reserved_paid_shipped_and_completed(clients: Clients) -> None:
