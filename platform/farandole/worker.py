@@ -15,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from farandole.broker.attempts import Attempts
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
 from farandole.broker.relay import OutboxRelay
@@ -153,7 +154,7 @@ class Worker:
         self._publisher = Publisher(broker)
         self._relay = OutboxRelay(self._publisher)
         self._lock = asyncio.Lock()
-        self._attempting: set[asyncio.Task[None]] = set()
+        self._attempts = Attempts(self._publisher)
         self._catching_up: str | None = None
         """What keeps the records from being up to date, or None."""
 
@@ -195,8 +196,7 @@ class Worker:
         finally:
             await subscription.stop()
             await self._relay.stop()
-            for task in self._attempting:
-                task.cancel()
+            await self._attempts.stop()
 
     async def _take_over(self, subscription: Subscription) -> int:
         """Claims the store and begins to read; returns the sequence up to which it has to catch up."""
@@ -209,6 +209,8 @@ class Worker:
                 check_position(state, incarnation=position.incarnation, position=position.sequence)
                 heard = await self._handler.hear(self._first_heard(position, state))
                 self._relay.add(await self._handler.waiting())
+                for key, message_id in heard.read_back:
+                    self._relay.withdraw(key, message_id)
                 target = await last_stored(self._broker) if self._hold else 0
                 await subscription.start(after=position.sequence, incarnation=position.incarnation)
             except FencedError as error:
@@ -221,7 +223,7 @@ class Worker:
                     self._relay.run()
                 else:
                     self._catching_up = f"catching up with the {target - position.sequence} events stored before"
-                self._relay.add(heard.rows)
+                self._take_on(heard)
                 _log.info("reading", consumer=self._durable, after=position.sequence, until=state.last_sequence)
                 return target
 
@@ -246,8 +248,11 @@ class Worker:
                     await self._relay.changed()
                     await self._remove_published()
                 removable = self._relay.take_acknowledged()
+                problem = self._handler.problem
                 async with self._lock:
                     handled = await self._handler.handle(batch.messages, removable)
+                if self._handler.problem != problem:
+                    self._report_events(subscription)
                 for key, message_id in handled.read_back:
                     self._relay.withdraw(key, message_id)
                 published = self._take_on(handled)
@@ -289,7 +294,7 @@ class Worker:
         """Reports what the subscription and the relay have to say."""
         while True:
             self._report_events(subscription)
-            self._report("outbox", self._relay.problem)
+            self._report("outbox", self._relay.problem or self._attempts.problem)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_SECONDS):
                     await subscription.problem_changed()
@@ -300,17 +305,8 @@ class Worker:
     def _take_on(self, handled: Handled) -> asyncio.Future[None]:
         """Publishes what came of a batch; the result comes once the broker has acknowledged the rows."""
         if self._catching_up is None:
-            for publication in handled.attempts:
-                task = asyncio.create_task(self._attempt(publication), name=f"attempt-{publication.subject}")
-                self._attempting.add(task)
-                task.add_done_callback(self._attempting.discard)
+            self._attempts.begin(handled.attempts)
         return self._relay.add(handled.rows)
-
-    async def _attempt(self, publication: Publication) -> None:
-        try:
-            await self._publisher.publish(publication)
-        except BrokerError as error:
-            _log.info("not published", saga_id=publication.key, subject=publication.subject, error=str(error))
 
     async def _pause(self, error: Exception, failures: int) -> int:
         self._report("events", str(error))

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.handler import CorrelatorBatchHandler, Definitions
+from farandole.correlator.definitions import Definitions
+from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.envelope import StoredMessage
 from farandole.errors import FencedError
@@ -62,7 +63,11 @@ async def owner(store: MemoryCorrelatorStore) -> CorrelatorBatchHandler:
     await store.open()
     await store.activate((ORDER_FULFILMENT,))
     handler = CorrelatorBatchHandler(
-        store=store, registry=REGISTRY, definitions=Definitions((ORDER_FULFILMENT,)), changes=SagaChanges()
+        store=store,
+        registry=REGISTRY,
+        definitions=Definitions((ORDER_FULFILMENT,)),
+        changes=SagaChanges(),
+        last_stored_on=None,
     )
     await handler.claim("stream-1")
     return handler

@@ -14,19 +14,15 @@ from farandole.broker.connection import Broker
 from farandole.broker.headers import DESCRIPTION, STATUS
 from farandole.broker.streams import EVENTS
 from farandole.envelope import StoredMessage
-from farandole.errors import BrokerUnavailableError
+from farandole.errors import BrokerError, BrokerUnavailableError
 
 _PAGE = 500
+_PAGE_BYTES = 8 * 1024 * 1024
 _ANSWER_SECONDS = 5.0
-_SEQUENCE = "Nats-Sequence"
-_OWN_HEADERS = (
-    "Nats-Stream",
-    "Nats-Subject",
-    _SEQUENCE,
-    "Nats-Time-Stamp",
-    "Nats-Num-Pending",
-    "Nats-Last-Sequence",
-)
+_NO_MESSAGE_FOUND = 10037
+_SUBJECT, _SEQUENCE, _TIME, _PENDING = "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending"
+_OWN_HEADERS = frozenset({"Nats-Stream", _SUBJECT, _SEQUENCE, _TIME, _PENDING, "Nats-Last-Sequence"})
+"""What the server adds to a stored message. It stands last, so a publisher's own of the same name does not count."""
 
 
 async def stored_events(
@@ -38,56 +34,72 @@ async def stored_events(
     the stream answers too. Source: JetStream's batched direct get (ADR-31).
     """
     while after < until:
-        page = await _page(broker, event_type, after)
+        page, has_more = await _page(broker, event_type, after)
         wanted = [message for message in page if message.sequence <= until]
         if wanted:
             yield wanted
-        if len(page) < _PAGE or len(wanted) < len(page):
+        if not has_more or len(wanted) < len(page):
             return
         after = page[-1].sequence
 
 
-async def _page(broker: Broker, event_type: str, after: int) -> list[StoredMessage]:
+async def last_stored_on(broker: Broker, subject: str) -> int:
+    """The sequence of the last event stored on one exact subject, `events.<partition>.<type>`; 0 where there is none.
+
+    Raises `BrokerUnavailableError`, or `BrokerError` where the broker refuses.
+    """
+    try:
+        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"last_by_subj": subject})
+    except BrokerError as error:
+        if error.code == _NO_MESSAGE_FOUND:
+            return 0
+        raise
+    sequence: int = answer["message"]["seq"]
+    return sequence
+
+
+async def _page(broker: Broker, event_type: str, after: int) -> tuple[list[StoredMessage], bool]:
+    """The next messages, and whether there are more behind them."""
     answers: asyncio.Queue[Msg] = asyncio.Queue()
     inbox = broker.client.new_inbox()
 
     async def on_answer(message: Msg) -> None:
         answers.put_nowait(message)
 
-    request = {"seq": after + 1, "batch": _PAGE, "next_by_subj": f"events.*.{event_type}"}
+    request = {
+        "seq": after + 1,
+        "batch": _PAGE,
+        "max_bytes": _PAGE_BYTES,
+        "next_by_subj": f"events.*.{event_type}",
+    }
     page: list[StoredMessage] = []
     try:
         subscription = await broker.client.subscribe(inbox, cb=on_answer, pending_msgs_limit=-1, pending_bytes_limit=-1)
         try:
             await broker.client.publish(f"$JS.API.DIRECT.GET.{EVENTS}", json.dumps(request).encode(), reply=inbox)
             async with asyncio.timeout(_ANSWER_SECONDS):
-                while not _is_end(message := await answers.get()):
-                    page.append(_stored(message))
+                while _SEQUENCE in (headers := (message := await answers.get()).headers or {}):
+                    page.append(_stored(message, headers))
         finally:
             await subscription.unsubscribe()
     except (TimeoutError, nats.errors.Error, OSError) as error:
         raise BrokerUnavailableError(
             f"the stored {event_type} can't be read: {str(error) or type(error).__name__}"
         ) from None
-    return page
+    return page, _has_more(headers, page)
 
 
-def _is_end(message: Msg) -> bool:
-    """Whether the page ends here: with a status instead of a stored message, of which 404 says that there is none."""
-    headers = message.headers or {}
-    if _SEQUENCE in headers:
-        return False
-    if (status := headers.get(STATUS)) not in {"204", "404"}:
+def _has_more(headers: dict[str, str], page: list[StoredMessage]) -> bool:
+    """What the message that ends a page says: a status instead of a stored message, 404 where there is none at all."""
+    status = headers.get(STATUS)
+    if status not in {"204", "404"}:
         raise BrokerUnavailableError(f"reading stored events was refused: {status} {headers.get(DESCRIPTION, '')}")
-    return True
+    return bool(page) and headers.get(_PENDING, "0") != "0"
 
 
-def _stored(message: Msg) -> StoredMessage:
-    headers = dict(message.headers or {})
-    subject, sequence, time = headers["Nats-Subject"], headers[_SEQUENCE], headers["Nats-Time-Stamp"]
-    for name in _OWN_HEADERS:
-        headers.pop(name, None)
-    return StoredMessage(subject, headers, message.data, int(sequence), _time(time))
+def _stored(message: Msg, headers: dict[str, str]) -> StoredMessage:
+    own = {name: value for name, value in headers.items() if name not in _OWN_HEADERS}
+    return StoredMessage(headers[_SUBJECT], own, message.data, int(headers[_SEQUENCE]), _time(headers[_TIME]))
 
 
 def _time(text: str) -> datetime:

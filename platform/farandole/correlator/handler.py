@@ -1,93 +1,63 @@
-"""Folding batches of events into sagas: what the correlator does with what it reads.
+"""Folding batches of events into sagas: what the correlator does with what it reads, and with the time that passes.
 
-One batch is one commit: the records with their history, what no one can read as dead letters, the lifecycle events
-that the records call for, and the position.
+One batch is one commit: the records with their history, the dead letters, the lifecycle events that the records call
+for, and the position.
+
+Time is judged in the stream. Where a deadline seems to have passed, the partition is asked by a `PartitionTick`; once
+that is read back and all before it is committed, what is due by its time is published. All of this is *attempts*: it
+follows from the records, so an attempt that is lost is made again, and one that was stored is read back and is not due
+any more. `SagaTimedOut` is stored by compare-and-set: no commit event of its partition that has not been folded yet
+may come before it.
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
-from google.protobuf.message import Message
 
-from choreography.v1 import lifecycle_pb2
-from farandole.advance import PendingLifecycle, advance, pending_lifecycle
+from choreography.v1 import correlator_events_pb2
+from farandole.advance import SAGA_TIMED_OUT, pending_lifecycle
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.dead_letters import CORRELATOR, dead_letter_of, dead_letter_publication
+from farandole.correlator.dead_letters import (
+    CORRELATOR,
+    ClosedDeadLetter,
+    closing,
+    dead_letter_of,
+    dead_letter_publication,
+    participant_dead_letter,
+)
+from farandole.correlator.deadlines_watch import DeadlinesWatch
+from farandole.correlator.definitions import (
+    ACTIVATED,
+    PLATFORM_KEYS,
+    RETIRED,
+    Activation,
+    Definitions,
+    activation_of,
+)
+from farandole.correlator.lifecycle_messages import lifecycle_publication
+from farandole.correlator.records import fold
 from farandole.correlator.store import Claim, CorrelatorStore, FoldedBatch, NewDeadLetter, SagaChange
-from farandole.definition import Definition
+from farandole.correlator.time_outs import LastStoredOn, TimeOut, guarded
+from farandole.deadlines import due_lifecycle
 from farandole.envelope import Event, Publication, StoredMessage, Unreadable, decode, encode, message_id
-from farandole.errors import StoreError
 from farandole.outbox import OutboxRow
+from farandole.partitions import partition_key, partition_of
 from farandole.registry import Registry
-from farandole.saga import Saga
+from farandole.saga import Lifecycle, Saga
 from farandole.worker import FirstHeard, Handled, Position
 
 _CACHED_KEYS = 20_000
+_MOST_DUE = 500
+"""How many sagas of a partition are told at a time that they are late; the next ones after the next tick."""
+_TICK = correlator_events_pb2.PartitionTick.DESCRIPTOR.full_name
 
 _log = structlog.get_logger(__name__)
-
-
-class Definitions:
-    """The definitions under which sagas start, and every version that a saga keeps."""
-
-    def __init__(self, active: Sequence[Definition], stored: Sequence[Definition] = ()) -> None:
-        self._active = {d.name: d for d in sorted(active, key=lambda d: d.version)}
-        self._versions = {(d.name, d.version): d for d in (*stored, *active)}
-        self._mentioned: dict[str, tuple[Definition, ...]] = {}
-
-    def of(self, saga: Saga) -> Definition:
-        """The definition that a saga keeps. Raises `StoreError` where neither files nor store have it."""
-        try:
-            return self._versions[saga.definition, saga.version]
-        except KeyError:
-            raise StoreError(
-                f"saga {saga.key!r} keeps version {saga.version} of the definition {saga.definition!r}, "
-                "which the store does not have"
-            ) from None
-
-    def active(self, name: str) -> Definition | None:
-        """The newest version of a definition under which sagas start; None where none do."""
-        return self._active.get(name)
-
-    def that_mention(self, event_type: str) -> tuple[Definition, ...]:
-        """The active definitions in which an event type plays a part."""
-        found = self._mentioned.get(event_type)
-        if found is None:
-            found = self._mentioned[event_type] = tuple(d for d in self._active.values() if event_type in d.event_types)
-        return found
-
-
-Records = Mapping[str, Saga]
-"""The sagas under one key, by definition."""
-
-
-def fold(definitions: Definitions, records: Records, event: Event) -> dict[str, Saga]:
-    """The records under the event's key that the event changes.
-
-    An event goes to the sagas whose definitions mention it, a lifecycle event to the one that it names; one that no
-    definition mentions is recorded, unmatched, by every saga under the key.
-    """
-    fact = event.fact
-    if fact.lifecycle is not None:
-        named = records.get(fact.lifecycle.definition)
-        definition = definitions.of(named) if named is not None else definitions.active(fact.lifecycle.definition)
-        return {} if definition is None else {definition.name: advance(definition, named, fact, key=event.key)}
-    changed: dict[str, Saga] = {}
-    for saga in records.values():
-        definition = definitions.of(saga)
-        if fact.type in definition.event_types:
-            changed[saga.definition] = advance(definition, saga, fact, key=event.key)
-    for definition in definitions.that_mention(fact.type):
-        if definition.name not in records:
-            changed[definition.name] = advance(definition, None, fact, key=event.key)
-    if not changed:
-        changed = {name: advance(definitions.of(saga), saga, fact, key=event.key) for name, saga in records.items()}
-    return changed
 
 
 @dataclass(slots=True)
@@ -100,12 +70,17 @@ class _Folding:
     publications: dict[str, Publication] = field(default_factory=dict)
     """Lifecycle events to publish, by message id, in order."""
     dead_letters: list[NewDeadLetter] = field(default_factory=list)
+    closed_dead_letters: list[ClosedDeadLetter] = field(default_factory=list)
     read_back: list[tuple[str, str]] = field(default_factory=list)
-    """Lifecycle events found in the stream: key and message id."""
+    """The correlator's own events, found in the stream: key and message id."""
+    answers: dict[int, datetime] = field(default_factory=dict)
+    """By partition: the stream's time as the last tick of this session told it."""
 
 
 class CorrelatorBatchHandler:
     """The correlator's `farandole.worker.BatchHandler`."""
+
+    first_heard = FirstHeard((ACTIVATED, RETIRED), from_beginning=True)
 
     def __init__(
         self,
@@ -114,29 +89,53 @@ class CorrelatorBatchHandler:
         registry: Registry,
         definitions: Definitions,
         changes: SagaChanges,
+        last_stored_on: LastStoredOn,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` only says when an event was decided, for people. `monotonic`, in seconds, only says when to ask the
+        stream for its time."""
         self._store = store
         self._registry = registry
         self._definitions = definitions
         self._changes = changes
+        self._last_stored_on = last_stored_on
         self._clock = clock
-        self.first_heard = FirstHeard()
-        self.problem: str | None = None
+        self._watch = DeadlinesWatch(monotonic)
         self._claim: Claim | None = None
         self._cache: OrderedDict[str, dict[str, Saga]] = OrderedDict()
+
+    @property
+    def problem(self) -> str | None:
+        """See `BatchHandler.problem`: definitions that are not active yet."""
+        return self._definitions.problem
 
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
         self._cache.clear()
         self._claim = await self._store.claim(incarnation, held=self._claim)
+        self._watch.begin(await self._store.next_deadlines())
         return Position(self._claim.position, self._claim.incarnation)
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
-        """See `BatchHandler.hear`."""
-        async for _ in pages:
-            pass
-        return Handled()
+        """See `BatchHandler.hear`: learns which definitions are active where, and makes those of the files active.
+
+        Raises `DefinitionError` where a new store would fold old sagas under the changed content of their version.
+        """
+        assert self._claim is not None, "claim() comes first"
+        stored = [activation async for page in pages for activation in self._activations(page)]
+        waiting = [row.publication for row in await self._store.waiting_publications()]
+        self._definitions.hear(stored, self._activations(map(_not_stored, waiting)))
+        if self._claim.position == 0:
+            self._definitions.refuse_changed()
+        await self._store.remember(self._definitions.versions)
+        rows: Sequence[OutboxRow] = ()
+        if missing := self._definitions.missing(self._registry, self._clock()):
+            batch = FoldedBatch(position=self._claim.position, publications=missing)
+            committed = await self._store.commit(self._claim, batch)
+            self._claim, rows = committed.claim, committed.publications
+            self._definitions.hear(stored, self._activations(map(_not_stored, (*waiting, *missing))))
+        return Handled(rows, [(activation.key, activation.message_id) for activation in stored])
 
     async def waiting(self) -> Sequence[OutboxRow]:
         """See `BatchHandler.waiting`."""
@@ -148,11 +147,22 @@ class CorrelatorBatchHandler:
 
     def due_in(self) -> float | None:
         """See `BatchHandler.due_in`."""
-        return None
+        return self._watch.due_in()
 
     async def due(self) -> Handled:
-        """See `BatchHandler.due`."""
-        return Handled()
+        """See `BatchHandler.due`: publishes what the stream's answers call for, and asks where it seems to be time."""
+        assert self._claim is not None, "claim() comes first"
+        attempts: list[Publication] = []
+        if answers := self._watch.take_answers():
+            # who was suspended finds out here that another correlator has taken over, before it tells anyone anything
+            committed = await self._store.commit(self._claim, FoldedBatch(position=self._claim.position))
+            self._claim = committed.claim
+            for partition, now in answers.items():
+                attempts += await self._due(partition, now)
+        if self._watch.wants_refreshing:
+            self._watch.refresh(await self._store.next_deadlines())
+        attempts += [self._tick(partition, tick_id) for partition, tick_id in self._watch.ask().items()]
+        return Handled(attempts=attempts)
 
     async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
         """See `BatchHandler.handle`."""
@@ -163,6 +173,8 @@ class CorrelatorBatchHandler:
         for event in decoded:
             if isinstance(event, Unreadable):
                 self._give_up(folding, event)
+            elif event.key in PLATFORM_KEYS:
+                self._take_in(folding, event)
             else:
                 self._fold(folding, event)
         committed = await self._store.commit(
@@ -176,13 +188,48 @@ class CorrelatorBatchHandler:
                 payloads=folding.payloads,
                 publications=tuple(folding.publications.values()),
                 dead_letters=folding.dead_letters,
+                closed_dead_letters=folding.closed_dead_letters,
                 acknowledged=published,
             ),
         )
         self._claim = committed.claim
         self._remember(folding.records)
         self._changes.changed({key for _, key in folding.before})
+        self._watch.read(messages[-1].time)
+        for partition, now in folding.answers.items():
+            self._watch.answered(partition, now)
+        if folding.before:
+            self._watch.outdate()
         return Handled(committed.publications, folding.read_back)
+
+    def _activations(self, messages: Iterable[StoredMessage]) -> list[Activation]:
+        events = (decode(self._registry, message) for message in messages if message.type in (ACTIVATED, RETIRED))
+        found = (activation_of(event) for event in events if isinstance(event, Event))
+        return [activation for activation in found if activation is not None]
+
+    async def _due(self, partition: int, now: datetime) -> list[Publication]:
+        """What to tell the sagas of a partition whose deadlines have passed by then."""
+        assert self._claim is not None, "claim() comes first"
+        late = await self._store.due(now, _MOST_DUE, partition)
+        records = await self._load({due.key for due in late})
+        publications: list[Publication] = []
+        time_outs: list[TimeOut] = []
+        for due in late:
+            saga = records[due.key][due.definition]
+            definition = self._definitions.of(saga)
+            for pending in due_lifecycle(definition, saga, now):
+                publication = lifecycle_publication(self._registry, pending, time=self._clock())
+                _log.info("deadline passed", saga_id=due.key, definition=due.definition, type=pending.type)
+                if pending.type == SAGA_TIMED_OUT:
+                    time_outs.append(TimeOut(publication, f"events.{partition}.{definition.commit_event}"))
+                else:
+                    publications.append(publication)
+        guarded_time_outs = await guarded(time_outs, position=self._claim.position, last_stored_on=self._last_stored_on)
+        return publications + guarded_time_outs
+
+    def _tick(self, partition: int, tick_id: str) -> Publication:
+        message = correlator_events_pb2.PartitionTick(partition_key=partition_key(partition))
+        return encode(self._registry.types[_TICK], message, source=CORRELATOR, event_id=tick_id, time=self._clock())
 
     async def _load(self, keys: set[str]) -> dict[str, dict[str, Saga]]:
         missing = {key for key in keys if key not in self._cache}
@@ -209,6 +256,14 @@ class CorrelatorBatchHandler:
         )
         folding.dead_letters.append(NewDeadLetter(dead_letter, dead_letter_publication(dead_letter, unreadable)))
 
+    def _take_in(self, folding: _Folding, event: Event) -> None:
+        """What the platform says to a whole partition."""
+        if activation := activation_of(event):
+            self._definitions.read(activation)
+            folding.read_back.append((activation.key, activation.message_id))
+        elif event.type == _TICK and event.source == CORRELATOR and self._watch.is_own(event.id):
+            folding.answers[event.partition] = event.stream_time
+
     def _fold(self, folding: _Folding, event: Event) -> None:
         records = folding.records[event.key]
         changed = fold(self._definitions, records, event)
@@ -229,6 +284,17 @@ class CorrelatorBatchHandler:
             identity = message_id(event.source, event.id)
             folding.publications.pop(identity, None)
             folding.read_back.append((event.key, identity))
+            self._follow_dead_letters(folding, event, event.fact.lifecycle, records)
+
+    def _follow_dead_letters(
+        self, folding: _Folding, event: Event, lifecycle: Lifecycle, records: Mapping[str, Saga]
+    ) -> None:
+        """What the event says of a participant's dead letter, if it says anything."""
+        saga = records.get(lifecycle.definition)
+        if dead_letter := participant_dead_letter(event, saga.history if saga is not None else ()):
+            folding.dead_letters.append(NewDeadLetter(dead_letter, None))
+        elif closed := closing(event):
+            folding.closed_dead_letters.append(closed)
 
     def _called_for(self, before: Saga | None, after: Saga, cause: Event) -> Iterator[Publication]:
         """The lifecycle events that the record calls for now and did not before."""
@@ -236,28 +302,14 @@ class CorrelatorBatchHandler:
         already = {p.id for p in pending_lifecycle(definition, before)} if before is not None else set()
         for pending in pending_lifecycle(definition, after):
             if pending.id not in already:
-                event_type = self._registry.types[pending.type]
-                yield encode(
-                    event_type,
-                    _lifecycle_message(pending),
-                    source=CORRELATOR,
-                    event_id=pending.id,
-                    time=self._clock(),
-                    causation_id=pending.causation_id,
-                    traceparent=cause.traceparent,
-                )
+                yield lifecycle_publication(self._registry, pending, time=self._clock(), traceparent=cause.traceparent)
 
 
-def _lifecycle_message(pending: PendingLifecycle) -> Message:
-    return _MESSAGES[pending.type](
-        saga_id=pending.key,
-        definition=pending.definition,
-        version=pending.version,
-        cause=pending.cause.value,  # type: ignore[arg-type]  # the numbers are the same, see farandole.saga
-    )
+def _not_stored(publication: Publication) -> StoredMessage:
+    """A publication as the stream would store it, at no place yet."""
+    event_type = publication.subject.split(".", 2)[2]
+    subject = f"events.{partition_of(publication.key)}.{event_type}"
+    return StoredMessage(subject, publication.headers, publication.data, 0, _NOT_STORED)
 
 
-_MESSAGES = {
-    message_class.DESCRIPTOR.full_name: message_class
-    for message_class in (lifecycle_pb2.SagaCompleted, lifecycle_pb2.SagaCompensated, lifecycle_pb2.SagaFailed)
-}
+_NOT_STORED = datetime.min.replace(tzinfo=UTC)

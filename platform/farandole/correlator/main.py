@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
+from farandole.broker.stored import last_stored_on
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.dead_letters import CORRELATOR
-from farandole.correlator.handler import CorrelatorBatchHandler, Definitions
+from farandole.correlator.definitions import Definitions
+from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.sql_store import SqlCorrelatorStore
@@ -59,6 +62,7 @@ async def _serve(settings: Settings) -> None:
             registry=registry,
             definitions=Definitions(active, stored),
             changes=changes,
+            last_stored_on=partial(last_stored_on, broker),
         )
         worker = Worker(
             broker=broker,
