@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from farandole.correlator.time_outs import TimeOut, guarded
 from farandole.envelope import (
     MAX_JSON_VALUES,
     MAX_NESTED_MESSAGES,
     Event,
+    Publication,
     Reason,
     Unreadable,
     canonical_digest,
@@ -52,7 +54,7 @@ def _shown(event: Event) -> dict[str, str]:
 
 
 def test_every_event_has_a_vector_and_every_vector_an_event() -> None:
-    others = {"accepted", "refused", "keys", "identities", "participants", "dead_letters"}
+    others = {"accepted", "refused", "keys", "identities", "participants", "dead_letters", "time_outs"}
     assert {path.stem for path in DIRECTORY.glob("*.json")} == {*TYPES, *others}
 
 
@@ -165,6 +167,19 @@ def test_identities_are_derived_as_they_were() -> None:
         assert derived_id(vector["parts"]) == vector["id"]
     for vector in identities["message_ids"]:
         assert message_id(vector["source"], vector["id"]) == vector["nats_msg_id"]
+
+
+@pytest.mark.parametrize("vector", _named("time_outs"))
+async def test_a_time_out_is_compared_with_the_last_commit_event(vector: dict[str, Any]) -> None:
+    async def last_stored_on(subject: str) -> int:
+        return int(vector["last_stored"].get(subject, 0))
+
+    publication = Publication("ord-42", "events.ord-42.choreography.v1.SagaTimedOut", {"ce-id": "1"}, b"")
+    published = await guarded(
+        [TimeOut(publication, vector["commit_subject"])], position=vector["position"], last_stored_on=last_stored_on
+    )
+    expected = vector["headers"]
+    assert [p.headers for p in published] == ([] if expected is None else [{"ce-id": "1", **expected}])
 
 
 def test_a_repeated_body_is_what_it_says() -> None:
