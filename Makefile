@@ -9,7 +9,7 @@ TOOLS := .tools/bin
 
 .PHONY: help
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ## The environment
 
@@ -26,14 +26,14 @@ $(VENV)/development: requirements-dev.lock $(VENV)/runtime
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
-$(TOOLS)/installed: tools/go.mod tools/go.sum
-	@command -v go >/dev/null || { echo "grpcurl and nats are built with Go (https://go.dev/dl); it is not installed" >&2; exit 1; }
-	@echo "building grpcurl and nats into $(TOOLS)"
+$(TOOLS)/installed: tools/go.mod tools/go.sum tools/compose-config/main.go
+	@command -v go >/dev/null || { echo "the tools are built with Go (https://go.dev/dl); it is not installed" >&2; exit 1; }
+	@echo "building grpcurl, nats and compose-config into $(TOOLS)"
 	@cd tools && GOFLAGS=-mod=readonly GOBIN=$(CURDIR)/$(TOOLS) go install tool
 	@touch $@
 
 .PHONY: tools
-tools: $(TOOLS)/installed ## build the pinned grpcurl and nats into .tools/bin (needs Go)
+tools: $(TOOLS)/installed ## build the pinned grpcurl, nats and compose-config into .tools/bin (needs Go)
 
 ## The stack
 
@@ -54,8 +54,25 @@ logs: $(VENV)/runtime ## follow what the services write
 	@$(BIN)/farandole logs --follow
 
 .PHONY: demo
-demo: $(VENV)/runtime ## place a few hundred orders and watch them end
+demo: $(VENV)/runtime ## order a few hundred things of every kind, and check what became of them
 	@$(BIN)/python -m services.demo
+
+## The stack in containers
+
+.PHONY: docker-engine
+docker-engine:
+	@docker version >/dev/null 2>&1 || { echo "this needs Docker, and no Docker engine answers here: start one, or run the same stack without it by make up" >&2; exit 1; }
+	@docker compose version >/dev/null 2>&1 || { echo "this needs the compose plugin of Docker (docker compose), which is not installed" >&2; exit 1; }
+
+# The demo asks where the containers are published; an offset moves only the embedded stack's ports.
+.PHONY: compose-up
+compose-up: docker-engine $(VENV)/runtime ## build and start everything in containers; when all are healthy, run the demo
+	@docker compose up --build --detach --wait --wait-timeout 300
+	@env -u FARANDOLE_PORT_OFFSET -u FARANDOLE_NATS_URL $(BIN)/python -m services.demo
+
+.PHONY: compose-down
+compose-down: docker-engine ## stop the containers and keep their data
+	@docker compose down
 
 .PHONY: clean
 clean: ## stop everything and remove its data; .venv and .tools stay
