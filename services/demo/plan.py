@@ -18,7 +18,7 @@ ITEM = "book"
 """What is in its parcels."""
 DRONE = "drone"
 
-_GADGETS_EVERY = 3
+_GADGETS_EVERY = 4
 _BARE_EVERY = 7  # no divisor of how often one fails, so that some of both kinds are bare events
 
 

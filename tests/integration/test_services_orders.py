@@ -6,13 +6,14 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import grpc
 import nats
 import pytest
 from google.protobuf import json_format
+from nats.js.errors import NotFoundError
 
 from inventory.v1.inventory_service_pb2 import GetStockRequest, GetStockResponse
 from inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
@@ -81,6 +82,17 @@ class Clients:
 
     async def shipment(self, order_id: str) -> Shipment:
         return (await self.shipping.GetShipment(GetShipmentRequest(order_id=order_id))).shipment
+
+    async def order_of_dead_letter(self, subject: str) -> str:
+        """The order that the last dead letter of a subject belongs to, as soon as there is one."""
+
+        async def look() -> str | None:
+            with suppress(NotFoundError):
+                letter = await self._connection.jetstream().get_last_msg("DEADLETTERS", subject)
+                return str(letter.headers["ce-correlationid"])
+            return None
+
+        return await eventually(look)
 
     async def stock(self, sku: str) -> GetStockResponse:
         return await self.inventory.GetStock(GetStockRequest(sku=sku))
@@ -204,6 +216,26 @@ async def test_an_order_that_fails_is_cancelled_and_everything_is_as_before(
     else:
         payment = await clients.payment(order.order_id)
         assert payment.status in {PaymentStatus.PAYMENT_STATUS_DECLINED, PaymentStatus.PAYMENT_STATUS_REFUNDED}
+
+
+@pytest.mark.parametrize(
+    ("fields", "dead_letter"),
+    [
+        ({"card": "card-frozen", "address": "nowhere"}, "deadletters.payments.shipping.v1.ShippingFailed"),
+        ({"address": "illegible"}, "deadletters.shipping.payments.v1.PaymentProcessed"),
+    ],
+    ids=["the money can't be given back", "the address can't be read"],
+)
+async def test_an_order_that_somebody_must_decide_about_is_a_dead_letter_and_others_go_on(
+    clients: Clients, fields: dict[str, str], dead_letter: str
+) -> None:
+    order, other = new_order(**fields), new_order()
+    await clients.publish(order)
+    await clients.publish(other)
+    assert await clients.order_of_dead_letter(dead_letter) == order.order_id
+    assert (await clients.ended(other.order_id)).status == OrderStatus.ORDER_STATUS_COMPLETED
+    assert (await clients.order(order.order_id)).status == OrderStatus.ORDER_STATUS_PLACED
+    assert (await clients.payment(order.order_id)).status == PaymentStatus.PAYMENT_STATUS_PROCESSED
 
 
 async def test_what_is_not_there_is_not_found_with_a_reason(clients: Clients) -> None:

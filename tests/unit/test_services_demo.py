@@ -112,10 +112,10 @@ def test_so_many_of_a_hundred_fail(percent: int, failing: int) -> None:
     assert len(placements) == 10
 
 
-def test_what_succeeds_takes_a_widget_an_order_two_gadgets_every_third_time_and_a_book_and_a_drone_a_parcel() -> None:
+def test_what_succeeds_takes_a_widget_an_order_two_gadgets_every_fourth_time_and_a_book_and_a_drone_a_parcel() -> None:
     assert taken(plan("demo-abc", orders=300, parcels=40, failing_percent=0)) == {
         "widget": 300,
-        "gadget": 200,
+        "gadget": 150,
         "book": 40,
         "drone": 40,
     }
