@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from choreography.v1 import (
     dead_letter_service_pb2_grpc,
     options_pb2,
     saga_definition_pb2,
+    saga_diagnosis_pb2,
     saga_pb2,
     saga_service_pb2,
     saga_service_pb2_grpc,
@@ -29,7 +31,7 @@ from farandole.correlator.diagnosis import Consumer, Standing
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.sql_store import SqlCorrelatorStore
-from farandole.correlator.store import Claim, CorrelatorStore, FoldedBatch, SagaChange
+from farandole.correlator.store import Claim, CorrelatorStore, FoldedBatch, NewDeadLetter, SagaChange
 from farandole.database import Database
 from farandole.envelope import Reason
 from farandole.redaction import REDACTED
@@ -49,6 +51,7 @@ from farandole.testing.store_conformance import (
     saga,
 )
 from orders.v1 import order_events_pb2
+from tests.unit import saga_histories as histories
 
 CREATED = "orders.v1.OrderCreated"
 NODE = "deep.v1.Node"
@@ -72,11 +75,21 @@ REGISTRY = Registry({**Registry.of_classes([order_events_pb2.OrderCreated]).type
 
 
 class Standings:
-    """An `Inquiry` of which every participant does not run."""
+    """An `Inquiry` that learns of every participant that it does not run."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[str], str]] = []
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
+        """What happens while the first ones are asked."""
 
     async def ask(self, participants: Iterable[str], saga_id: str) -> dict[str, Standing]:
+        names = sorted(participants)
+        self.asked.append((names, saga_id))
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
         consumer = Consumer(lag=3, acknowledged=0, acknowledged_time=None, is_read=False)
-        return {name: Standing(consumer) for name in participants}
+        return {name: Standing(consumer) for name in names}
 
 
 @dataclass
@@ -87,10 +100,15 @@ class Correlator:
     changes: SagaChanges
     sagas: saga_service_pb2_grpc.SagaServiceAsyncStub
     dead_letters: dead_letter_service_pb2_grpc.DeadLetterServiceAsyncStub
+    standings: Standings
 
     async def get(self, key: str, of: str = "") -> saga_pb2.Saga:
         request = saga_service_pb2.GetSagaRequest(saga_id=key, definition=of)
         return (await self.sagas.GetSaga(request)).saga
+
+    async def diagnose(self, key: str, of: str = "") -> saga_diagnosis_pb2.SagaDiagnosis:
+        request = saga_service_pb2.DiagnoseSagaRequest(saga_id=key, definition=of)
+        return (await self.sagas.DiagnoseSaga(request)).diagnosis
 
     async def pages(self, **request: Any) -> list[list[str]]:
         """The keys of every page of a list."""
@@ -121,7 +139,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 async def correlator(store: CorrelatorStore) -> AsyncIterator[Correlator]:
     changes = SagaChanges()
     # nothing but a wake-up ends a wait, so that a lost one would show; the re-reading has a test of its own
-    service = SagaService(store, REGISTRY, changes, Standings(), reread_seconds=3600)
+    standings = Standings()
+    service = SagaService(store, REGISTRY, changes, standings, reread_seconds=3600)
     rpcs: list[Rpc[Any]] = [
         Rpc(
             saga_service_pb2.DESCRIPTOR.services_by_name["SagaService"],
@@ -140,7 +159,7 @@ async def correlator(store: CorrelatorStore) -> AsyncIterator[Correlator]:
     ):
         sagas = saga_service_pb2_grpc.SagaServiceStub(channel)
         dead_letters = dead_letter_service_pb2_grpc.DeadLetterServiceStub(channel)
-        yield Correlator(store, changes, sagas, dead_letters)
+        yield Correlator(store, changes, sagas, dead_letters, standings)
 
 
 async def refused(call: Any) -> Problem:
@@ -512,6 +531,73 @@ async def test_a_change_that_another_process_made_is_seen_too(store: CorrelatorS
         changed = SagaChange(told(1), told(1, 2, status=Status.COMPLETED))
         await store.commit(claim, FoldedBatch(2, (changed,)))
         assert await revisions(responses) == [2]
+
+
+# diagnoses
+
+
+PAID = ("OrderCreated", "ItemsReserved", "PaymentProcessed")
+
+
+async def test_a_diagnosis_asks_those_for_whom_the_saga_waits(correlator: Correlator) -> None:
+    await correlator.store.activate([histories.ORDER_FULFILMENT])
+    await record(correlator.store, histories.told(*PAID))
+    diagnosis = await correlator.diagnose("ord-1")
+    assert correlator.standings.asked == [(["shipping"], "ord-1")]
+    assert (diagnosis.saga_id, diagnosis.definition, diagnosis.version) == ("ord-1", "order-fulfilment", 1)
+    assert diagnosis.deadline.ToDatetime(tzinfo=UTC) == histories.START + histories.ORDER_FULFILMENT.deadline
+    (awaited,) = diagnosis.awaited
+    assert (awaited.step, awaited.compensation) == ("ship-order", False)
+    assert (awaited.trigger_sequence, awaited.overdue) == (30, False)
+    found = awaited.participant_diagnosis
+    assert (found.has_consumer, found.is_answering, found.lag) == (True, False, 3)
+
+
+async def test_a_diagnosis_names_the_open_dead_letters_of_the_saga(correlator: Correlator) -> None:
+    await correlator.store.activate([histories.ORDER_FULFILMENT])
+    claim = await record(correlator.store, histories.told(*PAID))
+    held = replace(given_up(30, at_sequence=40, participant="shipping").dead_letter, key="ord-1", compensation=False)
+    letters = (
+        NewDeadLetter(held, None),
+        NewDeadLetter(replace(held, sequence=20, participant="payments"), None),
+        NewDeadLetter(replace(held, key="ord-2", sequence=31), None),
+        dead_letter(15, key="ord-1"),
+    )
+    closing = closed(20, at_sequence=41)
+    batch = FoldedBatch(claim.position + 1, dead_letters=letters, closed_dead_letters=(closing,))
+    await correlator.store.commit(claim, batch)
+    diagnosis = await correlator.diagnose("ord-1")
+    assert diagnosis.dead_letter_ids == ["shipping-30"]
+    (awaited,) = diagnosis.awaited
+    assert "dead letter shipping-30, RETRIES_EXHAUSTED after 3 tries: tried 3 times." in awaited.detail
+    assert "dead letter correlator-15, UNDECODABLE: the body is not JSON: ü." in diagnosis.summary
+
+
+async def test_a_saga_that_goes_on_while_its_participants_are_asked(correlator: Correlator) -> None:
+    await correlator.store.activate([histories.ORDER_FULFILMENT])
+    before, after = histories.told(*PAID), histories.told(*PAID, "OrderShipped")
+    claim = await record(correlator.store, before)
+    correlator.standings.meanwhile = lambda: change(correlator, claim, before, after)
+    diagnosis = await correlator.diagnose("ord-1")
+    assert correlator.standings.asked == [(["shipping"], "ord-1"), (["orders"], "ord-1")]
+    assert [one.step for one in diagnosis.awaited] == ["complete-order"]
+    assert "orders is not running" in diagnosis.summary
+
+
+async def test_a_diagnosis_is_refused_as_the_saga_is(correlator: Correlator) -> None:
+    await correlator.store.activate([histories.ORDER_FULFILMENT])
+    another = replace(histories.told("OrderCreated"), definition="drone-delivery")
+    waiting = told(1, 2, key="ord-2", started=False)
+    await record(correlator.store, histories.told(*PAID), another, waiting)
+    ambiguous = await refused(correlator.diagnose("ord-1"))
+    assert (ambiguous.code, ambiguous.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SAGA_AMBIGUOUS")
+    assert ambiguous.metadata == {"saga_id": "ord-1", "definitions": "drone-delivery,order-fulfilment"}
+    assert (await correlator.diagnose("ord-1", "order-fulfilment")).definition == "order-fulfilment"
+    unstarted = await refused(correlator.diagnose("ord-2"))
+    assert (unstarted.code, unstarted.reason) == (grpc.StatusCode.NOT_FOUND, "SAGA_NOT_FOUND")
+    assert "2 events with this key wait for the initiating event of order-fulfilment" in unstarted.message
+    assert (await refused(correlator.diagnose("ord-9"))).reason == "SAGA_NOT_FOUND"
+    assert (await refused(correlator.diagnose("a b"))).code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 # dead letters
