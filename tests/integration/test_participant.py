@@ -2,155 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+import re
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from itertools import groupby, permutations
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from google.protobuf.message import Message
+from sqlalchemy import event as sqlalchemy_event
 
 from choreography.v1.lifecycle_pb2 import SagaTimedOut, StepVoided
-from choreography.v1.saga_pb2 import SAGA_CAUSE_DEADLINE
 from farandole import Participant, Transaction, step
-from farandole.database import Database
-from farandole.envelope import Event, StoredMessage, decode, encode
+from farandole.envelope import StoredMessage
 from farandole.errors import ContractError, FencedError, StoreUnavailableError
 from farandole.outbox import OutboxRow
-from farandole.participant.handler import ParticipantBatchHandler
-from farandole.participant.tables import ParticipantTables
-from farandole.partitions import partition_of
+from farandole.participant.barrier import BarrierState
 from inventory.v1.inventory_events_pb2 import ItemsReserved
-from payments.v1.payment_events_pb2 import PaymentFailed, PaymentProcessed, PaymentRefunded
-from shipping.v1.shipping_events_pb2 import ShippingFailed
-
-START = datetime(2026, 1, 1, tzinfo=UTC)
-
-metadata = sa.MetaData()
-charges = sa.Table(
-    "charges",
-    metadata,
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("key", sa.Text, nullable=False),
-    sa.Column("what", sa.Text, nullable=False),
+from payments.v1.payment_events_pb2 import PaymentFailed
+from tests.integration.participant_bench import (
+    START,
+    Bench,
+    Cashier,
+    bench_at,
+    charges,
+    failed,
+    reserved,
+    timed_out,
+    types,
 )
-
-
-@dataclass
-class Cashier:
-    """A participant's handlers, with a fault that a test can switch on."""
-
-    fails: Callable[[str], bool] = field(default=lambda _key: False)
-    misbehaves: bool = False
-
-    def charge(self, event: ItemsReserved, tx: Transaction) -> PaymentProcessed | PaymentFailed:
-        tx.execute(charges.insert(), {"key": tx.key, "what": "charge"})
-        if self.fails(tx.key):
-            raise RuntimeError("the card reader is broken")
-        if self.misbehaves:
-            return PaymentRefunded(order_id=tx.key, payment_id="p", reason="r")  # type: ignore[return-value]
-        if event.card == "card-declined":
-            return PaymentFailed(order_id=tx.key, reason="declined")
-        return PaymentProcessed(
-            order_id=tx.key, payment_id=tx.step_id, amount_cents=event.amount_cents, currency="EUR", address="a"
-        )
-
-    def refund(self, event: ShippingFailed | SagaTimedOut, tx: Transaction) -> PaymentRefunded:
-        tx.execute(charges.insert(), {"key": tx.key, "what": "refund"})
-        return PaymentRefunded(order_id=tx.key, payment_id=tx.step_id, reason=type(event).__name__)
-
-
-class Bench:
-    """A participant over a real database, fed with stored messages."""
-
-    def __init__(self, path: Path) -> None:
-        self.cashier = Cashier()
-        self.participant = Participant(
-            "payments",
-            step("take-payment", self.cashier.charge, undo=self.cashier.refund, saga="order-fulfilment"),
-            metadata=metadata,
-        )
-        self.database = Database(f"sqlite:///{path}/payments.db")
-        self.now = START
-        self.handler = self.new_owner()
-        self.sequence = 0
-        self.published: list[OutboxRow] = []
-
-    def new_owner(self) -> ParticipantBatchHandler:
-        """Another process on the same database."""
-        return ParticipantBatchHandler(self.participant, self.database, ParticipantTables(), clock=lambda: self.now)
-
-    def message(self, body: Message, *, source: str = "someone", event_id: str = "") -> StoredMessage:
-        """The next stored message."""
-        event_type = self.participant.registry.get(body.DESCRIPTOR.full_name)
-        assert event_type is not None
-        publication = encode(event_type, body, source=source, event_id=event_id, time=START)
-        self.sequence += 1
-        subject = f"events.{partition_of(publication.key)}.{event_type.name}"
-        return StoredMessage(subject, publication.headers, publication.data, self.sequence, START)
-
-    async def take(self, *messages: StoredMessage) -> list[Event]:
-        """Handles one batch; what it published, decoded."""
-        return self.decoded((await self.handler.handle(messages, ())).rows)
-
-    async def due(self) -> list[Event]:
-        """Does what is due; what it published, decoded."""
-        return self.decoded((await self.handler.due()).rows)
-
-    def decoded(self, rows: Sequence[OutboxRow]) -> list[Event]:
-        """What outbox rows would look like once stored."""
-        events: list[Event] = []
-        for row in rows:
-            publication = row.publication
-            event_type = publication.subject.split(".", 2)[2]
-            stored = StoredMessage(
-                f"events.{partition_of(publication.key)}.{event_type}",
-                publication.headers,
-                publication.data,
-                row.id,
-                START,
-            )
-            event = decode(self.participant.registry, stored)
-            assert isinstance(event, Event), event
-            events.append(event)
-        return events
-
-    async def done(self, key: str = "o1") -> list[str]:
-        """The work that was done for a saga, in order."""
-        query = sa.select(charges.c.what).where(charges.c.key == key).order_by(charges.c.number)
-        return await self.database.read(lambda connection: list(connection.execute(query).scalars()))
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path)
-    await bench.database.create(ParticipantTables().metadata, metadata)
-    await bench.handler.claim("stream-1")
-    yield bench
-    await bench.database.close()
-
-
-def reserved(key: str = "o1", *, cents: int = 100, card: str = "c") -> ItemsReserved:
-    return ItemsReserved(
-        order_id=key, reservation_id="r", amount_cents=cents, currency="EUR", card=card, address="a street"
-    )
-
-
-def failed(key: str = "o1") -> ShippingFailed:
-    return ShippingFailed(order_id=key, reason="nowhere")
-
-
-def timed_out(key: str = "o1", *, definition: str = "order-fulfilment", steps: tuple[str, ...] = ()) -> SagaTimedOut:
-    message = SagaTimedOut(
-        saga_id=key, definition=definition, version=1, cause=SAGA_CAUSE_DEADLINE, steps=steps or ("take-payment",)
-    )
-    message.deadline.FromDatetime(START)
-    return message
-
-
-def types(events: list[Event]) -> list[str]:
-    return [event.type.rpartition(".")[2] for event in events]
+    async with bench_at(tmp_path) as bench:
+        yield bench
 
 
 async def test_an_event_does_its_work_and_publishes_what_follows(bench: Bench) -> None:
@@ -184,20 +70,70 @@ async def test_handling_an_event_again_after_a_crash_gives_the_same_ids(bench: B
     message = bench.message(reserved(), event_id="a")
     (first,) = await bench.take(message)
     (tmp_path / "other").mkdir()
-    other = Bench(tmp_path / "other")
-    await other.database.create(ParticipantTables().metadata, metadata)
-    await other.handler.claim("stream-1")
-    other.now = START + timedelta(hours=5)
-    (second,) = await other.take(message)
-    assert first.id == second.id
-    await other.database.close()
+    async with bench_at(tmp_path / "other") as other:
+        other.now += timedelta(hours=5)
+        (second,) = await other.take(message)
+        assert first.id == second.id
 
 
-async def test_an_undoing_runs_once_and_only_after_its_step(bench: Bench) -> None:
-    await bench.take(bench.message(reserved()))
-    assert types(await bench.take(bench.message(failed(), event_id="a"))) == ["PaymentRefunded"]
-    assert await bench.take(bench.message(failed(), event_id="b"), bench.message(timed_out())) == []
-    assert await bench.done() == ["charge", "refund"]
+HAZARDS = {
+    # order of arrival: what is published, what is done, what becomes of the step
+    "step undoing time-out": (["PaymentProcessed", "PaymentRefunded"], ["charge", "refund"], BarrierState.UNDONE),
+    "step time-out undoing": (["PaymentProcessed", "PaymentRefunded"], ["charge", "refund"], BarrierState.UNDONE),
+    "undoing step time-out": (["StepVoided"], [], BarrierState.VOID),
+    "undoing time-out step": (["StepVoided"], [], BarrierState.VOID),
+    "time-out step undoing": (["StepVoided"], [], BarrierState.VOID),
+    "time-out undoing step": (["StepVoided"], [], BarrierState.VOID),
+    "refused-step undoing time-out": (["PaymentFailed"], ["charge"], BarrierState.FAILED),
+    "refused-step time-out undoing": (["PaymentFailed"], ["charge"], BarrierState.FAILED),
+    "undoing refused-step time-out": (["StepVoided"], [], BarrierState.VOID),
+    "undoing time-out refused-step": (["StepVoided"], [], BarrierState.VOID),
+    "time-out refused-step undoing": (["StepVoided"], [], BarrierState.VOID),
+    "time-out undoing refused-step": (["StepVoided"], [], BarrierState.VOID),
+}
+BODIES = {
+    "step": reserved(),
+    "refused-step": reserved(card="card-declined"),
+    "undoing": failed(),
+    "time-out": timed_out(),
+}
+
+
+def test_the_table_of_hazards_has_every_order() -> None:
+    orders = [*permutations(("step", "undoing", "time-out")), *permutations(("refused-step", "undoing", "time-out"))]
+    assert set(HAZARDS) == {" ".join(order) for order in orders}
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["", "restarted in between"])
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "in one batch"])
+@pytest.mark.parametrize("order", HAZARDS)
+async def test_the_hazards_of_compensation(bench: Bench, order: str, *, together: bool, restarts: bool) -> None:
+    """Whatever the order, with each event twice under its id and once more under another one."""
+    published, done, state = HAZARDS[order]
+    names = order.split()
+    messages = [bench.message(BODIES[name], event_id=name) for name in names for _ in range(2)]
+    messages += [bench.message(BODIES[name], event_id=f"{name}-again") for name in names]
+    events = []
+    for batch in [messages] if together else [[message] for message in messages]:
+        events += await bench.take(*batch)
+        if restarts:
+            await bench.restart()
+    assert types(events) == published
+    assert await bench.done() == done
+    assert await bench.barrier() is state
+
+
+@pytest.mark.parametrize(
+    ("order", "published", "done"),
+    [(("step", "time-out"), ["PaymentProcessed"], ["charge"]), (("time-out", "step"), ["StepVoided"], [])],
+)
+async def test_a_step_without_an_undoing_is_voided_by_a_time_out_where_it_has_not_run(
+    bench: Bench, order: tuple[str, ...], published: list[str], done: list[str]
+) -> None:
+    bench.with_steps(step("take-payment", bench.cashier.charge, saga="order-fulfilment"))
+    await bench.handler.claim("stream-1")
+    assert types(await bench.take(*(bench.message(BODIES[name]) for name in order))) == published
+    assert await bench.done() == done
 
 
 async def test_an_undoing_that_comes_first_voids_the_step_and_says_so(bench: Bench) -> None:
@@ -208,12 +144,6 @@ async def test_an_undoing_that_comes_first_voids_the_step_and_says_so(bench: Ben
     assert await bench.done() == []
 
 
-async def test_a_failed_step_has_nothing_to_undo(bench: Bench) -> None:
-    assert types(await bench.take(bench.message(reserved(card="card-declined")))) == ["PaymentFailed"]
-    assert await bench.take(bench.message(failed()), bench.message(timed_out())) == []
-    assert await bench.done() == ["charge"]
-
-
 @pytest.mark.parametrize(
     "other", [timed_out(definition="another-saga"), timed_out(steps=("reserve-items",))], ids=["definition", "step"]
 )
@@ -221,6 +151,34 @@ async def test_a_time_out_of_something_else_undoes_nothing(bench: Bench, other: 
     await bench.take(bench.message(reserved()))
     assert await bench.take(bench.message(other)) == []
     assert types(await bench.take(bench.message(timed_out()))) == ["PaymentRefunded"]
+
+
+async def test_a_batch_without_trouble_takes_the_same_few_statements_however_large_it_is(bench: Bench) -> None:
+    """Besides the handlers' own: the position, the inbox and the barriers read and written, and the outbox's rows."""
+
+    def nothing(_event: ItemsReserved, tx: Transaction) -> PaymentFailed:
+        return PaymentFailed(order_id=tx.key, reason="declined")
+
+    bench.with_steps(step("take-payment", nothing, saga="order-fulfilment"))
+    await bench.handler.claim("stream-1")
+    statements: list[str] = []
+
+    @sqlalchemy_event.listens_for(bench.database._writer, "before_cursor_execute")
+    def _note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        statements.append(" ".join([statement.split()[0], *re.findall(r"farandole_[a-z]+", statement)[:1]]))
+
+    for size in (1, 50):
+        statements.clear()
+        await bench.take(*(bench.message(reserved(f"o{bench.sequence}")) for _ in range(size)))
+        assert [statement for statement, _ in groupby(statements)] == [
+            "BEGIN",
+            "UPDATE farandole_position",
+            "SELECT farandole_inbox",
+            "SELECT farandole_barrier",
+            "INSERT farandole_inbox",
+            "INSERT farandole_barrier",
+            "INSERT farandole_outbox",
+        ]
 
 
 async def test_a_batch_commits_as_one(bench: Bench) -> None:
@@ -288,8 +246,7 @@ class TestAHandlerThatRaises:
                 raise RuntimeError("broken")
             tx.execute(charges.insert(), {"key": tx.key, "what": "x" * 5_000_000})
 
-        bench.participant = Participant("payments", step("hoard", hoard, saga="order-fulfilment"), metadata=metadata)
-        bench.handler = bench.new_owner()
+        bench.with_steps(step("hoard", hoard, saga="order-fulfilment"))
         await bench.handler.claim("stream-1")
         batch = [bench.message(reserved(key)) for key in ("bad", "big", "other")]
         await bench.database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count=200"))
@@ -307,8 +264,7 @@ class TestAHandlerThatRaises:
             for _ in range(2):
                 tx.execute(charges.insert(), {"number": 1, "key": tx.key, "what": event.card})
 
-        bench.participant = Participant("payments", step("clash", clash, saga="order-fulfilment"), metadata=metadata)
-        bench.handler = bench.new_owner()
+        bench.with_steps(step("clash", clash, saga="order-fulfilment"))
         await bench.handler.claim("stream-1")
         await bench.take(bench.message(reserved(card="4111-2222")))
         query = sa.text("SELECT error FROM farandole_queue")
@@ -325,13 +281,10 @@ class TestAHandlerThatRaises:
             if broken:
                 raise RuntimeError("broken")
 
-        bench.participant = Participant(
-            "payments",
+        bench.with_steps(
             step("take-payment", bench.cashier.charge, saga="order-fulfilment"),
             step("second", second, saga="order-fulfilment"),
-            metadata=metadata,
         )
-        bench.handler = bench.new_owner()
         await bench.handler.claim("stream-1")
         assert await bench.take(bench.message(reserved())) == []
         assert await bench.done() == []
@@ -375,10 +328,7 @@ class TestAHandlerThatRaises:
             tx.execute(charges.insert(), {"key": tx.key, "what": "charge"})
             return PaymentFailed(order_id=tx.key, reason="")
 
-        bench.participant = Participant(
-            "payments", step("take-payment", nameless, saga="order-fulfilment"), metadata=metadata
-        )
-        handler = bench.new_owner()
+        handler = bench.with_steps(step("take-payment", nameless, saga="order-fulfilment"))
         await handler.claim("stream-1")
         assert (await handler.handle([bench.message(reserved())], ())).rows == []
         assert await bench.done() == []
