@@ -19,8 +19,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from farandole.advance import CORRELATOR, STEP_OVERDUE
-from farandole.correlator.dead_letters import ClosedDeadLetter, DeadLetter, DeadLetterState
+from farandole.correlator.dead_letters import CORRELATOR, ClosedDeadLetter, DeadLetter, DeadLetterState
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
 from farandole.correlator.queries import DeadLetterQuery, SagaCount, SagaOrder, SagaQuery
 from farandole.correlator.store import (
@@ -626,8 +625,9 @@ class CorrelatorStoreConformance:
         self, store: CorrelatorStore
     ) -> None:
         claim = await store.claim(INCARNATION)
+        kept_without = saga("a", definition="drone-delivery", history=[entry(1), entry(2)])
+        claim = (await store.commit(claim, FoldedBatch(2, new(kept_without)))).claim
         sagas = (
-            saga("a", definition="drone-delivery", history=[entry(1)]),
             saga("a", history=[entry(1), entry(2), entry(3, type_="payments.v1.PaymentProcessed"), entry(5)]),
             saga("b", history=[entry(4)]),
         )
@@ -857,7 +857,8 @@ class CorrelatorStoreConformance:
     async def test_due_are_open_sagas_by_their_next_deadline(self, store: CorrelatorStore) -> None:
         step_first, saga_first, was_told, over, unstarted = (key_of(3, number) for number in range(5))
         told = saga(was_told, deadline=90)
-        overdue = replace(entry(3, type_=STEP_OVERDUE).fact, source=CORRELATOR, id=overdue_id(told, told.steps[1]))
+        event_id = overdue_id(told, told.steps[1])
+        overdue = replace(entry(3, type_="choreography.v1.StepOverdue").fact, source=CORRELATOR, id=event_id)
         await record(
             store,
             saga(step_first, deadline=1800),
