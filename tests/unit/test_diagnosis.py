@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
@@ -19,9 +19,11 @@ from choreography.v1.participant_pb2 import (
 from farandole.cli.saga_commands import next_commands
 from farandole.correlator.dead_letters import CORRELATOR, DeadLetter
 from farandole.correlator.diagnosis import Consumer, Standing, awaited, diagnose
+from farandole.correlator.inquiry import consumer_of
 from farandole.envelope import Reason
 from farandole.saga import Cause
 from tests.unit.saga_histories import ORDER_FULFILMENT, START, Told, event, lifecycle, timed_out, told
+from tests.unit.saga_histories import dead_letter as history_dead_letter
 
 PAID = ("OrderCreated", "ItemsReserved", "PaymentProcessed")
 """At 12:00:00, :01 and :02, as sequences 10, 20 and 30: shipping is to carry out ship-order by 12:01:02."""
@@ -377,6 +379,56 @@ CASES = [
         ["farandole sagas show ord-1"],
     ),
     Case(
+        "quarantined, as its history tells",
+        [*PAID, history_dead_letter("Recorded", "ship-order", 30)],
+        {"shipping": answers(30, queued(30, QUEUED_EVENT_STATE_DEAD_LETTERED, attempts=3))},
+        [
+            (
+                "order-fulfilment ord-1 is RUNNING. It is QUARANTINED: an event of it is a dead letter, and later "
+                "events wait behind that."
+            ),
+            (
+                f"{WAITS_FOR_SHIPPING} shipping gave up on {PROCESSED} (sequence 30) for ship-order: dead letter "
+                f"shipping-30, RETRIES_EXHAUSTED after 3 tries: RuntimeError: the label printer is jammed. {DECIDE}"
+            ),
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole deadletters show shipping-30", "farandole logs shipping", "farandole sagas watch ord-1"],
+        [dead_letter()],
+    ),
+    Case(
+        "a compensation was given up on",
+        [*PAID, REFUSED, history_dead_letter("Recorded", "take-payment", 40, compensation=True)],
+        {"payments": answers(40, queued(40, QUEUED_EVENT_STATE_DEAD_LETTERED, attempts=3))},
+        [
+            (
+                "order-fulfilment ord-1 is COMPENSATION_FAILED: undoing it was given up on, and an operator "
+                "must decide "
+                "(STEP_FAILURE: ship-order: no post goes to nowhere). It is QUARANTINED: an event of it is a dead "
+                "letter, and later events wait behind that."
+            ),
+            (
+                "It waits since 2026-11-22T12:00:03.000Z for payments to undo take-payment; that is due "
+                f"2026-11-22T12:05:03.000Z. payments gave up on {FAILED} (sequence 40) for undoing take-payment: dead "
+                f"letter payments-40, REJECTED after 1 try: the bank is closed. {DECIDE}"
+            ),
+            "Still to be undone after that: reserve-items, place-order.",
+        ],
+        ["farandole deadletters show payments-40", "farandole logs payments", "farandole sagas watch ord-1"],
+        [
+            dead_letter(
+                "payments",
+                40,
+                event_type=FAILED,
+                step="take-payment",
+                compensation=True,
+                reason=Reason.REJECTED,
+                detail="the bank is closed",
+                attempts=1,
+            )
+        ],
+    ),
+    Case(
         "stalled after its commit event",
         [*PAID, "OrderShipped", lifecycle("SagaStalled", after=1900)],
         {"orders": Standing(consumer(1, 30, is_read=False))},
@@ -502,3 +554,39 @@ def test_what_is_asked_is_what_is_told(case: Case) -> None:
     diagnosis = diagnosis_of(case)
     assert {outcome.participant for outcome in diagnosis.awaited} == set(case.standings)
     assert all(outcome.detail in case.says for outcome in diagnosis.awaited)
+
+
+def test_what_nothing_leads_to_is_said_to_need_a_hand() -> None:
+    """In a chain with a gap: undoing the payment leads nowhere, so the items stay reserved."""
+    steps = list(ORDER_FULFILMENT.steps)
+    payment = ORDER_FULFILMENT.index["take-payment"]
+    steps[payment] = replace(steps[payment], compensation=None)
+    gap = replace(ORDER_FULFILMENT, steps=tuple(steps))
+    diagnosis = diagnose(gap, told(*PAID, REFUSED, definition=gap), {"inventory": STOPPED})
+    (outcome,) = diagnosis.awaited
+    assert (outcome.step, outcome.compensation, outcome.trigger_sequence) == ("reserve-items", True, 0)
+    assert outcome.detail == (
+        "reserve-items of inventory is to be undone, but none of payments.v1.PaymentFailed, "
+        "payments.v1.PaymentRefunded "
+        "has come, and nothing that is under way leads to it. Undo it by hand, and publish inventory.v1.ItemsReleased."
+    )
+
+
+def test_a_dead_letter_of_a_saga_that_waits_for_somebody_else_is_told_too() -> None:
+    letter = dead_letter("inventory", 10, event_type="orders.v1.OrderCreated", step="reserve-items")
+    diagnosis = diagnose(ORDER_FULFILMENT, told(*PAID), {"shipping": answers(20)}, [letter])
+    assert list(diagnosis.dead_letter_ids) == ["inventory-10"]
+    assert (
+        "inventory gave up on orders.v1.OrderCreated (sequence 10) for reserve-items: dead letter" in diagnosis.summary
+    )
+
+
+def test_an_empty_consumer_is_read_as_the_broker_leaves_it_out() -> None:
+    assert consumer_of({"num_waiting": 1}) == Consumer(0, 0, None, is_read=True)
+    info = {
+        "ack_floor": {"consumer_seq": 3, "stream_seq": 17, "last_active": "2026-11-22T12:00:00.123456789Z"},
+        "num_pending": 4,
+        "num_ack_pending": 2,
+        "num_waiting": 0,
+    }
+    assert consumer_of(info) == Consumer(6, 17, START.replace(microsecond=123456), is_read=False)

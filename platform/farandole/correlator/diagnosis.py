@@ -94,11 +94,7 @@ def awaited(definition: Definition, saga: Saga) -> tuple[Awaited, ...]:
         if (found := _under_way(definition, saga, index, step, record)) is not None
     ]
     if not under_way and saga.status in {Status.COMPENSATING, Status.COMPENSATION_FAILED}:
-        under_way = [
-            Awaited(Wait.TRIGGER, step, step.compensation.triggers, None, None, is_overdue=False)
-            for step, record in pairs
-            if record.status is StepStatus.SUCCEEDED and step.compensation is not None
-        ]
+        under_way = list(_without_trigger(pairs))
     return (*under_way, *_last_words(saga, pairs))
 
 
@@ -171,6 +167,20 @@ def _under_way(
             _is_overdue(saga, record),
         )
     return None
+
+
+def _without_trigger(pairs: Iterable[tuple[StepDefinition, StepRecord]]) -> Iterator[Awaited]:
+    """Steps that are to be undone when nothing is under way that leads to it; not those whose undoing follows."""
+    left = [
+        (step, step.compensation)
+        for step, record in pairs
+        if record.status is StepStatus.SUCCEEDED and step.compensation is not None
+    ]
+    to_come = {compensation.completion for _, compensation in left}
+    for step, compensation in left:
+        if not to_come.intersection(compensation.triggers):
+            types = (compensation.completion, *compensation.triggers)
+            yield Awaited(Wait.TRIGGER, step, types, None, None, is_overdue=False)
 
 
 def _last_words(saga: Saga, pairs: Iterable[tuple[StepDefinition, StepRecord]]) -> Iterator[Awaited]:
@@ -340,17 +350,19 @@ _OPERATOR = "Remove its cause; then have it redriven, or discarded to go on with
 
 
 def _detail(one: Awaited, saga: Saga, standing: Standing, holding: Sequence[DeadLetter]) -> str:
+    if one.wait is Wait.TRIGGER:
+        return _what(one)
     return f"{_what(one)} {_where(one, saga, standing, holding)}"
 
 
 def _what(one: Awaited) -> str:
     name, participant = one.step.name, one.step.participant
     if one.wait is Wait.TRIGGER:
-        if not one.event_types:
-            return f"{name} of {participant} is to be undone, but only a time-out of the saga triggers that."
+        completion, *triggers = one.event_types
+        come = f"none of {', '.join(triggers)} has come" if triggers else "only a time-out of the saga triggers that"
         return (
-            f"{name} of {participant} is to be undone once one of {', '.join(one.event_types)} has come, and nothing "
-            "that is under way leads to it."
+            f"{name} of {participant} is to be undone, but {come}, and nothing that is under way leads to it. Undo it "
+            f"by hand, and publish {completion}."
         )
     if one.wait is Wait.LAST_WORD:
         return f"{participant} has not said yet what became of {name}, which had not ended when the saga was timed out."
