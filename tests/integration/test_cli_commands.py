@@ -179,6 +179,22 @@ def test_watch_that_waits_in_vain_gives_up_in_time(stack: StackUnderTest) -> Non
     assert (code, "did not answer in time" in why) == (1, True)
 
 
+def test_diagnose_says_for_whom_a_saga_waits_and_what_to_try(stack: StackUnderTest) -> None:
+    publish(stack, "orders.v1.OrderCreated", ORDER, "ord-diagnose")
+    shown(stack, "ord-diagnose")
+    printed = said(stack, "sagas", "diagnose", "ord-diagnose")
+    assert printed.startswith("order-fulfilment ord-diagnose is RUNNING.\nIt waits since ")
+    assert "for inventory to carry out reserve-items" in printed
+    assert "inventory has never run" in printed
+    assert printed.endswith(
+        "Try next:\n  farandole start inventory\n  farandole sagas watch ord-diagnose\n",
+    )
+    diagnosis = json.loads(said(stack, "sagas", "diagnose", "ord-diagnose", "--json"))
+    assert [one["participant"] for one in diagnosis["awaited"]] == ["inventory"]
+    code, why = refused(stack, "sagas", "diagnose", "ord-nobody")
+    assert (code, "there is no saga 'ord-nobody'" in why) == (1, True)
+
+
 def test_list_filters_orders_and_limits(stack: StackUnderTest) -> None:
     for key in ("ord-list-1", "ord-list-2", "ord-list-3"):
         publish(stack, "orders.v1.OrderCreated", ORDER, key)
