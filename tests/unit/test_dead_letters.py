@@ -252,6 +252,13 @@ def test_a_dead_letter_of_an_event_that_the_history_lacks_has_the_time_of_the_te
     assert letter.stream_time == NOW
 
 
+def test_no_one_records_dead_letters_in_the_correlators_name() -> None:
+    forged = dead_letter_events_pb2.DeadLetterRecorded()
+    forged.CopyFrom(RECORDED)
+    forged.participant = "correlator"
+    assert participant_dead_letter(event(forged), [entry(7)]) is None
+
+
 @pytest.mark.parametrize(
     ("body", "state"),
     [
