@@ -126,8 +126,8 @@ def dead_letter_of(unreadable: Unreadable, registry: Registry) -> DeadLetter:
 
 
 def participant_dead_letter(event: Event, history: Iterable[HistoryEntry] = ()) -> DeadLetter | None:
-    """The dead letter that a `DeadLetterRecorded` tells of; None for any other event, and where it names the correlator,
-    which records its own: what someone else tells must not stand in their place.
+    """The dead letter that a `DeadLetterRecorded` tells of; None for any other event, and where it names the
+    correlator, which records its own: what someone else tells must not stand in their place.
 
     `history` is that of the saga: it knows when the dead-lettered event was stored. Its headers are the CloudEvents
     attributes that the participant told, in plain text; its payload the store finds in the history (`get_dead_letter`).
