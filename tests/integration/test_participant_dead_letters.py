@@ -551,6 +551,29 @@ class TestHearing:
         assert await bench.finish() == []
         assert (await bench.queued(), await bench.done()) == ([], [])
 
+    async def test_two_of_one_key_pass_together(self, bench: Bench) -> None:
+        """Two definitions start on the same event, and both were timed out."""
+
+        def audit(_event: OrderShipped, tx: Transaction) -> None:
+            write_down(tx, "audit")
+
+        bench.with_steps(
+            step("take-payment", bench.cashier.charge, undo=bench.cashier.refund, saga="order-fulfilment"),
+            step("audit-order", audit, saga="yearly-audit"),
+        )
+        await bench.handler.claim("stream-1")
+        await give_up(bench, bench.message(reserved()))
+        backlog = [
+            bench.message(OrderShipped(order_id="o1", tracking_number="t")),
+            bench.message(timed_out()),
+            bench.message(timed_out(definition="yearly-audit", steps=("audit-order",))),
+        ]
+        events = await bench.hear(*backlog[1:])
+        assert types(events)[-3:] == ["StepVoided", "DeadLetterSuperseded", "StepVoided"]
+        assert await bench.take(*backlog) == []
+        assert await bench.finish() == []
+        assert (await bench.queued(), await bench.done()) == ([], [])
+
     async def test_one_whose_handler_fails_keeps_its_place(self, bench: Bench) -> None:
         await bench.handler.handle([bench.message(reserved())], ())
         bench.cashier.refund_fails = True

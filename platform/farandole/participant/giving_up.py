@@ -41,7 +41,7 @@ def tell(entry: QueueEntry, event: Event, failure: Failure, outgoing: Outgoing, 
 
     There the copy comes first, so that whoever hears of a dead letter finds it.
     """
-    first = entry.attempts == 1
+    first = entry.attempts == entry.attempts_before + 1
     about = {
         "saga_id": entry.key,
         "event_id": event.id,

@@ -161,7 +161,9 @@ class Unfinished:
 
         Returns whether it did; else nothing is done.
         """
-        (head,) = self._tables.queued(self._connection, [event.key], 1)
+        head = next(iter(self._tables.queued(self._connection, [event.key], 1)), None)
+        if head is None:  # another one has just overtaken what waited
+            return self._intake.run(event, isolated=True) is None
         if not head.given_up or self._intake.knows(event):
             return False
         head_event = self._decode(head.message)
