@@ -138,6 +138,10 @@ def test_the_checkouts_own_file_is_valid() -> None:
         "inventory": 50053,
         "payments": 50054,
         "shipping": 50055,
+        "parcels": 50056,
+        "packaging": 50057,
+        "drones": 50058,
+        "delivery": 50059,
     }
     assert plan.broker is not None
     assert plan.broker.monitoring is not None
