@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,18 @@ class OnCall:
         return GetStatusResponse.FromString(reply.data).status
 
 
-@pytest.fixture
-async def on_call(services: Services) -> AsyncIterator[OnCall]:
+@asynccontextmanager
+async def on_call_for(services: Services) -> AsyncIterator[OnCall]:
     client: Client = await nats.connect(services.nats_url)
     async with channels_to(services, ["correlator"]) as channels:
         yield OnCall(services, channels["correlator"], client)
     await client.close()
+
+
+@pytest.fixture
+async def on_call(services: Services) -> AsyncIterator[OnCall]:
+    async with on_call_for(services) as on_call:
+        yield on_call
 
 
 @contextmanager
@@ -186,10 +192,14 @@ async def test_a_participant_that_retries(on_call: OnCall) -> None:
 async def test_a_participant_that_gave_up(on_call: OnCall) -> None:
     with stubborn(on_call.services):
         await on_call.order("ord-illegible", ILLEGIBLE)
-        told = "nobody can read the label"
-        diagnosis = await on_call.diagnosed("ord-illegible", lambda found: told in found.summary)
+        diagnosis = await on_call.diagnosed(
+            "ord-illegible", lambda found: found.health == saga_pb2.SAGA_HEALTH_QUARANTINED
+        )
         (outcome,) = diagnosis.awaited
-        assert f"dead letter shipping-{outcome.trigger_sequence}" in outcome.detail
+        dead_letter = f"shipping-{outcome.trigger_sequence}"
+        assert list(diagnosis.dead_letter_ids) == [dead_letter]
+        assert f"dead letter {dead_letter}, REJECTED after 1 try: " in outcome.detail
+        assert "nobody can read the label" in outcome.detail
         (event,) = outcome.participant_diagnosis.status.queue
         assert (event.state, event.attempts) == (QUEUED_EVENT_STATE_DEAD_LETTERED, 1)
         assert not event.HasField("next_attempt_time")
@@ -235,6 +245,45 @@ async def test_a_bad_request_is_refused_and_breaks_nothing(on_call: OnCall) -> N
         assert (await on_call.status()).participant == "shipping"
         with pytest.raises(nats.errors.TimeoutError):
             await elsewhere.next_msg(timeout=0.2)
+
+
+@pytest.fixture
+def hurried(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    """All but shipping, with a correlator of short deadlines."""
+    monkeypatch.setenv("FARANDOLE_SAGAS", str(_shortened(tmp_path_factory.mktemp("sagas"))))
+    with running(tmp_path_factory, "correlator", "orders", "inventory", "payments") as services:
+        yield services
+
+
+async def test_a_saga_that_is_overdue_then_timed_out_with_a_last_word_to_come(hurried: Services) -> None:
+    async with on_call_for(hurried) as on_call:
+        await on_call.order("ord-late")
+        overdue = await on_call.diagnosed("ord-late", lambda found: found.health == saga_pb2.SAGA_HEALTH_OVERDUE)
+        (outcome,) = overdue.awaited
+        assert (outcome.step, outcome.overdue) == ("ship-order", True)
+        assert "to carry out ship-order; that was due " in outcome.detail
+
+        ended = await on_call.diagnosed(
+            "ord-late", lambda found: found.status == saga_pb2.SAGA_STATUS_COMPENSATED and len(found.awaited) == 1
+        )
+        assert ended.cause == saga_pb2.SAGA_CAUSE_DEADLINE
+        (last,) = ended.awaited
+        assert (last.step, last.participant, last.compensation) == ("ship-order", "shipping", False)
+        assert last.event_types[0] == "choreography.v1.StepVoided"
+        assert "shipping has not said yet what became of ship-order" in ended.summary
+
+        with shipping(hurried):
+            voided = await on_call.diagnosed("ord-late", lambda found: not found.awaited)
+            assert voided.status == saga_pb2.SAGA_STATUS_COMPENSATED
+
+
+def _shortened(directory: Path) -> Path:
+    """The definition of orders with a step's deadline of two seconds, and five seconds for the whole."""
+    definition = (ROOT / "services/correlator/sagas/order-fulfilment.yaml").read_text()
+    assert 'deadline: "1800s"' in definition
+    shortened = definition.replace('deadline: "1800s"', 'deadline: "5s"').replace('deadline: "60s"', 'deadline: "2s"')
+    (directory / "order-fulfilment.yaml").write_text(shortened)
+    return directory
 
 
 async def test_grpcurl_prints_the_diagnosis(on_call: OnCall, grpcurl: str) -> None:
