@@ -84,6 +84,11 @@ class Story:
             case "foreign":
                 body = PackageDelivered(parcel_id="o1", delivery_id="x", drone_id="d1")
                 self.published += await bench.take(bench.message(body, source="someone"))
+            case "impostor":  # the id of what it published, from somebody else
+                assert self._own is not None
+                own = self._own.headers["ce-id"]
+                body = PackageDelivered(parcel_id="o1", delivery_id="x", drone_id="d1")
+                self.published += await bench.take(bench.message(body, source="someone", event_id=own))
             case "copycat":  # its own name, but not the event that it published
                 body = PackageDelivered(parcel_id="o1", delivery_id="x", drone_id="d1")
                 self.published += await bench.take(bench.message(body, source="delivery", event_id="x"))
@@ -116,6 +121,8 @@ ORDERS = {
     "trigger foreign": (DONE, ["decide"], BarrierState.DONE),
     "trigger foreign own foreign": (DONE, ["decide", "fly"], BarrierState.CONFIRMED),
     "foreign trigger time-out own": (DONE + ANSWERED, ["decide", "answer"], BarrierState.UNDONE),
+    "trigger impostor": (DONE, ["decide"], BarrierState.DONE),
+    "trigger impostor own": (DONE, ["decide", "fly"], BarrierState.CONFIRMED),
     "copycat trigger": (DONE, ["decide"], BarrierState.DONE),
     "trigger copycat": (DONE, ["decide"], BarrierState.DONE),
     "trigger copycat own": (DONE, ["decide", "fly"], BarrierState.CONFIRMED),
