@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf import any_pb2, descriptor_pb2, json_format
 from google.protobuf.message import Message
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farandole.redaction import REDACTED, Redactor
@@ -72,6 +72,7 @@ def _recursive() -> EventType:
 RECURSIVE = _recursive()
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["child", "children"]), max_size=12))
 def test_no_depth_hides_a_secret(path: list[str]) -> None:
     values: dict[str, object] = {"secret": SECRET}
@@ -80,6 +81,8 @@ def test_no_depth_hides_a_secret(path: list[str]) -> None:
     message, _ = _redacted(RECURSIVE, values)
     assert SECRET.encode() not in message.SerializeToString()
     assert REDACTED.encode() in message.SerializeToString()
+    held = json_format.ParseDict(values, RECURSIVE.message_class())
+    assert set(RECURSIVE.redactor.hidden_values(held)) == {SECRET}
 
 
 def test_other_kinds_of_fields_are_cleared() -> None:
@@ -158,3 +161,35 @@ def test_an_extension_field_is_cleared() -> None:
     message = event_type.message_class.FromString(b"\x0a\x01a\x12\x01b" + b"\xa2\x06\x04" + b"4111")
     redacted = event_type.redactor.redact(message)
     assert b"4111" not in redacted.SerializeToString()
+
+
+def test_the_hidden_values_are_all_that_redacting_takes_away(tree: SchemaFile) -> None:
+    card = {"number": SECRET, "name": "Ada"}
+    event_type = _event_type(tree)
+    values = {"id": "a", "wallet": {"card": card}, "cards": [card], "by": {"x": card}, "plain": {"text": "shown"}}
+    message = json_format.ParseDict(values, event_type.message_class())
+    assert list(event_type.redactor.hidden_values(message)) == [SECRET] * 3
+    assert list(event_type.redactor.hidden_values(event_type.message_class())) == []
+
+
+def test_of_a_hidden_message_every_value_is_hidden() -> None:
+    file = SchemaFile()
+    secret = file.message("Secret")
+    field(secret, "text")
+    event = file.event()
+    field(event, "texts", repeated=True, redact=True)
+    field(event, "raw", BYTES, redact=True)
+    field(event, "pin", INT32, redact=True)
+    field(event, "held", of=file.type_of("Secret"), redact=True)
+    map_field(event, file.type_of("Happened"), "named", redact=True)
+    values = {
+        "id": "a",
+        "texts": ["b", "c"],
+        "raw": "NDExMQ==",
+        "pin": 4111,
+        "held": {"text": "d"},
+        "named": {"e": "f"},
+    }
+    event_type = _event_type(file)
+    message = json_format.ParseDict(values, event_type.message_class())
+    assert set(event_type.redactor.hidden_values(message)) == {"b", "c", b"4111", 4111, "d", "e", "f"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farandole import Reject, Retries
@@ -28,6 +28,7 @@ def test_one_try_has_no_pause() -> None:
     assert Retries(tries=1).pause_after(1) is None
 
 
+@settings(deadline=None)
 @given(
     tries=st.integers(1, 10**9),
     first=st.integers(1, 10**6),
