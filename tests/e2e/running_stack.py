@@ -19,7 +19,9 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = ("orders", "inventory", "payments", "shipping")
+ORDER_SERVICES = ("orders", "inventory", "payments", "shipping")
+PARCEL_SERVICES = ("parcels", "packaging", "drones", "delivery")
+SAMPLES = (*ORDER_SERVICES, *PARCEL_SERVICES)
 SERVICES = ("correlator", *SAMPLES)
 PARTS = ("nats", *SERVICES)
 
@@ -29,6 +31,10 @@ ORDERS = "orders.v1.OrderService"
 INVENTORY = "inventory.v1.InventoryService"
 PAYMENTS = "payments.v1.PaymentService"
 SHIPPING = "shipping.v1.ShippingService"
+PARCELS = "parcels.v1.ParcelService"
+PACKAGING = "packaging.v1.PackagingService"
+DRONES = "drones.v1.DroneService"
+DELIVERY = "delivery.v1.DeliveryService"
 HEALTH = "grpc.health.v1.Health"
 SERVED_BY = {
     SAGAS: "correlator",
@@ -37,6 +43,10 @@ SERVED_BY = {
     INVENTORY: "inventory",
     PAYMENTS: "payments",
     SHIPPING: "shipping",
+    PARCELS: "parcels",
+    PACKAGING: "packaging",
+    DRONES: "drones",
+    DELIVERY: "delivery",
 }
 
 CARD = "card-4111-secret"
@@ -51,7 +61,7 @@ Value = TypeVar("Value")
 
 _GRPCURL_CODE_BASE = 64
 """grpcurl exits with this and the gRPC status code added up."""
-_PORTS = range(20_000, 32_000, 10)
+_PORTS = range(20_000, 32_000, 20)
 """Below what Linux gives to outgoing connections: one of those would hold a service's port for a minute."""
 
 
@@ -169,6 +179,16 @@ def order_subject(order_id: str) -> str:
     return f"events.{order_id}.orders.v1.OrderCreated"
 
 
+def parcel(parcel_id: str, **changes: Any) -> JSON:
+    """A parcel with a book of 500 g, as ProtoJSON."""
+    return {"parcelId": parcel_id, "item": "book", "weightGrams": 500, "address": ADDRESS} | changes
+
+
+def parcel_subject(parcel_id: str) -> str:
+    """Where a parcel's order is published."""
+    return f"events.{parcel_id}.parcels.v1.ParcelOrdered"
+
+
 def json_values(text: str) -> list[JSON]:
     """The JSON values that stand one after the other in a text, as grpcurl prints a stream."""
     decoder, values, at = json.JSONDecoder(), [], 0
@@ -282,7 +302,7 @@ class Grpcurl:
 class Stack:
     """The stack of `farandole.yaml` with a home and ports of its own."""
 
-    def __init__(self, home: Path, tools: Tools) -> None:
+    def __init__(self, home: Path, tools: Tools, environment: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.tools = tools
         first = free_ports(len(PARTS) + 1)
@@ -300,6 +320,7 @@ class Stack:
                 ]
             ),
             "COLUMNS": "200",
+            **(environment or {}),
         }
         self.nats = Nats(tools.nats, f"nats://{self.address('nats')}")
 
@@ -470,10 +491,25 @@ class Stack:
         return found
 
 
+def definitions(directory: Path, **durations: str) -> Path:
+    """The sample's definitions in a directory of their own, with each duration replaced by another.
+
+    `definitions(path, s1800="10s")` makes every `"1800s"` ten seconds.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in (ROOT / "services/correlator/sagas").glob("*.yaml"):
+        text = file.read_text()
+        for was, becomes in durations.items():
+            assert f'"{was[1:]}s"' in text, f"{file.name} has no duration {was[1:]}s"
+            text = text.replace(f'"{was[1:]}s"', f'"{becomes}"')
+        (directory / file.name).write_text(text)
+    return directory
+
+
 @contextmanager
-def running(home: Path, tools: Tools) -> Iterator[Stack]:
-    """A stack that is up, and down again after."""
-    stack = Stack(home, tools)
+def running(home: Path, tools: Tools, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """A stack that is up, and down again after. `environment` is added to what its processes get."""
+    stack = Stack(home, tools, environment)
     stack.farandole("up")
     try:
         yield stack
