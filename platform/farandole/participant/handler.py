@@ -21,8 +21,9 @@ from farandole.outbox import OutboxRow
 from farandole.participant.intake import HandlerFailedError, Intake
 from farandole.participant.outgoing import Outgoing
 from farandole.participant.participant import OPERATOR_VERBS, TIMED_OUT, Participant
+from farandole.participant.schedule import Schedule, ScheduleChanges
 from farandole.participant.tables import ParticipantTables
-from farandole.participant.unfinished import Schedule, ScheduleChanges, Unfinished
+from farandole.participant.unfinished import Unfinished
 from farandole.worker import FirstHeard, Handled, Position
 
 _DUE_SAGAS = 500
