@@ -119,16 +119,16 @@ class Record:
         return self.status is Status.RUNNING and self.steps[self.definition.pivot].status is StepStatus.SUCCEEDED
 
     def is_triggered(self, index: int) -> bool:
-        """Whether what starts a step has happened."""
+        """Whether what starts a step of a saga that has started has happened."""
         step = self.definition.steps[index]
+        if step.success == self.definition.initiating_event:
+            return True
         happened = (self._has_happened(event_type) for event_type in step.all_of or step.triggers)
         return all(happened) if step.all_of else any(happened)
 
     def _has_happened(self, event_type: str) -> bool:
         role = self.definition.roles[event_type]
-        if role.is_initiating:
-            return self.start_time is not None
-        return self.steps[role.step].status is StepStatus.SUCCEEDED
+        return role.is_initiating or self.steps[role.step].status is StepStatus.SUCCEEDED
 
     def awaited(self) -> list[str]:
         """See `awaited`."""

@@ -64,6 +64,12 @@ class TestOverdue:
             assert (dispositions(saga)[1], saga.health) == ("StepOverdue LATE", Health.ON_TIME)
         assert dispositions(told("OrderCreated", overdue("no-such-step")))[1] == "StepOverdue UNEXPECTED"
 
+    def test_who_tells_it_too_soon_does_not_keep_the_correlator_from_telling_it(self) -> None:
+        soon = ("OrderCreated", "ShippingFailed", overdue("take-payment", source="someone"), "ItemsReserved")
+        saga = told(*soon, overdue("take-payment"))
+        assert dispositions(saga)[2::2] == ["StepOverdue LATE", "StepOverdue APPLIED"]
+        assert saga.health is Health.OVERDUE
+
     def test_a_compensation_of_a_timed_out_saga_that_is_late_has_stalled_it(self) -> None:
         """The saga's deadline has passed already, so that nothing else would tell."""
         late = ("OrderCreated", "ItemsReserved", timed_out(), overdue("reserve-items", compensation=True))

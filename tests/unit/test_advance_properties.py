@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import permutations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,17 @@ from farandole.deadlines import due_lifecycle, next_deadline
 from farandole.definition import CompensationDefinition, Definition, StepDefinition, StepKind, validate
 from farandole.lifecycle import CORRELATOR, SAGA_TIMED_OUT, open_dead_letters
 from farandole.saga import Cause, Disposition, Fact, Health, Lifecycle, Saga, Status, StepStatus
-from tests.unit.saga_histories import KEY, ORDER_FULFILMENT, START, fold
+from tests.unit.saga_histories import (
+    KEY,
+    ORDER_FULFILMENT,
+    START,
+    Told,
+    dead_letter,
+    facts_of,
+    fold,
+    timed_out,
+    voided,
+)
 
 
 @st.composite
@@ -265,6 +276,28 @@ def test_what_succeeded_and_must_be_undone_is_not_lost(story: tuple[Definition, 
     for fact in facts:
         saga = advance(definition, saga, fact, key=KEY)
         assert_nothing_is_lost(definition, saga)
+
+
+def test_in_no_order_of_time_out_commit_void_and_dead_letters_a_success_is_lost() -> None:
+    """Every order of them, each time up to the saga's end."""
+    given_up = dead_letter("Recorded", "take-payment", 50, compensation=True)
+    racing: tuple[str | Told, ...] = (timed_out(), "PaymentProcessed", "OrderShipped", voided("ship-order"), given_up)
+    for order in permutations(racing):
+        facts = facts_of(("OrderCreated", "ItemsReserved", *order, dead_letter("Redriven", "take-payment", 50)))
+        saga = fold(facts)
+        assert_nothing_is_lost(ORDER_FULFILMENT, saga)
+        assert saga.status is (Status.COMPENSATING if saga.cause else Status.RUNNING)
+        answered = _answered(ORDER_FULFILMENT, saga)
+        assert_nothing_is_lost(ORDER_FULFILMENT, answered)
+        assert answered.status is (Status.COMPENSATED if saga.cause else Status.COMPLETED)
+
+
+def _answered(definition: Definition, saga: Saga) -> Saga:
+    """The record at the saga's end, once everyone has done what is foreseen of them."""
+    while not saga.status.is_terminal:
+        blank = replace(_after(saga, saga.update_time), id=f"answer-{saga.revision}")
+        saga = advance(definition, saga, _foreseen(definition, saga, blank)[0], key=KEY)
+    return saga
 
 
 def assert_nothing_is_lost(definition: Definition, saga: Saga) -> None:

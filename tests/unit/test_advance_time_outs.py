@@ -260,6 +260,11 @@ class TestLastWords:
         saga = told(*self.BEFORE, "ShipmentCancelled")
         assert (dispositions(saga)[-1], statuses(saga)["ship-order"]) == ("ShipmentCancelled APPLIED", "COMPENSATED")
 
+    def test_after_the_end_such_a_word_is_only_late(self) -> None:
+        """The end said already what had been undone, and what had not."""
+        before, saga = told(*self.AFTER), told(*self.AFTER, "ShipmentCancelled")
+        assert (dispositions(saga)[-1], saga.steps) == ("ShipmentCancelled LATE", before.steps)
+
     def test_of_a_step_that_leaves_nothing_behind_a_success_is_only_late(self) -> None:
         saga = told(*self.AFTER, COMPLETED)
         assert (dispositions(saga)[-1], saga.status) == ("OrderCompleted LATE", Status.COMPENSATED)
@@ -348,6 +353,24 @@ class TestVoided:
         assert dispositions(told(CREATED, voided("no-such-step")))[1] == "StepVoided UNEXPECTED"
         done = (CREATED, RESERVED, PAID, SHIPPED, COMPLETED, lifecycle("SagaCompleted"))
         assert dispositions(told(*done, voided("place-order")))[-1] == "StepVoided LATE"
+
+    def test_a_commit_event_is_not_taken_back_though_it_started_the_saga(self) -> None:
+        place, *_, complete = ORDER_FULFILMENT.steps
+        at_once = replace(
+            ORDER_FULFILMENT,
+            commit_event="orders.v1.OrderCreated",
+            steps=(replace(place, compensation=None), replace(complete, triggers=("orders.v1.OrderCreated",))),
+        )
+        saga = told(CREATED, voided("place-order"), definition=at_once)
+        assert (dispositions(saga)[1], statuses(saga)["place-order"]) == ("StepVoided UNEXPECTED", "SUCCEEDED")
+
+    def test_a_saga_that_has_committed_is_not_turned_by_a_failure_of_what_was_voided(self) -> None:
+        place, *others = ORDER_FULFILMENT.steps
+        may_fail = replace(ORDER_FULFILMENT, steps=(replace(place, failures=("orders.v1.OrderRefused",)), *others))
+        refused = (voided("place-order"), event("orders.v1.OrderRefused"))
+        saga = told(CREATED, RESERVED, PAID, SHIPPED, *refused, definition=may_fail)
+        assert (dispositions(saga)[-1], saga.status) == ("OrderRefused UNEXPECTED", Status.RUNNING)
+        assert told(CREATED, *refused, definition=may_fail).status is Status.COMPENSATING
 
     def test_what_happened_all_the_same_counts_more_than_the_word(self) -> None:
         saga = told(CREATED, voided("reserve-items"), RESERVED)

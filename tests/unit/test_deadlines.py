@@ -129,6 +129,12 @@ def test_what_is_due_tells_what_its_event_says() -> None:
     assert due_lifecycle(ORDER_FULFILMENT, told(*SHIPPED), LONG_AFTER)[1].cause is Cause.UNSPECIFIED
 
 
+def test_the_cause_is_what_the_saga_waits_since_and_nothing_that_only_tells_of_it() -> None:
+    saga = told("OrderCreated", overdue("reserve-items"), dead_letter("Recorded", "reserve-items"), "PaymentProcessed")
+    assert due_lifecycle(ORDER_FULFILMENT, saga, LONG_AFTER)[-1].causation_id == "event-1"
+    assert due_lifecycle(ORDER_FULFILMENT, told(*SHIPPED), LONG_AFTER)[-1].causation_id == "event-4"
+
+
 def test_ids_stay_the_same_until_their_event_is_stored_and_are_of_that_saga_alone() -> None:
     ids = [one.id for one in due_lifecycle(ORDER_FULFILMENT, told("OrderCreated"), LONG_AFTER)]
     noise = told(
@@ -167,15 +173,25 @@ class TestOnceTold:
 
     def test_a_compensation_that_is_triggered_again_is_told_again(self) -> None:
         """Undone without having succeeded, then a late success: it is undone a second time, by another deadline."""
-        undone = ("OrderCreated", "ItemsReserved", timed_out())
-        first = told_of_due(told(*undone), 1)
-        again = told(*undone, first, "PaymentRefunded", "PaymentProcessed")
-        assert due(again) == ["StepOverdue undoing place-order", "StepOverdue undoing take-payment"]
-        events = (*undone, "PaymentRefunded", "PaymentProcessed")
-        assert due(told(*events, told_of_due(told(*events), 2))) == [
-            "StepOverdue undoing place-order",
-            "StepOverdue undoing reserve-items",
-        ]
+        placing, reserving, paying, *others = ORDER_FULFILMENT.steps
+        assert paying.compensation is not None
+        compensation = replace(paying.compensation, triggers=("inventory.v1.ReservationFailed",))
+        parallel = replace(
+            ORDER_FULFILMENT,
+            steps=(
+                placing,
+                reserving,
+                replace(paying, triggers=("orders.v1.OrderCreated",), compensation=compensation),
+                *others,
+            ),
+        )
+        events: list[str | Told] = ["OrderCreated", "ReservationFailed", "OrderCancelled"]
+        first = told(*events, definition=parallel)
+        assert due(first) == ["StepOverdue undoing take-payment", "SagaStalled"]
+        events += [told_of_due(first)]
+        assert due(told(*events, definition=parallel)) == ["SagaStalled"]
+        events += ["PaymentRefunded", "PaymentProcessed"]
+        assert due(told(*events, definition=parallel)) == ["StepOverdue undoing take-payment", "SagaStalled"]
 
     def test_a_saga_is_timed_out_once(self) -> None:
         saga = told("OrderCreated", told_of_due(told("OrderCreated"), 1))
