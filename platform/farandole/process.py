@@ -8,16 +8,18 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from farandole import logs
 from farandole.broker.connection import Broker
-from farandole.errors import FarandoleError, FencedError, StoreError
+from farandole.errors import FarandoleError, FencedError, StoreError, StoreUnavailableError
 from farandole.rpc import HealthMonitor
 from farandole.settings import Settings
 from farandole.worker import Worker
+
+T = TypeVar("T")
 
 CHECKS = ("broker", "store", "events", "outbox")
 """What health is made of: the connection, the database, reading the stream in order, and publishing into it."""
@@ -40,6 +42,20 @@ def run_process(settings: Callable[[], Settings], main: Callable[[Settings], Cor
     except FarandoleError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(1) from None
+
+
+async def when_available(work: Callable[[], Awaitable[T]], monitor: HealthMonitor) -> T:
+    """The result of `work` on the store, tried until that can be used; health says meanwhile what keeps it.
+
+    Another process may hold the store's lock: one that was suspended does until it goes on or is killed. Any other
+    `StoreError` is raised.
+    """
+    while True:
+        try:
+            return await work()
+        except StoreUnavailableError as error:
+            monitor.set("store", str(error))
+            await asyncio.sleep(_STORE_CHECK_SECONDS)
 
 
 async def work_until_stopped(

@@ -23,7 +23,7 @@ from farandole.participant.participant import Participant
 from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.participant.transaction import CommandTransaction
-from farandole.process import CHECKS, close_or_exit, run_process, work_until_stopped
+from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.settings import Settings
 from farandole.worker import Worker
@@ -98,9 +98,6 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
     database = Database(settings.database_url)
     tables = ParticipantTables()
     try:
-        await database.create(tables.metadata, participant.metadata)
-        if participant.seed is not None:
-            await database.write(participant.seed)
         broker = Broker(settings)
         handler = ParticipantBatchHandler(participant, database, tables)
         worker = Worker(
@@ -119,6 +116,7 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
         )
         subject = status_subject(participant.name)
         async with serve(settings.grpc_address, [_participant_rpc(participant, status), *rpcs(runtime)], monitor):
+            await when_available(lambda: _create_tables(participant, database, tables), monitor)
             await work_until_stopped(
                 broker=broker,
                 worker=worker,
@@ -128,6 +126,12 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
             )
     finally:
         await close_or_exit(database.close())
+
+
+async def _create_tables(participant: Participant, database: Database, tables: ParticipantTables) -> None:
+    await database.create(tables.metadata, participant.metadata)
+    if participant.seed is not None:
+        await database.write(participant.seed)
 
 
 class _ParticipantService(ParticipantServiceServicer):

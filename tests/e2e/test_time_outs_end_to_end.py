@@ -32,8 +32,8 @@ from tests.e2e.running_stack import (
 )
 
 TIMED_OUT = "choreography.v1.SagaTimedOut"
+FAILED_PRECONDITION = 9
 SAGA_SECONDS = 10
-AMOUNT = 2500
 
 
 @pytest.fixture
@@ -281,10 +281,11 @@ steps:
             found: JSON = stack.ask(f"{SAGAS}/GetSaga", {"saga_id": key, "definition": definition})["saga"]
             return found
 
-        refused = eventually(
-            lambda: (refusal := stack.refusal(f"{SAGAS}/GetSaga", {"saga_id": key})).code == 9 and refusal,
+        eventually(
+            lambda: stack.refusal(f"{SAGAS}/GetSaga", {"saga_id": key}).code == FAILED_PRECONDITION,
             "both have a record, so that one must be named",
         )
+        refused = stack.refusal(f"{SAGAS}/GetSaga", {"saga_id": key})
         assert "order-fulfilment" in refused.message
         assert "order-promise" in refused.message
         eventually(lambda: of("order-promise")["status"] == "SAGA_STATUS_FAILED", "the promise is broken")

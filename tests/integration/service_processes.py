@@ -51,11 +51,12 @@ class Services:
     def start(self, *services: str) -> None:
         """Starts services, and waits until each of them serves."""
         for service in services:
-            self._start(service)
+            self.begin(service)
         for service in services:
-            self._wait_until_serving(service)
+            self.wait_until_serving(service)
 
-    def _start(self, service: str) -> None:
+    def begin(self, service: str) -> None:
+        """Starts a service, and does not wait."""
         environment = os.environ | {
             "FARANDOLE_NATS_URL": self.nats_url,
             "FARANDOLE_DATABASE_URL": self.database_url(service),
@@ -72,7 +73,8 @@ class Services:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
-    def _wait_until_serving(self, service: str) -> None:
+    def wait_until_serving(self, service: str) -> None:
+        """Waits until a service says that it serves."""
         options = [("grpc.enable_http_proxy", 0)]
         with grpc.insecure_channel(self.address(service), options=options) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.database import Database
+from farandole.definition import Definition
 from farandole.definition_files import load_definitions
 from farandole.errors import ConfigurationError, Fault
-from farandole.process import CHECKS, close_or_exit, run_process, work_until_stopped
+from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.settings import Settings
@@ -52,28 +54,8 @@ async def _serve(settings: Settings) -> None:
     monitor = HealthMonitor(CHECKS)
     store = SqlCorrelatorStore(Database(settings.database_url))
     try:
-        await store.open()
-        await store.activate(active)
-        stored = [version.definition() for version in await store.definitions()]
         broker = Broker(settings)
         changes = SagaChanges()
-        handler = CorrelatorBatchHandler(
-            store=store,
-            registry=registry,
-            definitions=Definitions(active, stored),
-            changes=changes,
-            last_stored_on=partial(last_stored_on, broker),
-        )
-        worker = Worker(
-            broker=broker,
-            durable=CORRELATOR,
-            description="Farandole correlator",
-            filters=["events.>"],
-            handler=handler,
-            batch_size=settings.batch_size,
-            report=monitor.set,
-            hold_until_caught_up=True,
-        )
         sagas, dead_letters = saga_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR
         rpcs: list[Rpc[Any]] = [
             Rpc(
@@ -88,6 +70,31 @@ async def _serve(settings: Settings) -> None:
             ),
         ]
         async with serve(settings.grpc_address, rpcs, monitor):
+            definitions = await when_available(lambda: _opened(store, active), monitor)
+            handler = CorrelatorBatchHandler(
+                store=store,
+                registry=registry,
+                definitions=definitions,
+                changes=changes,
+                last_stored_on=partial(last_stored_on, broker),
+            )
+            worker = Worker(
+                broker=broker,
+                durable=CORRELATOR,
+                description="Farandole correlator",
+                filters=["events.>"],
+                handler=handler,
+                batch_size=settings.batch_size,
+                report=monitor.set,
+                hold_until_caught_up=True,
+            )
             await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=store.check)
     finally:
         await close_or_exit(store.close())
+
+
+async def _opened(store: SqlCorrelatorStore, active: Sequence[Definition]) -> Definitions:
+    """Opens the store with these definitions as the active ones; returns all that it knows."""
+    await store.open()
+    await store.activate(active)
+    return Definitions(active, [version.definition() for version in await store.definitions()])
