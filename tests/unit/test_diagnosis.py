@@ -22,7 +22,7 @@ from farandole.correlator.diagnosis import Consumer, Standing, awaited, diagnose
 from farandole.correlator.inquiry import consumer_of
 from farandole.envelope import Reason
 from farandole.saga import Cause
-from tests.unit.saga_histories import ORDER_FULFILMENT, START, Told, event, lifecycle, timed_out, told
+from tests.unit.saga_histories import DRONE_DELIVERY, ORDER_FULFILMENT, START, Told, event, lifecycle, timed_out, told
 from tests.unit.saga_histories import dead_letter as history_dead_letter
 
 PAID = ("OrderCreated", "ItemsReserved", "PaymentProcessed")
@@ -554,6 +554,17 @@ def test_what_is_asked_is_what_is_told(case: Case) -> None:
     diagnosis = diagnosis_of(case)
     assert {outcome.participant for outcome in diagnosis.awaited} == set(case.standings)
     assert all(outcome.detail in case.says for outcome in diagnosis.awaited)
+
+
+def test_an_act_without_compensation_that_came_too_late_is_to_be_taken_back_with_a_failure() -> None:
+    delivering = ("ParcelOrdered", "PackagePrepared", "DroneProvisioned")
+    undone = ("DroneReleased", "PackageUnpacked", "ParcelOrderCancelled")
+    time_out = timed_out(definition=DRONE_DELIVERY)
+    saga = told(*delivering, time_out, "PackageDelivered", *undone, definition=DRONE_DELIVERY)
+    first, *_ = awaited(DRONE_DELIVERY, saga)
+    assert (first.step.name, first.is_compensation) == ("deliver-package", True)
+    assert first.event_types == ("delivery.v1.DeliveryFailed",)
+    assert first.deadline == saga.steps[3].deadline
 
 
 def test_what_nothing_leads_to_is_said_to_need_a_hand() -> None:

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from google.protobuf import timestamp_pb2
 
 from choreography.v1 import participant_pb2, saga_diagnosis_pb2, saga_pb2
-from farandole.advance import SAGA_TIMED_OUT, STEP_OVERDUE, STEP_VOIDED
 from farandole.correlator.dead_letters import CORRELATOR, DeadLetter
 from farandole.definition import Definition, StepDefinition
+from farandole.lifecycle import SAGA_TIMED_OUT, STEP_OVERDUE, STEP_VOIDED
 from farandole.saga import Cause, Disposition, Fact, Health, Saga, Status, StepRecord, StepStatus
 
 _MOST_TOLD = 3
@@ -156,12 +156,14 @@ def _under_way(
             record.deadline,
             _is_overdue(saga, record),
         )
-    if record.status is StepStatus.COMPENSATING and step.compensation is not None:
+    if record.status is StepStatus.COMPENSATING:
         may_be_voided = record.end_time is None or step.success == definition.initiating_event
+        # An act that can't be undone has no compensation: what of it came too late is taken back with a failure.
+        ends = (step.compensation.completion,) if step.compensation is not None else step.failures
         return Awaited(
             Wait.COMPENSATION,
             step,
-            (step.compensation.completion, *([STEP_VOIDED] if may_be_voided else [])),
+            (*ends, *([STEP_VOIDED] if may_be_voided else [])),
             _undo_trigger(definition, saga, index),
             record.deadline,
             _is_overdue(saga, record),
