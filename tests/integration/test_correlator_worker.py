@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -17,143 +14,15 @@ from farandole.broker.streams import EVENTS
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.definitions import Definitions
 from farandole.correlator.handler import CorrelatorBatchHandler
-from farandole.correlator.main import read_registry
 from farandole.correlator.memory_store import MemoryCorrelatorStore
-from farandole.correlator.queries import RecordedSaga
 from farandole.correlator.sql_store import SqlCorrelatorStore
-from farandole.correlator.store import CorrelatorStore
 from farandole.database import Database
-from farandole.definition import Definition
 from farandole.definition_files import load_definitions
 from farandole.envelope import Publication, StoredMessage
 from farandole.saga import Disposition, Status
 from farandole.testing.brokers import BrokerUnderTest, connect
-from farandole.worker import Worker
+from tests.integration.correlators import DEFINITIONS, HAPPY, REGISTRY, ROOT, correlating, dispositions, tell
 from tests.integration.stored_events import keys_of_stored
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-REGISTRY = read_registry(ROOT / "generated" / "descriptors.binpb")
-DEFINITIONS = load_definitions(ROOT / "services" / "correlator" / "sagas", REGISTRY)
-
-HAPPY: tuple[tuple[str, dict[str, object]], ...] = (
-    (
-        "orders.v1.OrderCreated",
-        {
-            "customerId": "ada",
-            "currency": "EUR",
-            "card": "4111",
-            "address": "1 Main Street",
-            "lines": [{"sku": "widget", "quantity": 1, "unitPriceCents": 5}],
-        },
-    ),
-    (
-        "inventory.v1.ItemsReserved",
-        {"reservationId": "r", "amountCents": 5, "currency": "EUR", "card": "4111", "address": "1 Main Street"},
-    ),
-    (
-        "payments.v1.PaymentProcessed",
-        {"paymentId": "p", "amountCents": 5, "currency": "EUR", "address": "1 Main Street"},
-    ),
-    ("shipping.v1.OrderShipped", {"trackingNumber": "t"}),
-    ("orders.v1.OrderCompleted", {"trackingNumber": "t"}),
-)
-
-
-class Problems:
-    """What the worker reports to health."""
-
-    def __init__(self) -> None:
-        self.now: str | None = None
-        self.told: list[str] = []
-        self._changed = asyncio.Event()
-
-    def report(self, check: str, problem: str | None) -> None:
-        if check != "events":
-            return
-        self.now = problem
-        self.told.append(problem or "")
-        self._changed.set()
-
-    async def until(self, part: str) -> None:
-        """Waits until the problem holds a text."""
-        await self._until(lambda: part in (self.now or ""))
-
-    async def until_well(self) -> None:
-        """Waits until there is none."""
-        await self._until(lambda: self.now is None)
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
-
-
-@dataclass
-class Correlator:
-    """A running correlator's parts."""
-
-    store: CorrelatorStore
-    worker: Worker
-    changes: SagaChanges
-    problems: Problems
-
-    async def until(self, key: str, *statuses: Status, definition: str = "order-fulfilment") -> RecordedSaga:
-        """Waits until a saga has one of the statuses."""
-        with self.changes.watch(key) as watch:
-            async with asyncio.timeout(20):
-                while True:
-                    found = await self.store.get_sagas(key, definition)
-                    if found and found[0].saga.is_started and found[0].saga.status in statuses:
-                        return found[0]
-                    await watch.wait(0.5)
-
-
-@asynccontextmanager
-async def correlating(
-    broker: Broker,
-    store: CorrelatorStore,
-    definitions: tuple[Definition, ...] = DEFINITIONS,
-    *,
-    batch_size: int = 100,
-) -> AsyncIterator[Correlator]:
-    """A correlator at work on a store."""
-    await store.open()
-    await store.activate(definitions)
-    changes = SagaChanges()
-    handler = CorrelatorBatchHandler(
-        store=store,
-        registry=REGISTRY,
-        definitions=Definitions(definitions),
-        changes=changes,
-        last_stored_on=partial(last_stored_on, broker),
-    )
-    problems = Problems()
-    worker = Worker(
-        broker=broker,
-        durable="correlator",
-        description="",
-        filters=["events.>"],
-        handler=handler,
-        batch_size=batch_size,
-        report=problems.report,
-        hold_until_caught_up=True,
-    )
-    running = asyncio.create_task(worker.run())
-    try:
-        yield Correlator(store, worker, changes, problems)
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-
-
-async def tell(broker: Broker, key: str, events: tuple[tuple[str, dict[str, object]], ...] = HAPPY) -> None:
-    """Publishes events of a saga, with no headers, as anyone may."""
-    publisher = Publisher(broker)
-    for name, body in events:
-        data = json.dumps({"orderId": key, **body}).encode()
-        await publisher.publish(Publication(key, f"events.{key}.{name}", {}, data))
-    await publisher.stop()
 
 
 async def end_deduplication(broker: Broker) -> None:
@@ -167,10 +36,6 @@ async def end_deduplication(broker: Broker) -> None:
         while (await publisher.publish(probe)).is_duplicate:  # noqa: ASYNC110 - the broker does not tell when
             await asyncio.sleep(0.05)
     await publisher.stop()
-
-
-def dispositions(recorded: RecordedSaga) -> list[tuple[str, Disposition]]:
-    return [(entry.fact.type.rpartition(".")[2], entry.disposition) for entry in recorded.saga.history]
 
 
 async def test_a_saga_is_followed_to_its_end_and_said_to_be_complete(broker: Broker) -> None:

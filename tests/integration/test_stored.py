@@ -20,7 +20,7 @@ TYPE = "choreography.v1.SagaTimedOut"
 END = 10**9
 
 HOSTILE_HEADERS = (
-    b"NATS/1.0\r\nNats-Sequence: 999\r\nNats-Subject: events.1.evil\r\nNats-Time-Stamp: never\r\nNats-Stream: x\r\n\r\n",
+    b"NATS/1.0\r\nNats-Sequence: 999\r\nNats-Subject: events.1.evil\r\nNats-Time-Stamp: never\r\n\r\n",
     b"NATS/1.0\r\nStatus: 204\r\nDescription: EOB\r\nNats-Num-Pending: 0\r\nNats-Last-Sequence: 1\r\n\r\n",
     b"NATS/1.0 204 EOB\r\nNats-Num-Pending: 0\r\n\r\n",
     b"NATS/1.0 404 Message Not Found\r\n\r\n",

@@ -1,129 +1,792 @@
-"""What a batch comes to: lifecycle events called for once, and records that rest on what is stored now."""
+"""What a batch comes to: lifecycle events called for once, records that rest on what is stored now, definitions that
+the stream has, deadlines that the stream's time has passed, and participants' dead letters."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.definitions import Definitions
+from farandole.correlator.dead_letters import DeadLetterState
+from farandole.correlator.definitions import ACTIVATED, RETIRED, Definitions
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.memory_store import MemoryCorrelatorStore
-from farandole.envelope import StoredMessage
-from farandole.errors import FencedError
-from farandole.partitions import partition_of
-from farandole.saga import Disposition, Status
+from farandole.definition import Definition
+from farandole.envelope import Publication, StoredMessage
+from farandole.errors import BrokerUnavailableError, DefinitionError, FencedError
+from farandole.partitions import PARTITIONS, partition_key, partition_of
+from farandole.saga import Disposition, Health, Saga, Status
 from farandole.worker import Handled
+from tests.unit.memory_stream import HAPPY, MemoryStream
 from tests.unit.saga_histories import ORDER_FULFILMENT, REGISTRY
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
-ADDRESS = {"currency": "EUR", "address": "1 Main Street"}
-HAPPY: tuple[tuple[str, dict[str, object]], ...] = (
-    ("orders.v1.OrderCreated", {"customerId": "ada", "card": "c", "lines": [{"sku": "w", "quantity": 1}], **ADDRESS}),
-    ("inventory.v1.ItemsReserved", {"reservationId": "r", "amountCents": 5, "card": "c", **ADDRESS}),
-    ("payments.v1.PaymentProcessed", {"paymentId": "p", "amountCents": 5, **ADDRESS}),
-    ("shipping.v1.OrderShipped", {"trackingNumber": "t"}),
-    ("orders.v1.OrderCompleted", {"trackingNumber": "t"}),
-)
+KEY = "o1"
+NEIGHBOUR = next(key for key in map(str, range(1000)) if partition_of(key) == partition_of(KEY))
+"""Another key of the same partition."""
+TICK = "choreography.v1.PartitionTick"
+COMMIT_SUBJECT = f"events.{partition_of(KEY)}.{ORDER_FULFILMENT.commit_event}"
+SECOND_VERSION = replace(ORDER_FULFILMENT, version=2, deadline=timedelta(hours=5))
+RENAMED = replace(ORDER_FULFILMENT, name="another-fulfilment")
 
 
-class Stream:
-    """Makes stored messages, one sequence after another."""
-
-    def __init__(self) -> None:
-        self.sequence = 0
-
-    def store(self, event_type: str, body: dict[str, object], headers: dict[str, str] | None = None) -> StoredMessage:
-        self.sequence += 1
-        subject = f"events.{partition_of('o1')}.{event_type}"
-        data = json.dumps({"orderId": "o1", **body}).encode()
-        return StoredMessage(subject, headers or {}, data, self.sequence, START + timedelta(seconds=self.sequence))
-
-    def read_back(self, handled: Handled) -> list[StoredMessage]:
-        """The published rows as the stream would store them."""
-        messages = []
-        for row in handled.rows:
-            self.sequence += 1
-            publication = row.publication
-            subject = f"events.{partition_of('o1')}.{publication.subject.split('.', 2)[2]}"
-            time = START + timedelta(seconds=self.sequence)
-            messages.append(StoredMessage(subject, publication.headers, publication.data, self.sequence, time))
-        return messages
+def wall_clock() -> datetime:
+    """A machine's clock that is an hour off, and wrong in a new way each time."""
+    wall_clock.calls += 1  # type: ignore[attr-defined]
+    off = timedelta(hours=1 if wall_clock.calls % 2 else -1)  # type: ignore[attr-defined]
+    return datetime(2026, 1, 1, tzinfo=UTC) + off + timedelta(microseconds=wall_clock.calls)  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-def store() -> MemoryCorrelatorStore:
-    return MemoryCorrelatorStore()
+wall_clock.calls = 0  # type: ignore[attr-defined]
 
 
-async def owner(store: MemoryCorrelatorStore) -> CorrelatorBatchHandler:
-    """A correlator's handler that has claimed the store."""
-    await store.open()
-    await store.activate((ORDER_FULFILMENT,))
+@dataclass
+class Correlator:
+    """A correlator's handler over a stream, driven by the test."""
+
+    stream: MemoryStream
+    store: MemoryCorrelatorStore
+    handler: CorrelatorBatchHandler
+    position: int = 0
+
+    async def begin(self) -> Handled:
+        """Claims the store and hears what a session hears first."""
+        self.position = (await self.handler.claim("stream-1")).sequence
+        return await self.handler.hear(self._heard())
+
+    async def _heard(self) -> AsyncIterator[Sequence[StoredMessage]]:
+        for event_type in self.handler.first_heard.types:
+            if page := [message for message in self.stream.messages if message.type == event_type]:
+                yield page
+
+    async def read(self, until: int | None = None) -> Handled:
+        """Takes in, as one batch, what the stream holds behind the position."""
+        last = until or self.stream.messages[-1].sequence
+        batch = [message for message in self.stream.messages if self.position < message.sequence <= last]
+        self.position = last
+        return await self.handler.handle(batch, ())
+
+    async def publish(self, handled: Handled) -> None:
+        """Stores what came of a batch, as the worker does."""
+        self.stream.publish_all(handled)
+        await self.handler.remove([row.id for row in handled.rows])
+
+    async def settle(self) -> None:
+        """Reads, and publishes what comes of it, until nothing comes any more."""
+        while self.stream.messages and self.position < self.stream.messages[-1].sequence:
+            await self.publish(await self.read())
+
+    async def pass_time(self, seconds: float) -> None:
+        """Lets time pass, doing what is due when it is, a quarter of a second late at most, and reading it back."""
+        until = self.stream.seconds + seconds
+        while (left := until - self.stream.seconds) > 0:
+            due_in = self.handler.due_in()
+            self.stream.seconds += left if due_in is None else min(max(due_in, 0.25), left)
+            await self.do_due()
+            await self.settle()
+
+    async def do_due(self) -> Handled:
+        """Does what is due just now and publishes it, without reading it back."""
+        handled = Handled()
+        if (due_in := self.handler.due_in()) is not None and due_in <= 0:
+            handled = await self.handler.due()
+            await self.publish(handled)
+        return handled
+
+    async def until_asked(self) -> StoredMessage:
+        """Lets time pass until a tick is stored, and returns it unread."""
+        for _ in range(1000):
+            self.stream.seconds += 0.25
+            handled = await self.do_due()
+            if any(TICK in attempt.subject for attempt in handled.attempts):
+                return self.stream.messages[-1]
+        raise AssertionError("nobody asks")
+
+    async def saga(self, key: str = KEY, definition: str = "order-fulfilment") -> Saga:
+        (recorded,) = await self.store.get_sagas(key, definition)
+        return recorded.saga
+
+
+def correlator(
+    stream: MemoryStream,
+    store: MemoryCorrelatorStore | None = None,
+    definitions: Sequence[Definition] = (ORDER_FULFILMENT,),
+    *,
+    last_stored_on: Callable[[str], int] | None = None,
+) -> Correlator:
+    """A correlator of its own over a stream; with a store of its own where none is given."""
+    known = store or MemoryCorrelatorStore()
+    ask = last_stored_on or stream.last_stored_on
+
+    async def answer(subject: str) -> int:
+        return ask(subject)
+
     handler = CorrelatorBatchHandler(
-        store=store,
+        store=known,
         registry=REGISTRY,
-        definitions=Definitions((ORDER_FULFILMENT,)),
+        definitions=Definitions(definitions),
         changes=SagaChanges(),
-        last_stored_on=None,
+        last_stored_on=answer,
+        clock=wall_clock,
+        monotonic=lambda: stream.seconds,
     )
-    await handler.claim("stream-1")
-    return handler
+    return Correlator(stream, known, handler)
+
+
+async def at_work(
+    stream: MemoryStream,
+    store: MemoryCorrelatorStore | None = None,
+    definitions: Sequence[Definition] = (ORDER_FULFILMENT,),
+) -> Correlator:
+    """A correlator that has claimed its store, whose definitions are active."""
+    started = correlator(stream, store, definitions)
+    await started.publish(await started.begin())
+    await started.settle()
+    return started
 
 
 def published(handled: Handled) -> list[str]:
     return [row.publication.subject.rpartition(".")[2] for row in handled.rows]
 
 
-async def test_an_end_is_published_once_however_many_events_follow_before_it_is_read_back(
-    store: MemoryCorrelatorStore,
-) -> None:
-    handler, stream = await owner(store), Stream()
-    handled = await handler.handle([stream.store(*event) for event in HAPPY], ())
+def attempted(handled: Handled) -> list[str]:
+    return [publication.subject.rpartition(".")[2] for publication in handled.attempts]
+
+
+def dispositions(saga: Saga) -> list[str]:
+    return [f"{entry.fact.type.rpartition('.')[2]} {entry.disposition.name}" for entry in saga.history]
+
+
+# ---- ends of sagas
+
+
+async def test_an_end_is_published_once_however_many_events_follow_before_it_is_read_back() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY)
+    handled = await working.read()
     assert published(handled) == ["SagaCompleted"]
-    assert published(await handler.handle([stream.store(*HAPPY[-1])], ())) == []
-    assert published(await handler.handle(stream.read_back(handled), ())) == []
-    (recorded,) = await store.get_sagas("o1")
-    assert recorded.saga.status is Status.COMPLETED
-    assert [entry.disposition for entry in recorded.saga.history] == [
+    stream.tell(KEY, HAPPY[-1])
+    assert published(await working.read()) == []
+    stream.publish_all(handled)
+    assert published(await working.read()) == []
+    saga = await working.saga()
+    assert saga.status is Status.COMPLETED
+    assert [entry.disposition for entry in saga.history] == [
         *[Disposition.APPLIED] * 5,
         Disposition.DUPLICATE,
         Disposition.APPLIED,
     ]
 
 
-async def test_an_end_that_its_own_batch_holds_already_is_not_published(store: MemoryCorrelatorStore) -> None:
+async def test_an_end_that_its_own_batch_holds_already_is_not_published() -> None:
     """As in a rebuild, where the whole history comes in one batch."""
-    first, stream = await owner(store), Stream()
-    messages = [stream.store(*event) for event in HAPPY]
-    messages += stream.read_back(await first.handle(messages, ()))
-    rebuilt = MemoryCorrelatorStore()
-    handled = await (await owner(rebuilt)).handle(messages, ())
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY)
+    await working.settle()
+    rebuilt = correlator(stream)
+    assert published(await rebuilt.begin()) == []
+    handled = await rebuilt.read()
     assert published(handled) == []
-    assert len(handled.read_back) == 1
-    assert await rebuilt.waiting_publications() == ()
+    assert [key for key, _ in handled.read_back if key == KEY] == [KEY]
+    assert await rebuilt.store.waiting_publications() == ()
+    assert await rebuilt.store.get_sagas(KEY) == await working.store.get_sagas(KEY)
 
 
-async def test_who_claims_again_starts_from_what_is_stored(store: MemoryCorrelatorStore) -> None:
+async def test_who_claims_again_starts_from_what_is_stored() -> None:
     """As after trouble of the store, when it is not known what became of the last commit."""
-    first, stream = await owner(store), Stream()
-    await first.handle([stream.store(*HAPPY[0])], ())
-    await first.handle([stream.store(*HAPPY[1])], ())
-    await first.claim("stream-1")
-    handled = await first.handle([stream.store(*event) for event in HAPPY[2:]], ())
-    assert published(handled) == ["SagaCompleted"]
-    (recorded,) = await store.get_sagas("o1")
-    assert [entry.disposition for entry in recorded.saga.history] == [Disposition.APPLIED] * 5
+    stream = MemoryStream()
+    working = await at_work(stream)
+    for event in HAPPY[:2]:
+        stream.tell(KEY, event)
+        await working.read()
+    await working.begin()
+    stream.tell(KEY, *HAPPY[2:])
+    assert published(await working.read()) == ["SagaCompleted"]
+    assert [entry.disposition for entry in (await working.saga()).history] == [Disposition.APPLIED] * 5
 
 
-async def test_who_was_shut_out_does_not_take_the_store_back(store: MemoryCorrelatorStore) -> None:
-    first, stream = await owner(store), Stream()
-    await first.handle([stream.store(*HAPPY[0])], ())
-    second = await owner(store)
+async def test_who_was_shut_out_does_not_take_the_store_back() -> None:
+    stream = MemoryStream()
+    first = await at_work(stream)
+    stream.tell(KEY, HAPPY[0])
+    await first.read()
+    second = await at_work(stream, first.store)
     with pytest.raises(FencedError):
-        await first.claim("stream-1")
-    await second.handle([stream.store(*HAPPY[1])], ())
-    (recorded,) = await store.get_sagas("o1")
-    assert len(recorded.saga.history) == 2
+        await first.begin()
+    stream.tell(KEY, HAPPY[1])
+    await second.read()
+    assert len((await second.saga()).history) == 2
+
+
+# ---- definitions in the stream
+
+
+async def test_every_partition_is_told_once_what_is_active() -> None:
+    stream = MemoryStream()
+    started = correlator(stream)
+    handled = await started.begin()
+    assert published(handled) == ["DefinitionActivated"] * PARTITIONS
+    assert {row.publication.key for row in handled.rows} == {partition_key(p) for p in range(PARTITIONS)}
+    assert "order-fulfilment version 1" in (started.handler.problem or "")
+    stream.publish_all(handled)
+    await started.read()
+    assert started.handler.problem is None
+
+
+@pytest.mark.parametrize("stored", [0, 1, 7, PARTITIONS])
+async def test_a_restart_tells_nothing_again(stored: int) -> None:
+    """Whatever part of it had been stored, and read, when the process ended."""
+    stream = MemoryStream()
+    first = correlator(stream)
+    handled = await first.begin()
+    for row in handled.rows[:stored]:
+        stream.publish(row.publication)
+    if stored == 7:
+        await first.read()
+    second = correlator(stream, first.store)
+    again = await second.begin()
+    assert published(again) == []
+    assert len(again.read_back) == stored
+    assert await second.handler.waiting() == handled.rows
+    for row in handled.rows[stored:]:
+        stream.publish(row.publication)
+    await second.read()
+    assert second.handler.problem is None
+    assert published(await correlator(stream, first.store).begin()) == []
+    assert published(await correlator(stream).begin()) == []
+
+
+async def test_what_is_told_again_has_the_same_identity() -> None:
+    """Its row is published again where the process ended before it was removed; it changes nothing then."""
+    one, another = MemoryStream(), MemoryStream()
+    ids = [
+        [row.publication.headers["Nats-Msg-Id"] for row in (await correlator(stream).begin()).rows]
+        for stream in (one, another)
+    ]
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == PARTITIONS
+
+
+async def test_events_that_come_before_the_first_activation_start_sagas() -> None:
+    """The stream may be older than its first correlator, and events may come before what it tells is stored."""
+    stream = MemoryStream()
+    stream.tell(KEY, HAPPY[0])
+    started = correlator(stream)
+    handled = await started.begin()
+    await started.read()
+    assert (await started.saga()).version == 1
+    stream.tell(NEIGHBOUR, HAPPY[0])
+    stream.publish_all(handled)
+    await started.settle()
+    rebuilt = await at_work(stream)
+    for key in (KEY, NEIGHBOUR):
+        assert await rebuilt.store.get_sagas(key) == await started.store.get_sagas(key)
+        assert (await rebuilt.saga(key)).is_started
+
+
+async def test_old_sagas_keep_their_version_and_new_ones_start_under_the_new_one() -> None:
+    stream = MemoryStream()
+    first = await at_work(stream)
+    stream.tell(KEY, HAPPY[0])
+    await first.settle()
+    second = correlator(stream, first.store, (SECOND_VERSION,))
+    handled = await second.begin()
+    assert "version 2" in (second.handler.problem or "")
+    stream.tell(NEIGHBOUR, HAPPY[0])
+    stream.publish_all(handled)
+    stream.tell("o2", HAPPY[0])
+    await second.settle()
+    assert second.handler.problem is None
+    for key, version in ((KEY, 1), (NEIGHBOUR, 1), ("o2", 2)):
+        saga = await second.saga(key)
+        assert (saga.version, saga.deadline) == (
+            version,
+            saga.start_time + {1: ORDER_FULFILMENT, 2: SECOND_VERSION}[version].deadline,  # type: ignore[operator]
+        )
+        stream.tell(key, *HAPPY[1:])
+    await second.settle()
+    rebuilt = await at_work(stream, definitions=(SECOND_VERSION,))
+    for key, version in ((KEY, 1), (NEIGHBOUR, 1), ("o2", 2)):
+        assert ((await rebuilt.saga(key)).version, (await rebuilt.saga(key)).status) == (version, Status.COMPLETED)
+        assert await rebuilt.store.get_sagas(key) == await second.store.get_sagas(key)
+    assert [(d.name, d.version) for d in await rebuilt.store.definitions()] == [
+        ("order-fulfilment", 2),
+        ("order-fulfilment", 1),
+    ]
+
+
+async def test_a_return_to_an_old_version_is_told_too() -> None:
+    stream = MemoryStream()
+    store = MemoryCorrelatorStore()
+    for definition in (ORDER_FULFILMENT, SECOND_VERSION, ORDER_FULFILMENT, SECOND_VERSION):
+        working = await at_work(stream, store, (definition,))
+        assert working.handler.problem is None
+        stream.tell(f"k{stream.messages[-1].sequence}", HAPPY[0])
+        await working.settle()
+    keys = [json.loads(message.data)["orderId"] for message in stream.of_type("OrderCreated")]
+    assert [(await working.saga(key)).version for key in keys] == [1, 2, 1, 2]
+    rebuilt = await at_work(stream, definitions=(SECOND_VERSION,))
+    assert [(await rebuilt.saga(key)).version for key in keys] == [1, 2, 1, 2]
+
+
+async def test_a_saga_starts_under_the_version_that_is_active_at_its_initiating_event() -> None:
+    """Its first events may have come under another one."""
+    stream = MemoryStream()
+    store = MemoryCorrelatorStore()
+    first = await at_work(stream, store)
+    stream.tell(KEY, HAPPY[1])
+    await first.settle()
+    assert (await first.saga()).version == 1
+    second = await at_work(stream, store, (SECOND_VERSION,))
+    stream.tell(KEY, HAPPY[2], HAPPY[0])
+    await second.settle()
+    saga = await second.saga()
+    assert (saga.version, saga.deadline) == (2, saga.start_time + SECOND_VERSION.deadline)  # type: ignore[operator]
+    assert dispositions(saga) == ["ItemsReserved APPLIED", "PaymentProcessed APPLIED", "OrderCreated APPLIED"]
+    rebuilt = await at_work(stream, definitions=(SECOND_VERSION,))
+    assert await rebuilt.store.get_sagas(KEY) == await store.get_sagas(KEY)
+
+
+async def test_a_removed_definition_starts_no_saga_and_its_sagas_go_on() -> None:
+    stream = MemoryStream()
+    store = MemoryCorrelatorStore()
+    first = await at_work(stream, store, (ORDER_FULFILMENT, RENAMED))
+    stream.tell(KEY, HAPPY[0])
+    stream.tell("unstarted", HAPPY[1])
+    await first.settle()
+    second = correlator(stream, store, (RENAMED,))
+    handled = await second.begin()
+    assert published(handled) == ["DefinitionRetired"] * PARTITIONS
+    stream.publish_all(handled)
+    await second.settle()
+    stream.tell("o2", HAPPY[0])
+    stream.tell("unstarted", HAPPY[0])
+    stream.tell(KEY, *HAPPY[1:])
+    await second.settle()
+    assert (await second.saga()).status is Status.COMPLETED
+    for key in ("o2", "unstarted"):
+        started = {recorded.saga.definition for recorded in await store.get_sagas(key) if recorded.saga.is_started}
+        assert started == {"another-fulfilment"}
+    rebuilt = await at_work(stream, definitions=(RENAMED,))
+    for key in (KEY, "o2", "unstarted"):
+        assert await rebuilt.store.get_sagas(key) == await store.get_sagas(key)
+    again = await at_work(stream, store, (ORDER_FULFILMENT, RENAMED))
+    stream.tell("o3", HAPPY[0])
+    await again.settle()
+    assert (await again.saga("o3")).is_started
+
+
+async def test_a_definition_that_is_added_later_starts_no_saga_of_before() -> None:
+    stream = MemoryStream()
+    store = MemoryCorrelatorStore()
+    first = await at_work(stream, store)
+    stream.tell(KEY, HAPPY[0])
+    await first.settle()
+    second = await at_work(stream, store, (ORDER_FULFILMENT, RENAMED))
+    stream.tell("o2", HAPPY[0])
+    await second.settle()
+    rebuilt = await at_work(stream, definitions=(ORDER_FULFILMENT, RENAMED))
+    for working in (second, rebuilt):
+        assert [recorded.saga.definition for recorded in await working.store.get_sagas(KEY)] == ["order-fulfilment"]
+        assert [recorded.saga.definition for recorded in await working.store.get_sagas("o2")] == [
+            "another-fulfilment",
+            "order-fulfilment",
+        ]
+
+
+def hostile(publication: Publication, **headers: str) -> Publication:
+    changed = {name.replace("_", "-"): value for name, value in headers.items()}
+    return replace(publication, headers={**publication.headers, **changed, "Nats-Msg-Id": "hostile"})
+
+
+async def test_an_activation_that_nobody_should_believe_changes_nothing() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    other = correlator(MemoryStream(), definitions=(SECOND_VERSION,))
+    for row in (await other.begin()).rows:
+        stream.publish(hostile(row.publication, ce_source="mallory", ce_id="m"))
+    broken = {"name": "order-fulfilment", "version": 9, "deadline": "1s", "initiatingEvent": "a", "commitEvent": "b"}
+    step = {"name": "s", "participant": "p", "kind": "STEP_KIND_PIVOT", "success": "c"}
+    for key, definition in ((partition_key(partition_of(KEY)), {**broken, "steps": [step]}), (KEY, {})):
+        data = json.dumps({"partitionKey": key, "definition": definition}).encode()
+        headers = {"ce-source": "correlator", "ce-id": f"m-{key}"}
+        stream.publish(Publication(key, f"events.{key}.{ACTIVATED}", headers, data))
+        data = json.dumps({"partitionKey": KEY, "name": "order-fulfilment"}).encode()
+        stream.publish(Publication(KEY, f"events.{KEY}.{RETIRED}", headers, data))
+    stream.tell(KEY, HAPPY[0])
+    await working.settle()
+    assert (await working.saga()).version == 1
+    assert published(await correlator(stream, working.store).begin()) == []
+
+
+async def test_changed_content_of_a_version_is_refused_where_the_records_are_gone() -> None:
+    """A store with records refuses it itself; one without can't tell which sagas the stream holds."""
+    stream = MemoryStream()
+    await at_work(stream)
+    changed = replace(ORDER_FULFILMENT, deadline=timedelta(hours=9))
+    with pytest.raises(DefinitionError, match="raise the version to 2"):
+        await correlator(stream, definitions=(changed,)).begin()
+
+
+async def test_content_that_changed_while_no_saga_kept_it_counts_from_its_place_on() -> None:
+    """A saga that starts between the check of the store and the activation keeps the content of before."""
+    stream = MemoryStream()
+    store = MemoryCorrelatorStore()
+    await at_work(stream, store)
+    last_step = ORDER_FULFILMENT.steps[-1]
+    changed = replace(ORDER_FULFILMENT, steps=(*ORDER_FULFILMENT.steps, replace(last_step, name="x", success="x.v1.X")))
+    stream.tell(KEY, HAPPY[0])
+    stream.tell("unstarted", HAPPY[1])
+    second = await at_work(stream, store, (changed,))
+    stream.tell("o2", HAPPY[0])
+    for key in (KEY, "unstarted", "o2"):
+        stream.tell(key, *HAPPY)
+    await second.settle()
+    for key, steps in ((KEY, 5), ("unstarted", 6), ("o2", 6)):
+        assert len((await second.saga(key)).steps) == steps
+    assert (await second.saga()).status is Status.COMPLETED
+
+
+async def test_what_bears_a_key_of_the_platform_belongs_to_no_saga() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(partition_key(3), *HAPPY)
+    await working.settle()
+    assert await working.store.get_sagas(partition_key(3)) == ()
+
+
+# ---- deadlines
+
+
+async def test_who_waits_for_nothing_asks_nothing() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY)
+    await working.settle()
+    await working.pass_time(3600)
+    assert stream.of_type("PartitionTick") == []
+
+
+async def test_a_stuck_saga_is_told_overdue_then_timed_out_once_each() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:2])
+    await working.settle()
+    started = stream.seconds
+    await working.pass_time(50)
+    assert len(stream.of_type("PartitionTick")) == 1, "one, to learn the time"
+    await working.pass_time(11)
+    assert (await working.saga()).health is Health.OVERDUE
+    assert len(stream.of_type("StepOverdue")) == 1
+    await working.pass_time(1700)
+    assert stream.of_type("SagaTimedOut") == []
+    await working.pass_time(100)
+    (timed_out,) = stream.of_type("SagaTimedOut")
+    assert 1800 < (timed_out.time - stream.messages[0].time).total_seconds() < 1802 + started
+    assert (await working.saga()).status is Status.COMPENSATING
+    await working.pass_time(290)
+    assert len(stream.of_type("PartitionTick")) <= 5, "no more than there are deadlines"
+    await working.pass_time(3600)
+    assert len(stream.of_type("SagaTimedOut")) == 1
+    told = [(message.headers["ce-id"]) for message in stream.of_type("StepOverdue", "SagaTimedOut", "SagaStalled")]
+    assert len(told) == len(set(told))
+
+
+async def test_a_time_out_is_bound_to_the_last_commit_event_of_its_partition() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:2])
+    stream.tell(NEIGHBOUR, *HAPPY)
+    await working.settle()
+    last = stream.last_stored_on(COMMIT_SUBJECT)
+    assert last > 0
+    await working.pass_time(1802)
+    (timed_out,) = stream.of_type("SagaTimedOut")
+    assert timed_out.headers["Nats-Expected-Last-Subject-Sequence"] == str(last)
+    assert timed_out.headers["Nats-Expected-Last-Subject-Sequence-Subject"] == COMMIT_SUBJECT
+    (overdue,) = stream.of_type("StepOverdue")
+    assert not any(name.startswith("Nats-Expected") for name in overdue.headers)
+
+
+async def until_late(working: Correlator) -> None:
+    """Lets time pass until a saga's deadline is a moment away."""
+    saga = await working.saga()
+    assert saga.deadline is not None
+    left = (saga.deadline - working.stream.messages[0].time).total_seconds() - working.stream.seconds
+    await working.pass_time(left - 1)
+    assert working.stream.of_type("SagaTimedOut") == []
+
+
+async def test_what_is_stored_before_the_tick_counts() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:3])
+    await working.settle()
+    await until_late(working)
+    stream.seconds += 5
+    stream.tell(KEY, HAPPY[3])
+    tick = await working.until_asked()
+    assert stream.messages[-2].type == HAPPY[3][0]
+    await working.read(tick.sequence)
+    assert set(attempted(await working.handler.due())) <= {"StepOverdue", "SagaStalled"}
+    await working.pass_time(60)
+    assert stream.of_type("SagaTimedOut") == []
+
+
+async def test_a_commit_event_behind_the_tick_that_is_not_folded_yet_is_waited_for() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:3])
+    await working.settle()
+    await until_late(working)
+    tick = await working.until_asked()
+    await working.read(tick.sequence)
+    stream.tell(KEY, HAPPY[3])
+    assert "SagaTimedOut" not in attempted(await working.handler.due())
+    await working.pass_time(60)
+    assert stream.of_type("SagaTimedOut") == []
+    assert (await working.saga()).steps[3].status.name == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("of", [KEY, NEIGHBOUR])
+async def test_a_commit_event_between_the_decision_and_the_storing_refuses_the_time_out(of: str) -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:3])
+    stream.tell(NEIGHBOUR, *HAPPY[:3])
+    await working.settle()
+    stream.tell(NEIGHBOUR, HAPPY[2])
+    await until_late(working)
+    tick = await working.until_asked()
+    await working.read(tick.sequence)
+    decided = await working.handler.due()
+    assert "SagaTimedOut" in attempted(decided)
+    stream.tell(of, HAPPY[3])
+    assert "SagaTimedOut" not in [message.type.rpartition(".")[2] for message in stream.publish_all(decided)]
+    await working.settle()
+    await working.pass_time(60)
+    assert len(stream.of_type("SagaTimedOut")) == 1
+    other = NEIGHBOUR if of == KEY else KEY
+    assert (await working.saga(other)).status is Status.COMPENSATING
+    assert (await working.saga(of)).status is Status.RUNNING
+
+
+async def test_an_early_commit_event_keeps_a_saga_from_being_timed_out() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:2], HAPPY[3])
+    await working.settle()
+    assert dispositions(await working.saga())[-1] == "OrderShipped EARLY"
+    await working.pass_time(1900)
+    assert stream.of_type("SagaTimedOut") == []
+    assert (await working.saga()).health is Health.STALLED
+    stream.tell(KEY, HAPPY[2], HAPPY[4])
+    await working.settle()
+    saga = await working.saga()
+    assert (saga.status, saga.finished_late) == (Status.COMPLETED, True)
+
+
+async def test_what_the_broker_does_not_say_is_asked_again() -> None:
+    stream = MemoryStream()
+    answers = 0
+
+    def last_stored_on(subject: str) -> int:
+        nonlocal answers
+        answers += 1
+        if answers <= 3:
+            raise BrokerUnavailableError("no answer")
+        return stream.last_stored_on(subject)
+
+    working = correlator(stream, last_stored_on=last_stored_on)
+    stream.publish_all(await working.begin())
+    stream.tell(KEY, HAPPY[0])
+    await working.settle()
+    await working.pass_time(1799)
+    before = len(stream.of_type("PartitionTick"))
+    await working.pass_time(10)
+    assert len(stream.of_type("SagaTimedOut")) == 1
+    assert answers == 4
+    assert len(stream.of_type("PartitionTick")) - before == 4
+
+
+async def test_a_lost_attempt_is_made_again_about_once_a_second() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, HAPPY[0])
+    await working.settle()
+    lost = 0
+    while lost < 5:
+        stream.seconds += 0.05
+        handled = Handled()
+        if (due_in := working.handler.due_in()) is not None and due_in <= 0:
+            handled = await working.handler.due()
+        ticks = [attempt for attempt in handled.attempts if TICK in attempt.subject]
+        others = [attempt for attempt in handled.attempts if TICK not in attempt.subject]
+        lost += len(others)
+        stream.publish_all(Handled(attempts=ticks))
+        await working.settle()
+    overdue_since = stream.seconds
+    assert 64 <= overdue_since <= 68
+    assert stream.of_type("StepOverdue") == []
+    await working.pass_time(2)
+    assert len(stream.of_type("StepOverdue")) == 1
+
+
+async def test_ticks_of_others_and_of_before_mean_nothing() -> None:
+    stream = MemoryStream()
+    store = MemoryCorrelatorStore()
+    first = await at_work(stream, store)
+    stream.tell(KEY, *HAPPY[:3])
+    await first.settle()
+    await until_late(first)
+    tick = await first.until_asked()
+    stream.publish(Publication(tick.headers["ce-correlationid"], f"events.x.{TICK}", {"ce-source": "m"}, tick.data))
+    second = correlator(stream, store)
+    await second.begin()
+    await second.read()
+    assert second.handler.due_in() == 0.0, "it asks for itself"
+    assert attempted(await second.handler.due()) == ["PartitionTick"]
+
+
+async def test_a_backlog_does_not_make_a_correlator_think_that_it_is_earlier() -> None:
+    """What is read first may have been stored long ago, by sagas that began when nobody looked."""
+    stream = MemoryStream()
+    store = MemoryCorrelatorStore()
+    await at_work(stream, store)
+    stream.tell(KEY, HAPPY[0])
+    stream.seconds += 7200
+    late = await at_work(stream, store)
+    await late.pass_time(3)
+    assert len(stream.of_type("SagaTimedOut")) == 1
+
+
+async def test_who_was_away_over_the_deadline_times_out_who_is_stuck_and_nobody_else() -> None:
+    stream = MemoryStream()
+    store = MemoryCorrelatorStore()
+    first = await at_work(stream, store)
+    done, stuck = [f"d{n}" for n in range(20)], [f"s{n}" for n in range(20)]
+    for key in (*done, *stuck):
+        stream.tell(key, *HAPPY[:3])
+    await first.settle()
+    for key in done:
+        stream.tell(key, *HAPPY[3:])
+    stream.seconds += 7200
+    second = await at_work(stream, store)
+    await second.pass_time(5)
+    assert {(await second.saga(key)).status for key in done} == {Status.COMPLETED}
+    assert {(await second.saga(key)).status for key in stuck} == {Status.COMPENSATING}
+    assert len(stream.of_type("SagaTimedOut")) == len(stuck)
+
+
+async def test_more_than_are_told_at_a_time_are_told_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farandole.correlator.handler._MOST_DUE", 2)
+    stream = MemoryStream()
+    working = await at_work(stream)
+    keys = [str(n) for n in range(500) if partition_of(str(n)) == partition_of(KEY)][:9]
+    for key in keys:
+        stream.tell(key, HAPPY[0])
+    await working.settle()
+    await working.pass_time(1810)
+    assert len(stream.of_type("SagaTimedOut")) == len(keys)
+
+
+async def test_who_was_suspended_tells_nobody_anything() -> None:
+    stream = MemoryStream()
+    first = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:3])
+    await first.settle()
+    await until_late(first)
+    tick = await first.until_asked()
+    await first.read(tick.sequence)
+    second = await at_work(stream, first.store)
+    with pytest.raises(FencedError):
+        await first.handler.due()
+    await second.pass_time(10)
+    assert len(stream.of_type("SagaTimedOut")) == 1
+
+
+async def test_of_two_sagas_on_one_event_only_the_late_one_is_timed_out() -> None:
+    stream = MemoryStream()
+    patient = replace(RENAMED, deadline=timedelta(hours=10))
+    working = await at_work(stream, definitions=(ORDER_FULFILMENT, patient))
+    stream.tell(KEY, HAPPY[0])
+    await working.settle()
+    await working.pass_time(1810)
+    assert (await working.saga()).status is Status.COMPENSATING
+    other = await working.saga(definition=patient.name)
+    assert other.status is Status.RUNNING
+    stream.tell(KEY, *HAPPY[1:])
+    await working.settle()
+    assert (await working.saga(definition=patient.name)).status is Status.COMPLETED
+    assert (await working.saga()).status is Status.COMPENSATING
+
+
+# ---- dead letters of participants
+
+
+def about_dead_letter(name: str, **more: object) -> tuple[str, dict[str, object]]:
+    about = {"definition": "order-fulfilment", "step": "take-payment", "participant": "payments", "sequence": 18}
+    return f"choreography.v1.DeadLetter{name}", {"sagaId": KEY, **about, **more}
+
+
+def recorded(attempts: int) -> tuple[str, dict[str, object]]:
+    return about_dead_letter(
+        "Recorded",
+        eventType="inventory.v1.ItemsReserved",
+        eventSource="inventory",
+        eventId="e",
+        reason="DEAD_LETTER_REASON_RETRIES_EXHAUSTED",
+        detail="no answer",
+        attempts=attempts,
+    )
+
+
+def verb(name: str, reason: str = "") -> tuple[str, dict[str, object]]:
+    return about_dead_letter(name, actor="ada", reason=reason)
+
+
+@pytest.mark.parametrize("in_one_batch", [True, False])
+async def test_dead_letters_of_participants_are_followed(in_one_batch: bool) -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:2])
+    states = (
+        (recorded(3), DeadLetterState.OPEN, 3),
+        (verb("Redriven"), DeadLetterState.REDRIVEN, 3),
+        (recorded(6), DeadLetterState.OPEN, 6),
+        (verb("Discarded"), DeadLetterState.DISCARDED, 6),
+        (recorded(9), DeadLetterState.OPEN, 9),
+        (about_dead_letter("Superseded"), DeadLetterState.SUPERSEDED, 9),
+        (recorded(12), DeadLetterState.OPEN, 12),
+    )
+    for event, state, attempts in states:
+        stream.tell(KEY, event)
+        if not in_one_batch:
+            await working.settle()
+            dead_letter = await working.store.get_dead_letter("payments", 18)
+            assert dead_letter is not None
+            assert (dead_letter.state, dead_letter.attempts) == (state, attempts)
+    await working.settle()
+    dead_letter = await working.store.get_dead_letter("payments", 18)
+    assert dead_letter is not None
+    assert (dead_letter.state, dead_letter.attempts, dead_letter.key) == (DeadLetterState.OPEN, 12, KEY)
+    assert dead_letter.payload is not None
+    assert await working.store.waiting_publications() == (), "the participant has published its own copy"
+    assert (await working.saga()).health is Health.QUARANTINED
+    stream.tell(KEY, verb("Discarded"))
+    await working.settle()
+    dead_letter = await working.store.get_dead_letter("payments", 18)
+    assert dead_letter is not None
+    assert dead_letter.state is DeadLetterState.OPEN, "the same event as before says nothing new"
+    assert (await working.saga()).health is Health.QUARANTINED
+    stream.tell(KEY, verb("Discarded", "enough"))
+    await working.settle()
+    dead_letter = await working.store.get_dead_letter("payments", 18)
+    assert dead_letter is not None
+    assert dead_letter.state is DeadLetterState.DISCARDED
+    assert (await working.saga()).health is Health.ON_TIME

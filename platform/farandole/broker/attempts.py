@@ -14,6 +14,9 @@ from farandole.errors import BrokerError
 
 _PATIENCE_SECONDS = 5.0
 """How long what is tried again and again may fail before that is a problem to be told."""
+_FRESH_SECONDS = 2.0
+"""What could not be sent for so long is not sent any more, as after the process was suspended: who wants it asks again,
+if nobody has taken over meanwhile."""
 _FORGET_SECONDS = 10.0
 """Who wants an attempt to succeed tries again sooner; after so long nobody wants it any more."""
 _CONFLICTS = frozenset({10071, 10164})
@@ -52,8 +55,9 @@ class Attempts:
 
     def begin(self, publications: Sequence[Publication]) -> None:
         """Publishes them; what comes first in the sequence is sent first."""
+        before = asyncio.get_running_loop().time() + _FRESH_SECONDS
         for publication in publications:
-            task = asyncio.create_task(self._attempt(publication), name=f"attempt-{publication.subject}")
+            task = asyncio.create_task(self._attempt(publication, before), name=f"attempt-{publication.subject}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -63,10 +67,10 @@ class Attempts:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _attempt(self, publication: Publication) -> None:
+    async def _attempt(self, publication: Publication, before: float) -> None:
         subject = publication.subject
         try:
-            await self._publisher.publish(publication)
+            await self._publisher.publish(publication, before=before)
         except BrokerError as error:
             if error.code in _CONFLICTS:
                 _log.info("another event came first", saga_id=publication.key, subject=subject, error=str(error))

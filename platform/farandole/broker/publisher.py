@@ -8,6 +8,7 @@ the same publication has the same message id.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 
 import nats.errors
@@ -55,13 +56,15 @@ class Publisher:
         self._starting = asyncio.Lock()
         self._slots = asyncio.Semaphore(_UNDER_WAY)
 
-    async def publish(self, publication: Publication) -> Acknowledgement:
-        """Publishes and waits for the receipt.
+    async def publish(self, publication: Publication, *, before: float = math.inf) -> Acknowledgement:
+        """Publishes and waits for the receipt. What can't be sent `before` a time of the event loop is not sent.
 
         Raises `BrokerUnavailableError` where it is unknown whether the stream has it: publish it again.
         Raises `BrokerError` where the stream refused it.
         """
         async with self._slots:
+            if asyncio.get_running_loop().time() > before:
+                raise BrokerUnavailableError(f"{publication.subject} was not sent in time")
             return await (await self.submit(publication))
 
     async def submit(self, publication: Publication) -> asyncio.Future[Acknowledgement]:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 import structlog
 
 from choreography.v1 import correlator_events_pb2
-from farandole.advance import SAGA_TIMED_OUT, pending_lifecycle
+from farandole.advance import pending_lifecycle
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letters import (
     CORRELATOR,
@@ -46,10 +46,11 @@ from farandole.correlator.store import Claim, CorrelatorStore, FoldedBatch, NewD
 from farandole.correlator.time_outs import LastStoredOn, TimeOut, guarded
 from farandole.deadlines import due_lifecycle
 from farandole.envelope import Event, Publication, StoredMessage, Unreadable, decode, encode, message_id
+from farandole.lifecycle import SAGA_TIMED_OUT
 from farandole.outbox import OutboxRow
 from farandole.partitions import partition_key, partition_of
 from farandole.registry import Registry
-from farandole.saga import Lifecycle, Saga
+from farandole.saga import Disposition, Lifecycle, Saga
 from farandole.worker import FirstHeard, Handled, Position
 
 _CACHED_KEYS = 20_000
@@ -154,11 +155,11 @@ class CorrelatorBatchHandler:
         assert self._claim is not None, "claim() comes first"
         attempts: list[Publication] = []
         if answers := self._watch.take_answers():
+            for partition, now in answers.items():
+                attempts += await self._due(partition, now)
             # who was suspended finds out here that another correlator has taken over, before it tells anyone anything
             committed = await self._store.commit(self._claim, FoldedBatch(position=self._claim.position))
             self._claim = committed.claim
-            for partition, now in answers.items():
-                attempts += await self._due(partition, now)
         if self._watch.wants_refreshing:
             self._watch.refresh(await self._store.next_deadlines())
         attempts += [self._tick(partition, tick_id) for partition, tick_id in self._watch.ask().items()]
@@ -289,9 +290,12 @@ class CorrelatorBatchHandler:
     def _follow_dead_letters(
         self, folding: _Folding, event: Event, lifecycle: Lifecycle, records: Mapping[str, Saga]
     ) -> None:
-        """What the event says of a participant's dead letter, if it says anything."""
+        """What the event says of a participant's dead letter, if it says anything, and says it for the first time."""
         saga = records.get(lifecycle.definition)
-        if dead_letter := participant_dead_letter(event, saga.history if saga is not None else ()):
+        history = saga.history if saga is not None else ()
+        if any(e.fact.sequence == event.sequence and e.disposition is Disposition.DUPLICATE for e in history[-1:]):
+            return
+        if dead_letter := participant_dead_letter(event, history):
             folding.dead_letters.append(NewDeadLetter(dead_letter, None))
         elif closed := closing(event):
             folding.closed_dead_letters.append(closed)
