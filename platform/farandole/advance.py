@@ -27,9 +27,6 @@ from farandole.definition import Definition, Outcome, Role
 from farandole.lifecycle import (
     ONCE_A_STATE,
     SAGA_COMPLETED,
-    SAGA_TIMED_OUT,
-    STEP_OVERDUE,
-    STEP_VOIDED,
     TELLING,
     TOLD_APART_BY_ID,
     ending_due,
@@ -39,17 +36,6 @@ from farandole.lifecycle import (
 )
 from farandole.record import IT_APPLIES, OPEN, Judgement, Record
 from farandole.saga import Cause, Disposition, Fact, HistoryEntry, Saga, Status, StepRecord, StepStatus
-
-__all__ = [
-    "HISTORY_LIMIT",
-    "SAGA_TIMED_OUT",
-    "STEP_OVERDUE",
-    "STEP_VOIDED",
-    "PendingLifecycle",
-    "advance",
-    "last_cause_id",
-    "pending_lifecycle",
-]
 
 HISTORY_LIMIT = 1000
 """Entries of a history. Beyond it, only what moved the record, what waits, and the last event have entries; the others

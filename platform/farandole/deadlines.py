@@ -72,16 +72,29 @@ def _open_deadlines(saga: Saga) -> Iterator[tuple[datetime, StepRecord | None]]:
     """Each open deadline with its step; without one that of the saga itself."""
     if saga.status.is_terminal or not saga.is_started:
         return
+    told, is_stalled = _told(saga)
     is_timed_out = saga.cause in TIMED_OUT
-    told = {
-        entry.fact.id for entry in saga.history if entry.fact.type == STEP_OVERDUE and entry.fact.source == CORRELATOR
-    }
     for step in saga.steps:
         is_awaited = step.status is StepStatus.COMPENSATING or (step.status is StepStatus.RUNNING and not is_timed_out)
         if step.deadline is not None and is_awaited and not (told and overdue_id(saga, step) in told):
             yield step.deadline, step
-    if saga.deadline is not None and not is_timed_out and _waits(saga) and not _is_known_to_be_stalled(saga):
+    if saga.deadline is not None and not is_timed_out and not is_stalled and _waits(saga):
         yield saga.deadline, None
+
+
+def _told(saga: Saga) -> tuple[set[str], bool]:
+    """The ids of the correlator's `StepOverdue` in a history, and whether the saga is known to be stalled."""
+    overdue: set[str] = set()
+    is_stalled = False
+    for entry in saga.history:
+        fact = entry.fact
+        if fact.lifecycle is None:
+            continue
+        if fact.type == STEP_OVERDUE and fact.source == CORRELATOR:
+            overdue.add(fact.id)
+        elif fact.type == SAGA_STALLED and is_applied(entry):
+            is_stalled = True
+    return overdue, is_stalled
 
 
 def _waits(saga: Saga) -> bool:
@@ -94,10 +107,6 @@ def _waits(saga: Saga) -> bool:
 _UNFINISHED = frozenset({StepStatus.RUNNING, StepStatus.COMPENSATING, StepStatus.SUCCEEDED})
 """What a saga that is being undone may wait for. Whether a step that succeeded leaves something to undo is for its
 definition to say: where none does, a saga may be told that it is stalled just before it ends."""
-
-
-def _is_known_to_be_stalled(saga: Saga) -> bool:
-    return any(entry.fact.type == SAGA_STALLED and is_applied(entry) for entry in saga.history)
 
 
 def _saga_lifecycle(definition: Definition, saga: Saga, deadline: datetime, causation_id: str) -> PendingLifecycle:
