@@ -266,13 +266,17 @@ def test_up_that_waits_in_vain_says_for_whom_and_why_and_how_its_log_ends(stack:
 
 def test_a_service_that_can_not_run_is_tried_again_ever_more_slowly(tmp_path: Path) -> None:
     stack = StackUnderTest(tmp_path)
-    stack.file.write_text(stack.file.read_text().replace("[python, ", "[python, -c, 'raise SystemExit(3)', "))
+    program = 'import sys; print("the till is missing", file=sys.stderr); raise SystemExit(3)'
+    stack.file.write_text(stack.file.read_text().replace("[python, ", f"[python, -c, '{program}', "))
     try:
-        done = stack.farandole("up", "--timeout", "3")
+        done = stack.farandole("up")
         assert done.returncode == 1
-        assert "alpha: restarting, not running: exited with code 3" in done.stderr
-        # tries at 0, 0.2, 0.6, 1.4 and 3 s, and each takes its time
-        assert 2 <= stack.status()["alpha"]["restarts"] <= 5
+        # it is tried again for ever, at 0.2, 0.6, 1.4, 3 s …, but nobody is kept waiting for the full minute
+        assert "alpha can't run: it has ended 3 times" in done.stderr
+        assert "exited with code 3: the till is missing" in stack.status()["alpha"]["reason"]
+        again = stack.farandole("start", "alpha")
+        assert again.returncode == 1
+        assert "alpha can't run" in again.stderr
     finally:
         assert stack.farandole("down").returncode == 0
 

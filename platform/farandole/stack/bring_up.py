@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farandole.errors import BrokerUnavailableError, StackError
-from farandole.stack.control import SupervisorClient, SupervisorState
+from farandole.stack.control import ServiceState, SupervisorClient, SupervisorState
 from farandole.stack.embedded_broker import check_version, find_nats_server
 from farandole.stack.log_rotation import last_lines
 from farandole.stack.plan import Plan, PlannedService, overriding, passed_on
@@ -25,6 +25,8 @@ DEFAULT_TIMEOUT_SECONDS = 60.0
 _SUPERVISOR_START_SECONDS = 15.0
 _POLL_SECONDS = 0.1
 _LOG_LINES_SHOWN = 10
+_MOST_DEATHS = 3
+"""A service that has ended by itself so often while it was waited for is not going to serve."""
 
 Report = Callable[["Progress"], None]
 
@@ -83,6 +85,7 @@ def bring_up(
     wanted = overriding(passed_on(environment, callers_directory))
     started: list[str] = []
     made: tuple[str, ...] | None = None if plan.broker else ()
+    patience = _Patience(timeout_seconds, state.services)
     while True:
         status = combine(plan, state, state.services)
         serving = {service.name for service in status.services if service.is_serving}
@@ -98,10 +101,29 @@ def bring_up(
         report(Progress(status, f"waiting for {', '.join(waiting)}" if waiting else "all services serve"))
         if not waiting and made is not None:
             return BroughtUp(status, tuple(started), tuple(orphan.service for orphan in orphans), made)
-        if time.monotonic() > deadline:
-            raise StackError(_not_serving(plan, status, timeout_seconds))
+        if over := patience.over(status.services):
+            raise StackError(_not_serving(plan, status, over))
         time.sleep(_POLL_SECONDS)
         state = _state(client, plan)
+
+
+class _Patience:
+    """How long a command waits for services."""
+
+    def __init__(self, timeout_seconds: float, services: Sequence[ServiceState]) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._until = time.monotonic() + timeout_seconds
+        self._restarts = {service.name: service.restarts for service in services}
+
+    def over(self, services: Sequence[ServiceStatus]) -> str:
+        """Why to wait no longer; empty while there is hope."""
+        for service in services:
+            deaths = service.restarts - self._restarts.get(service.name, 0)
+            if deaths >= _MOST_DEATHS and not service.is_serving:
+                return f"{service.name} can't run: it has ended {deaths} times"
+        if time.monotonic() > self._until:
+            return f"not every service serves after {self._timeout_seconds:g} s"
+        return ""
 
 
 def _clear_the_way(plan: Plan, environment: Mapping[str, str]) -> Sequence[ProcessRecord]:
@@ -177,9 +199,9 @@ def _provision(broker: PlannedService, deadline: float) -> tuple[str, ...]:
                 raise
 
 
-def _not_serving(plan: Plan, status: StackStatus, timeout_seconds: float) -> str:
+def _not_serving(plan: Plan, status: StackStatus, over: str) -> str:
     """Which services do not serve, why, and how their logs end."""
-    parts = [f"not every service serves after {timeout_seconds:g} s; the stack is left as it is"]
+    parts = [f"{over}; the stack is left as it is"]
     for service in status.services:
         if service.is_serving:
             continue
@@ -218,12 +240,12 @@ def start_service(
     plan.service(name)
     client = SupervisorClient(plan.home)
     changed = client.start(name, overriding(passed_on(environment, callers_directory)))
-    until = time.monotonic() + timeout_seconds
+    patience = _Patience(timeout_seconds, _state(client, plan).services)
     while True:
         state = _state(client, plan)
         status = combine(plan, state, [service for service in state.services if service.name == name])
         if status.is_serving:
             return changed
-        if time.monotonic() > until:
-            raise StackError(_not_serving(plan, status, timeout_seconds))
+        if over := patience.over(status.services):
+            raise StackError(_not_serving(plan, status, over))
         time.sleep(_POLL_SECONDS)

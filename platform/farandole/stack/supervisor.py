@@ -27,7 +27,7 @@ from farandole import logs
 from farandole.errors import FarandoleError, StackError
 from farandole.stack.control import LONGEST_LINE_BYTES, ServiceState, State, SupervisorState
 from farandole.stack.embedded_broker import check_version, find_nats_server, render_configuration
-from farandole.stack.log_rotation import rotate
+from farandole.stack.log_rotation import last_lines, rotate
 from farandole.stack.plan import Plan, PlannedService, make_plan, passed_on, places, resolve_command
 from farandole.stack.ports import Port, taken_ports
 from farandole.stack.processes import forget_process, record_process, signal_group, take_down_orphans
@@ -36,6 +36,8 @@ from farandole.stack.supervisor_lock import SUPERVISOR, supervisor_lock
 
 _ROTATION_INTERVAL_SECONDS = 5.0
 _ORPHAN_STOP_TIMEOUT_SECONDS = 10.0
+
+_LAST_WORD_CHARACTERS = 200
 
 _log = structlog.get_logger(__name__)
 
@@ -108,7 +110,7 @@ class SupervisedService:
                     if await self._ended_on_request(process):
                         return
                     deaths = self._policy.deaths_in_a_row(deaths, time.monotonic() - self._started_at)
-                    self._reason = _ending(process.returncode)
+                    self._reason = _ending(process.returncode, self._plan.home.log(self.planned.name))
                 delay = self._policy.delay_seconds(max(deaths, 1))
                 self._state = "restarting"
                 _log.warning("service died", service=self.planned.name, reason=self._reason, next_try_seconds=delay)
@@ -316,13 +318,18 @@ async def _happened(event: asyncio.Event, within_seconds: float) -> bool:
     return True
 
 
-def _ending(return_code: int | None) -> str:
+def _ending(return_code: int | None, log: Path) -> str:
+    """How a process ended, and its last word where that is a line for people."""
     if return_code is not None and return_code < 0:
         try:
             return f"ended by {signal.Signals(-return_code).name}"
         except ValueError:
             return f"ended by signal {-return_code}"
-    return f"exited with code {return_code}"
+    last_word = next(iter(last_lines(log, 1)), "")
+    is_for_people = bool(return_code) and last_word.strip() and not last_word.startswith("{")
+    return f"exited with code {return_code}" + (
+        f": {last_word.strip()[:_LAST_WORD_CHARACTERS]}" if is_for_people else ""
+    )
 
 
 def supervise(file: Path, callers_directory: Path, environment: Mapping[str, str]) -> int:
