@@ -123,7 +123,7 @@ def shipping(services: Services, module: str = "services.shipping", *, port: int
     with (services.directory / "shipping.log").open("ab") as log:
         process = subprocess.Popen([sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
-        own._wait_until_serving("shipping")
+        own.wait_until_serving("shipping")
         yield process.pid
     finally:
         process.send_signal(signal.SIGCONT)
