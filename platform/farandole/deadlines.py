@@ -88,8 +88,6 @@ def _told(saga: Saga) -> tuple[set[str], bool]:
     is_stalled = False
     for entry in saga.history:
         fact = entry.fact
-        if fact.lifecycle is None:
-            continue
         if fact.type == STEP_OVERDUE and fact.source == CORRELATOR:
             overdue.add(fact.id)
         elif fact.type == SAGA_STALLED and is_applied(entry):
