@@ -287,6 +287,24 @@ class TestQuarantine:
         assert await bench.take(bench.message(reserved(), event_id="a")) == []
         assert len(await bench.queued()) == 1
 
+    async def test_a_very_long_queue_is_worked_off_in_order(self, bench: Bench) -> None:
+        def count(event: ItemsReserved, tx: Transaction) -> None:
+            if bench.cashier.fails(tx.key):
+                raise RuntimeError("broken")
+            write_down(tx, str(event.amount_cents))
+
+        steps = [step(f"count-{number}", count, saga="order-fulfilment") for number in range(2)]
+        bench.with_steps(*steps)
+        await bench.handler.claim("stream-1")
+        await give_up(bench, bench.message(reserved(cents=0)))
+        await bench.take(*(bench.message(reserved(cents=cents)) for cents in range(1, 1100)))
+        await bench.take(bench.message(discarded(1)))
+        await bench.finish()
+        assert await bench.queued() == []
+        assert await bench.done() == ["1", "1"]  # each step once, for the first event that came through
+        assert await bench.take(bench.message(reserved("o2", cents=5))) == []
+        assert await bench.done("o2") == ["5", "5"]
+
     async def test_a_very_long_queue_holds_up_no_other_saga(self, bench: Bench) -> None:
         """More of one saga waits than one transaction looks at, and it is looked at once after a restart."""
         await give_up(bench, bench.message(reserved()))
@@ -501,13 +519,21 @@ class TestACompensationPasses:
         dead = bench.message(reserved())
         await give_up(bench, dead)
         bench.cashier.refund_fails = True
-        undo = bench.message(timed_out(steps=("take-payment", "hold-money")))
+        undo = bench.message(timed_out(steps=("take-payment", "hold-money")), event_id="u1")
+        again = bench.message(timed_out(steps=("take-payment", "hold-money")), event_id="u2")
         await bench.take(undo)
+        await bench.due()
+        await bench.take(again)
+        await bench.restart()  # has the saga looked at, but nothing tried before its time
+        await bench.due()
+        assert bench.handler.due_in() == 0.5
         body = recorded(await bench.finish())
         assert (body.sequence, body.step, body.compensation, body.attempts) == (undo.sequence, "hold-money", True, 3)
-        assert await bench.queued() == [(dead.sequence, True), (undo.sequence, True)]
+        assert await bench.queued() == [(dead.sequence, True), (undo.sequence, True), (again.sequence, False)]
         assert await bench.barrier() is None
         bench.cashier.refund_fails = False
+        await bench.restart()
+        assert await bench.finish() == []
         await bench.take(bench.message(redriven(undo.sequence)))
         assert types(await bench.finish()) == ["StepVoided", "PaymentRefunded", "DeadLetterSuperseded"]
         assert (await bench.queued(), await bench.done()) == ([], ["hold", "let go"])
@@ -610,6 +636,7 @@ async def test_no_secret_of_an_event_is_in_what_is_kept_told_or_logged(bench: Be
     kept = await bench.database.read(lambda connection: connection.execute(query).scalars().all())
     assert "[REDACTED]" in recorded(events).detail
     assert [entry["log_level"] for entry in logs] == ["warning", "warning", "error"]
+    assert ["Traceback" in entry.get("exception", "") for entry in logs] == [True, False, False]
     shown = "\n".join((str(logs), str(kept), recorded(events).detail, bench.copies[0].headers["farandole-detail"]))
     for secret in SECRETS:
         assert secret not in shown

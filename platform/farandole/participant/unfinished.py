@@ -116,7 +116,6 @@ class Unfinished:
         head_event = self._decode(head.message)
         if head_event is None or not self._participant.passes(event, head_event):
             return False
-        self._intake.add(head_event)
         if self._intake.run(event, isolated=True) is not None:
             return False
         self._supersede(head, head_event, event)
@@ -185,7 +184,6 @@ class Unfinished:
 
     def _supersede(self, head: QueueEntry, event: Event, by: Event) -> None:
         self._tables.dequeue(self._connection, [head.message.sequence])
-        self._intake.note(event, Disposition.LATE)
         tell_superseded(head, event, by, self._intake.outgoing)
 
     def _discard(self, entry: QueueEntry) -> None:
