@@ -38,6 +38,8 @@ class Services:
     directory: Path
     nats_url: str
     ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in (*SAMPLES, CORRELATOR)})
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What their environment has besides."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def address(self, service: str) -> str:
@@ -61,6 +63,7 @@ class Services:
             "FARANDOLE_NATS_URL": self.nats_url,
             "FARANDOLE_DATABASE_URL": self.database_url(service),
             "FARANDOLE_GRPC_ADDRESS": self.address(service),
+            **self.environment,
         }
         with (self.directory / f"{service}.log").open("ab") as log:
             self.processes[service] = subprocess.Popen(
