@@ -14,6 +14,7 @@ from pathlib import Path
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
 from farandole.broker.stored import last_stored_on
+from farandole.broker.streams import EVENTS
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.definitions import Definitions
 from farandole.correlator.handler import CorrelatorBatchHandler
@@ -195,3 +196,16 @@ async def tell(broker: Broker, key: str, events: Iterable[tuple[str, dict[str, o
 def dispositions(recorded: RecordedSaga) -> list[tuple[str, Disposition]]:
     """The short type and the disposition of each event of the history, in stream order."""
     return [(entry.fact.type.rpartition(".")[2], entry.disposition) for entry in recorded.saga.history]
+
+
+async def end_deduplication(broker: Broker) -> None:
+    """Makes the broker forget every message id that it has seen: its window must not be what a test rests on."""
+    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
+    await broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**info["config"], "duplicate_window": 100_000_000})
+    publisher = Publisher(broker)
+    probe = Publication("probe", "events.probe.nobody.v1.Knows", {"Nats-Msg-Id": "probe"}, b"{}")
+    await publisher.publish(probe)
+    async with asyncio.timeout(20):
+        while (await publisher.publish(probe)).is_duplicate:  # noqa: ASYNC110 - the broker does not tell when
+            await asyncio.sleep(0.05)
+    await publisher.stop()

@@ -21,21 +21,17 @@ from farandole.definition_files import load_definitions
 from farandole.envelope import Publication, StoredMessage
 from farandole.saga import Disposition, Status
 from farandole.testing.brokers import BrokerUnderTest, connect
-from tests.integration.correlators import DEFINITIONS, HAPPY, REGISTRY, ROOT, correlating, dispositions, tell
+from tests.integration.correlators import (
+    DEFINITIONS,
+    HAPPY,
+    REGISTRY,
+    ROOT,
+    correlating,
+    dispositions,
+    end_deduplication,
+    tell,
+)
 from tests.integration.stored_events import keys_of_stored
-
-
-async def end_deduplication(broker: Broker) -> None:
-    """Makes the broker forget every message id that it has seen: its window must not be what a test rests on."""
-    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
-    await broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**info["config"], "duplicate_window": 100_000_000})
-    publisher = Publisher(broker)
-    probe = Publication("probe", "events.probe.nobody.v1.Knows", {"Nats-Msg-Id": "probe"}, b"{}")
-    await publisher.publish(probe)
-    async with asyncio.timeout(20):
-        while (await publisher.publish(probe)).is_duplicate:  # noqa: ASYNC110 - the broker does not tell when
-            await asyncio.sleep(0.05)
-    await publisher.stop()
 
 
 async def test_a_saga_is_followed_to_its_end_and_said_to_be_complete(broker: Broker) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,15 @@ from farandole.errors import FencedError
 from farandole.partitions import PARTITIONS, partition_of
 from farandole.saga import Cause, Disposition, Health, Saga, Status
 from farandole.testing.brokers import BrokerUnderTest, connect
-from tests.integration.correlators import DEFINITIONS, HAPPY, Correlator, correlating, dispositions, tell
+from tests.integration.correlators import (
+    DEFINITIONS,
+    HAPPY,
+    Correlator,
+    correlating,
+    dispositions,
+    end_deduplication,
+    tell,
+)
 from tests.integration.stored_events import keys_of_stored
 
 KEY = "o1"
@@ -519,6 +527,26 @@ async def test_every_partition_is_told_what_is_active_and_a_restart_tells_nothin
     assert {partition_of(key) for key in activated} == set(range(PARTITIONS))
     assert set(activated.values()) == {len(DEFINITIONS)}
     assert await keys_of_stored(broker, "DefinitionRetired") == []
+
+
+class ForgetfulStore(MemoryCorrelatorStore):
+    """A store that keeps what was published, as where the process ended before it could remove it."""
+
+    async def remove_publications(self, ids: Collection[int]) -> None:
+        """Removes nothing."""
+
+
+async def test_what_is_active_is_not_told_again_by_what_an_outbox_still_holds(broker: Broker) -> None:
+    """An old version that came after a new one would be active again."""
+    store = ForgetfulStore()
+    for version in (1, 2):
+        async with at_work(broker, store, replace(ORDERS, version=version)):
+            pass
+    await end_deduplication(broker)
+    async with at_work(broker, store, replace(ORDERS, version=2)) as correlator:
+        await tell(broker, KEY, HAPPY)
+        assert (await correlator.until(KEY, Status.COMPLETED)).saga.version == 2
+    assert len(await keys_of_stored(broker, "DefinitionActivated")) == 2 * PARTITIONS
 
 
 async def test_a_definition_that_changes_while_sagas_run(broker: Broker, store: CorrelatorStore) -> None:

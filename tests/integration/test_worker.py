@@ -23,10 +23,11 @@ from farandole.broker.subscription import Subscription
 from farandole.database import Database
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import FencedError, StoreUnavailableError
+from farandole.outbox import OutboxRow
 from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.tables import ParticipantTables
 from farandole.testing.brokers import BrokerUnderTest, connect
-from farandole.worker import Handled, Worker
+from farandole.worker import FirstHeard, Handled, Position, Worker
 from orders.v1.order_events_pb2 import OrderCancelled, OrderCompleted
 from shipping.v1.shipping_events_pb2 import OrderShipped
 from tests.integration.stored_events import keys_of_stored
@@ -98,7 +99,7 @@ async def at_work(broker: Broker, path: Path) -> AsyncIterator[AtWork]:
     """The participant at work on a database."""
     database = Database(f"sqlite:///{path}/orders.db")
     tables = ParticipantTables()
-    await database.create(tables.metadata, metadata)
+    await database.create(tables.metadata, metadata, if_earlier="")
     handler = Trouble(PARTICIPANT, database, tables)
     problems: dict[str, str | None] = {"events": "the worker has not begun"}
     worker = Worker(
@@ -305,3 +306,69 @@ async def test_a_stream_that_is_full_is_told(broker: Broker, tmp_path: Path, mon
         await broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**info["config"], "max_bytes": -1})
         assert await until_stored(broker, "OrderCancelled", 1) == ["o9"]
         await working.until("")
+
+
+class Asking:
+    """A handler that asks once at the beginning and once when it has taken in everything, and keeps no store."""
+
+    first_heard = FirstHeard()
+    problem: str | None = None
+
+    def __init__(self, incarnation: str, expected: int) -> None:
+        self._position = Position(0, incarnation)
+        self._missing = expected
+        self._asks = ["first"]
+        self.asked: list[str] = []
+
+    async def claim(self, incarnation: str) -> Position:
+        return self._position
+
+    async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
+        return Handled()
+
+    async def waiting(self) -> Sequence[OutboxRow]:
+        return ()
+
+    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
+        taken_in = sum(message.type == "shipping.v1.OrderShipped" for message in messages)
+        self._missing -= taken_in
+        if taken_in and self._missing == 0:
+            self._asks.append("second")
+        return Handled()
+
+    async def due(self) -> Handled:
+        name = self._asks.pop(0)
+        self.asked.append(name)
+        return Handled(attempts=[Publication(name, f"events.{name}.nobody.v1.Knows", {"ce-correlationid": name}, b"")])
+
+    def due_in(self) -> float | None:
+        return 0.0 if self._asks else None
+
+    async def remove(self, published: Collection[int]) -> None:
+        return
+
+
+@pytest.mark.parametrize("holds", [True, False])
+async def test_who_catches_up_attempts_nothing(broker: Broker, holds: bool) -> None:
+    """A rebuild publishes nothing; who does not hold anything back publishes at once."""
+    await ship(broker, KEYS)
+    handler = Asking((await events_state(broker)).incarnation, len(KEYS))
+    problems: dict[str, str | None] = {}
+    worker = Worker(
+        broker=broker,
+        durable="asking",
+        description="",
+        filters=["events.>"],
+        handler=handler,
+        batch_size=5,
+        report=problems.__setitem__,
+        hold_until_caught_up=holds,
+    )
+    running = asyncio.create_task(worker.run())
+    try:
+        attempted = await until_stored(broker, "nobody.v1.Knows", 1 if holds else 2)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert handler.asked == ["first", "second"]
+    assert attempted == (["second"] if holds else ["first", "second"])

@@ -1,5 +1,5 @@
 """A stream in memory, with a clock of its own, for tests of what is folded from one: it stores in order, in partitions,
-and refuses what another event of the same subject came before."""
+once each message id, and refuses what another event of the same subject came before."""
 
 from __future__ import annotations
 
@@ -36,9 +36,13 @@ class MemoryStream:
         return [self._store(key, name, {}, json.dumps({"orderId": key, **body}).encode()) for name, body in events]
 
     def publish(self, publication: Publication) -> StoredMessage | None:
-        """Stores a publication; None where its condition does not hold, and where it is for another stream."""
+        """Stores a publication; None where it is stored already, where its condition does not hold, and where it is for
+        another stream."""
         headers = publication.headers
         if not publication.subject.startswith("events."):
+            return None
+        message_id = headers.get("Nats-Msg-Id")
+        if message_id is not None and any(m.headers.get("Nats-Msg-Id") == message_id for m in self.messages):
             return None
         if "Nats-Expected-Last-Subject-Sequence" in headers:
             last = self.last_stored_on(headers["Nats-Expected-Last-Subject-Sequence-Subject"])

@@ -33,14 +33,19 @@ SECOND_VERSION = replace(ORDER_FULFILMENT, version=2, deadline=timedelta(hours=5
 RENAMED = replace(ORDER_FULFILMENT, name="another-fulfilment")
 
 
-def wall_clock() -> datetime:
-    """A machine's clock that is an hour off, and wrong in a new way each time."""
-    wall_clock.calls += 1  # type: ignore[attr-defined]
-    off = timedelta(hours=1 if wall_clock.calls % 2 else -1)  # type: ignore[attr-defined]
-    return datetime(2026, 1, 1, tzinfo=UTC) + off + timedelta(microseconds=wall_clock.calls)  # type: ignore[attr-defined]
+class WrongClock:
+    """A machine's clock that is an hour off, and wrong in another way each time."""
+
+    def __init__(self) -> None:
+        self._readings = 0
+
+    def __call__(self) -> datetime:
+        self._readings += 1
+        off = timedelta(hours=1 if self._readings % 2 else -1, microseconds=self._readings)
+        return datetime(2026, 1, 1, tzinfo=UTC) + off
 
 
-wall_clock.calls = 0  # type: ignore[attr-defined]
+WRONG_CLOCK = WrongClock()
 
 
 @dataclass
@@ -130,7 +135,7 @@ def correlator(
         definitions=Definitions(definitions),
         changes=SagaChanges(),
         last_stored_on=answer,
-        clock=wall_clock,
+        clock=WRONG_CLOCK,
         monotonic=lambda: stream.seconds,
     )
     return Correlator(stream, known, handler)
@@ -323,7 +328,9 @@ async def test_old_sagas_keep_their_version_and_new_ones_start_under_the_new_one
 async def test_a_return_to_an_old_version_is_told_too() -> None:
     stream = MemoryStream()
     store = MemoryCorrelatorStore()
-    for definition in (ORDER_FULFILMENT, SECOND_VERSION, ORDER_FULFILMENT, SECOND_VERSION):
+    working = await at_work(stream, store)
+    stream.tell("k0", HAPPY[0])
+    for definition in (SECOND_VERSION, ORDER_FULFILMENT, SECOND_VERSION):
         working = await at_work(stream, store, (definition,))
         assert working.handler.problem is None
         stream.tell(f"k{stream.messages[-1].sequence}", HAPPY[0])
@@ -401,7 +408,7 @@ async def test_a_definition_that_is_added_later_starts_no_saga_of_before() -> No
 
 def hostile(publication: Publication, **headers: str) -> Publication:
     changed = {name.replace("_", "-"): value for name, value in headers.items()}
-    return replace(publication, headers={**publication.headers, **changed, "Nats-Msg-Id": "hostile"})
+    return replace(publication, headers={**publication.headers, **changed, "Nats-Msg-Id": f"hostile {publication.key}"})
 
 
 async def test_an_activation_that_nobody_should_believe_changes_nothing() -> None:
@@ -651,6 +658,19 @@ async def test_ticks_of_others_and_of_before_mean_nothing() -> None:
     await second.read()
     assert second.handler.due_in() == 0.0, "it asks for itself"
     assert attempted(await second.handler.due()) == ["PartitionTick"]
+
+
+async def test_each_session_asks_for_the_time_once() -> None:
+    """What was known before may be wrong: the machine may have slept."""
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, HAPPY[0])
+    await working.settle()
+    for session in range(1, 4):
+        await working.pass_time(5)
+        assert len(stream.of_type("PartitionTick")) == session
+        await working.begin()
+        assert working.handler.due_in() == 0.0
 
 
 async def test_a_backlog_does_not_make_a_correlator_think_that_it_is_earlier() -> None:

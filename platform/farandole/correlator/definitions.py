@@ -230,17 +230,17 @@ class Definitions:
         """What to publish so that the files are active in every partition, and nothing else is."""
         publications: list[Publication] = []
         for partition, timeline in enumerate(self._timelines):
-            latest = timeline.latest()
+            key, latest = partition_key(partition), timeline.latest()
             for name, definition in self._files.items():
                 if name not in latest or latest[name].digest != definition.digest:
-                    message = correlator_events_pb2.DefinitionActivated(
-                        partition_key=partition_key(partition), definition=definition.to_message()
-                    )
                     which = (name, str(definition.version), definition.digest, str(timeline.ordinal(name)))
-                    publications.append(_publication(registry, message, which, time))
+                    activated = correlator_events_pb2.DefinitionActivated(
+                        partition_key=key, definition=definition.to_message()
+                    )
+                    publications.append(_publication(registry, activated, which, time))
             for name in sorted(latest.keys() - self._files.keys()):
-                message = correlator_events_pb2.DefinitionRetired(partition_key=partition_key(partition), name=name)
-                publications.append(_publication(registry, message, (name, str(timeline.ordinal(name))), time))
+                retired = correlator_events_pb2.DefinitionRetired(partition_key=key, name=name)
+                publications.append(_publication(registry, retired, (name, str(timeline.ordinal(name))), time))
         return publications
 
     def refuse_changed(self) -> None:

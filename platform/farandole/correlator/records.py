@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from farandole.advance import advance
-from farandole.correlator.definitions import PLATFORM_KEYS, Definitions
+from farandole.correlator.definitions import Definitions
 from farandole.definition import Definition
 from farandole.envelope import Event
 from farandole.saga import Saga
@@ -22,8 +22,6 @@ def fold(definitions: Definitions, records: Records, event: Event) -> dict[str, 
     definition mentions is recorded, unmatched, by every saga under the key. A record keeps the version under which it
     started; one that has not started goes over to the version that is active at the event.
     """
-    if event.key in PLATFORM_KEYS:
-        return {}
     fact = event.fact
     starting = definitions.starting(event.partition, event.sequence)
     if fact.lifecycle is not None:
