@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,13 +44,22 @@ class Database:
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
         self._read_threads = ThreadPoolExecutor(_READERS, thread_name_prefix="database-reader")
 
-    async def create(self, *metadata: sa.MetaData) -> None:
-        """Makes the tables that do not exist yet, and the directory of the database file."""
+    async def create(self, *metadata: sa.MetaData, if_earlier: str) -> None:
+        """Makes the tables that do not exist yet, and the directory of the database file.
+
+        Raises `StoreError`, with nothing made, where an earlier version made a table, which lacks a column now;
+        `if_earlier` is what to do about that then. `{database}` in it stands for the file.
+        """
         path = self._writer.url.database
         if path and path != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
 
         def create_all(connection: sa.Connection) -> None:
+            if lacking := list(_lacking_columns(connection, metadata)):
+                raise StoreError(
+                    f"the database {path} was made by an earlier version: it lacks {', '.join(lacking)}; "
+                    + if_earlier.format(database=path)
+                )
             for tables in metadata:
                 tables.create_all(connection)
 
@@ -109,6 +118,17 @@ def is_store_trouble(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE in _TROUBLES:
         return True
     return any(is_store_trouble(earlier) for earlier in (error.__cause__, error.__context__) if earlier is not None)
+
+
+def _lacking_columns(connection: sa.Connection, metadata: Iterable[sa.MetaData]) -> Iterator[str]:
+    """What the tables that exist lack, as `table.column`."""
+    inspector = sa.inspect(connection)
+    existing = set(inspector.get_table_names())
+    for tables in metadata:
+        for table in tables.sorted_tables:
+            if table.name in existing:
+                known = {column["name"] for column in inspector.get_columns(table.name)}
+                yield from (f"{table.name}.{column.name}" for column in table.columns if column.name not in known)
 
 
 def _transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:

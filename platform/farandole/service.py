@@ -128,8 +128,14 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
         await close_or_exit(database.close())
 
 
+_IF_EARLIER = (
+    "it holds the service's own state, so go on with the version that made it, or bring the tables up to date; where "
+    "that state is expendable, start with an empty database (`make clean` removes all of a checkout's data)"
+)
+
+
 async def _create_tables(participant: Participant, database: Database, tables: ParticipantTables) -> None:
-    await database.create(tables.metadata, participant.metadata)
+    await database.create(tables.metadata, participant.metadata, if_earlier=_IF_EARLIER)
     if participant.seed is not None:
         await database.write(participant.seed)
 

@@ -141,7 +141,7 @@ class Stage:
 
     async def open(self) -> None:
         """Makes the tables and begins to read."""
-        await self._database.create(self._tables.metadata, metadata)
+        await self._database.create(self._tables.metadata, metadata, if_earlier="")
         await self._begin([])
 
     async def close(self) -> None:

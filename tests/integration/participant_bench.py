@@ -174,7 +174,7 @@ class Bench:
 async def bench_at(path: Path) -> AsyncIterator[Bench]:
     """A bench over a new database."""
     bench = Bench(path)
-    await bench.database.create(ParticipantTables().metadata, metadata)
+    await bench.database.create(ParticipantTables().metadata, metadata, if_earlier="")
     await bench.handler.claim("stream-1")
     try:
         yield bench

@@ -46,3 +46,17 @@ def test_a_service_waits_for_its_store(services: Services, service: str) -> None
         assert services.processes[service].poll() is None
         other.execute("ROLLBACK")
     services.wait_until_serving(service)
+
+
+def test_a_database_of_an_earlier_version_is_refused_with_what_it_lacks(services: Services) -> None:
+    """The service ends with a line that says it: waiting would help nobody."""
+    services.start("shipping")
+    services.kill("shipping")
+    path = services.database_url("shipping").removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path)) as earlier:
+        earlier.execute("ALTER TABLE farandole_queue DROP COLUMN given_up")
+    services.begin("shipping")
+    assert services.processes.pop("shipping").wait(30) == 1
+    said = (services.directory / "shipping.log").read_text()
+    assert f"the database {path} was made by an earlier version: it lacks farandole_queue.given_up" in said
+    assert "Traceback" not in said

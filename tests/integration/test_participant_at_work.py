@@ -105,7 +105,7 @@ async def delivery_at(broker: Broker, path: Path) -> AsyncIterator[Delivery]:
     """The participant over a database, not at work yet."""
     database = Database(f"sqlite:///{path}/delivery.db")
     tables = ParticipantTables()
-    await database.create(tables.metadata, metadata)
+    await database.create(tables.metadata, metadata, if_earlier="")
     try:
         yield Delivery(broker, database, ParticipantBatchHandler(DELIVERY, database, tables))
     finally:

@@ -101,7 +101,7 @@ async def test_a_database_of_an_earlier_version_is_refused_with_the_remedy(
         connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
     earlier.dispose()
     second = SqlCorrelatorStore(Database(f"sqlite:///{path}"))
-    with pytest.raises(StoreError, match=rf"lacks {table}\.{column}\. .* move {path} away") as refused:
+    with pytest.raises(StoreError, match=rf"lacks {table}\.{column}; .* move {path} away") as refused:
         await second.open()
     assert not isinstance(refused.value, StoreUnavailableError)  # which would be tried again
     await second.close()

@@ -361,8 +361,7 @@ class SqlCorrelatorStore:
 
     async def open(self) -> None:
         """See `CorrelatorStore.open`. Raises `StoreError` with the remedy where an earlier version made the tables."""
-        await self._database.create(_METADATA)
-        await self._database.read(_refuse_earlier_tables)
+        await self._database.create(_METADATA, if_earlier=_IF_EARLIER)
 
     async def close(self) -> None:
         """See `CorrelatorStore.close`."""
@@ -463,28 +462,6 @@ class SqlCorrelatorStore:
     async def definitions(self) -> tuple[StoredDefinition, ...]:
         """See `CorrelatorQueries.definitions`."""
         return await self._database.read(_definitions)
-
-
-def _refuse_earlier_tables(connection: sa.Connection) -> None:
-    """Raises `StoreError` where a table lacks a column.
-
-    Such a table is not altered: what it holds was folded by the rules of the version that made it.
-    """
-    inspector = sa.inspect(connection)
-    lacking = [
-        f"{table.name}.{column.name}"
-        for table in _METADATA.sorted_tables
-        for known in ({column["name"] for column in inspector.get_columns(table.name)},)
-        for column in table.columns
-        if column.name not in known
-    ]
-    if lacking:
-        database = connection.engine.url.database
-        raise StoreError(
-            f"the database {database} was made by an earlier version of Farandole: it lacks {', '.join(lacking)}. All "
-            f"that a correlator keeps follows from the stream: move {database} away, with the -wal and -shm beside it, "
-            "and start the correlator again; it folds the stream from its beginning into a new database"
-        )
 
 
 def _claim(connection: sa.Connection, incarnation: str, owned: frozenset[int], held: Claim | None) -> Claim:
@@ -895,6 +872,11 @@ def _dead_letter(row: Row) -> DeadLetter:
         close_time=_maybe_time(row.close_time),
     )
 
+
+_IF_EARLIER = (
+    "all that a correlator keeps follows from the stream: move {database} away, with the -wal and -shm beside it, and "
+    "start the correlator again; it folds the stream from its beginning into a new database"
+)
 
 _OUTBOX = Outbox(_METADATA)
 
