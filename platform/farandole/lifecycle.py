@@ -28,7 +28,8 @@ from farandole.saga import (
 )
 
 CORRELATOR = "correlator"
-"""The source of the lifecycle events that the correlator publishes."""
+"""The correlator's name: its durable consumer, the source of what it publishes, and who gives up on what no one can
+read. No participant has it."""
 
 SAGA_COMPLETED = "choreography.v1.SagaCompleted"
 SAGA_COMPENSATED = "choreography.v1.SagaCompensated"

@@ -379,6 +379,14 @@ def no_event(_event: int, _tx: Transaction) -> None: ...
 def one_parameter(_event: ItemsReserved) -> None: ...
 
 
+@pytest.mark.parametrize("name", ["Payments", "pay_ments", "", "correlator"])
+def test_a_name_that_no_participant_can_have_is_refused(name: str) -> None:
+    def look(_event: ItemsReserved, _tx: Transaction) -> None: ...
+
+    with pytest.raises(ContractError, match="name"):
+        Participant(name, step("a-step", look, saga="a-saga"))
+
+
 @pytest.mark.parametrize(
     ("handler", "reason"),
     [

@@ -17,10 +17,11 @@ from choreography.v1.participant_pb2 import (
     QueuedEvent,
 )
 from farandole.cli.saga_commands import next_commands
-from farandole.correlator.dead_letters import CORRELATOR, DeadLetter
+from farandole.correlator.dead_letters import DeadLetter
 from farandole.correlator.diagnosis import Consumer, Standing, awaited, diagnose
 from farandole.correlator.inquiry import consumer_of
 from farandole.envelope import Reason
+from farandole.lifecycle import CORRELATOR
 from farandole.saga import Cause
 from tests.unit.saga_histories import DRONE_DELIVERY, ORDER_FULFILMENT, START, Told, event, lifecycle, timed_out, told
 from tests.unit.saga_histories import dead_letter as history_dead_letter

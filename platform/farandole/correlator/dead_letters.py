@@ -12,11 +12,9 @@ from datetime import datetime
 from choreography.v1 import dead_letter_events_pb2
 from farandole.dead_letter_copy import PREFIX_BYTES, dead_letter_copy, dead_letter_id
 from farandole.envelope import Event, Publication, Reason, Unreadable
+from farandole.lifecycle import CORRELATOR
 from farandole.registry import Registry
 from farandole.saga import HistoryEntry
-
-CORRELATOR = "correlator"
-"""The participant that gives up on what no one can read."""
 
 
 class DeadLetterState(enum.IntEnum):

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from google.protobuf import timestamp_pb2
 
 from choreography.v1 import participant_pb2, saga_diagnosis_pb2, saga_pb2
-from farandole.correlator.dead_letters import CORRELATOR, DeadLetter
+from farandole.correlator.dead_letters import DeadLetter
 from farandole.definition import Definition, StepDefinition
-from farandole.lifecycle import SAGA_TIMED_OUT, STEP_OVERDUE, STEP_VOIDED
+from farandole.lifecycle import CORRELATOR, SAGA_TIMED_OUT, STEP_OVERDUE, STEP_VOIDED
 from farandole.saga import Cause, Disposition, Fact, Health, Saga, Status, StepRecord, StepStatus
 
 _MOST_TOLD = 3

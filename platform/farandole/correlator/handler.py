@@ -24,7 +24,6 @@ from choreography.v1 import correlator_events_pb2
 from farandole.advance import pending_lifecycle
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letters import (
-    CORRELATOR,
     ClosedDeadLetter,
     closing,
     dead_letter_of,
@@ -46,7 +45,7 @@ from farandole.correlator.store import Claim, CorrelatorStore, FoldedBatch, NewD
 from farandole.correlator.time_outs import LastStoredOn, TimeOut, guarded
 from farandole.deadlines import due_lifecycle
 from farandole.envelope import Event, Publication, StoredMessage, Unreadable, decode, encode, message_id
-from farandole.lifecycle import SAGA_TIMED_OUT
+from farandole.lifecycle import CORRELATOR, SAGA_TIMED_OUT
 from farandole.outbox import OutboxRow
 from farandole.partitions import partition_key, partition_of
 from farandole.registry import Registry

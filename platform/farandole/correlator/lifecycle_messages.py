@@ -10,8 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from choreography.v1 import lifecycle_pb2
 from farandole.advance import PendingLifecycle
-from farandole.correlator.dead_letters import CORRELATOR
 from farandole.envelope import Publication, encode
+from farandole.lifecycle import CORRELATOR
 from farandole.registry import Registry
 
 

@@ -14,7 +14,6 @@ from farandole.broker.connection import Broker
 from farandole.broker.stored import last_stored_on
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
-from farandole.correlator.dead_letters import CORRELATOR
 from farandole.correlator.definitions import Definitions
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
@@ -24,6 +23,7 @@ from farandole.database import Database
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
 from farandole.errors import ConfigurationError, Fault
+from farandole.lifecycle import CORRELATOR
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve

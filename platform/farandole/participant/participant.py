@@ -14,6 +14,7 @@ from choreography.v1 import dead_letter_events_pb2, lifecycle_pb2, participant_p
 from farandole.contract import Signature
 from farandole.envelope import Event
 from farandole.errors import ContractError
+from farandole.lifecycle import CORRELATOR
 from farandole.participant.barrier import Direction
 from farandole.participant.outgoing import Outcome
 from farandole.participant.retries import Retries
@@ -71,6 +72,8 @@ class Participant:
         """
         if not NAME.fullmatch(name):
             raise ContractError(f"{name!r} is no name of a participant: lower-case words joined by hyphens")
+        if name == CORRELATOR:
+            raise ContractError(f"a participant can't be named {name!r}: that is the correlator's name")
         if not steps:
             raise ContractError(f"participant {name} has no step")
         names = [(s.saga, s.name) for s in steps]

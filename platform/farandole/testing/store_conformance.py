@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from farandole.correlator.dead_letters import CORRELATOR, ClosedDeadLetter, DeadLetter, DeadLetterState
+from farandole.correlator.dead_letters import ClosedDeadLetter, DeadLetter, DeadLetterState
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
 from farandole.correlator.queries import DeadLetterQuery, SagaCount, SagaOrder, SagaQuery
 from farandole.correlator.store import (
@@ -35,6 +35,7 @@ from farandole.deadlines import overdue_id
 from farandole.definition import Definition, StepDefinition, StepKind
 from farandole.envelope import Publication, Reason
 from farandole.errors import DefinitionError, FencedError, StoreError, StreamIncarnationError
+from farandole.lifecycle import CORRELATOR
 from farandole.partitions import PARTITIONS, partition_of
 from farandole.saga import (
     Cause,
