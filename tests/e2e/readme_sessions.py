@@ -42,6 +42,10 @@ _ASKS = re.compile(
 _PORTS = range(12_000, 19_500)
 """Below those of the other end-to-end tests, and of outgoing connections, which would hold a port for a minute."""
 _REFUSALS = ("ERROR:", "farandole:")
+_DEAD_LETTER = re.compile(
+    r"\b(correlator|orders|inventory|payments|shipping|parcels|packaging|drones|delivery|loyalty)-(\d+)\b"
+)
+"""A dead letter's id: who gave up on the event, and the event's sequence."""
 _LEFT_OUT = (STACK_FILE, ".git", ".farandole")
 _SHARED_CACHES = re.compile(r"\..*_cache|\.hypothesis")
 
@@ -116,7 +120,9 @@ _ALIKE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^\d+  (?=TIME  )", "SEQUENCE  "),
         (r'"sequence": "\d+"', '"sequence": "SEQUENCE"'),
         (r"([Ss]equence):? \d+", r"\1 SEQUENCE"),
-        (r"\bcorrelator-\d+\b", "correlator-SEQUENCE"),
+        (r"\bit is at (sequence )?\d+", "it is at SEQUENCE"),
+        (r"(?<=TIME  TIME)  \d+  \d+  ", "  SEQUENCE  SEQUENCE  "),
+        (_DEAD_LETTER.pattern, r"\1-SEQUENCE"),
         (r"\bevents\.\d+\.", "events.PARTITION."),
     )
 )
@@ -154,8 +160,8 @@ class Terminal:
     ports: dict[int, int] = field(default_factory=dict)
     """By the port that a page and a stack file say: the one that it has here."""
     beside: list[tuple[Command, subprocess.Popen[bytes], Path]] = field(default_factory=list)
-    dead_letters: dict[str, str] = field(default_factory=dict)
-    """By the id that a page shows: the one that it has here."""
+    sequences: dict[str, str] = field(default_factory=dict)
+    """Of dead letters: by the sequence that a page shows the one here."""
 
     @classmethod
     def open(cls, directory: Path, tools: Sequence[Path]) -> Terminal:
@@ -263,8 +269,8 @@ class Terminal:
                 break
             time.sleep(0.1)
         self._check(command, happened, done.returncode)
-        shown, real = (re.findall(r"\bcorrelator-\d+\b", text) for text in (command.seen, happened))
-        self.dead_letters.update(zip(shown, real, strict=False))
+        shown, real = ([found[2] for found in _DEAD_LETTER.finditer(text)] for text in (command.seen, happened))
+        self.sequences.update(zip(shown, real, strict=False))
 
     def _check(self, command: Command, happened: str, status: int) -> None:
         what = f"line {command.line}: $ {command.typed}"
@@ -275,8 +281,8 @@ class Terminal:
 
     def _as_here(self, typed: str) -> str:
         """A command of the page as it is typed here: with this stack's ports, and with this environment installed."""
-        for shown_id, real_id in self.dead_letters.items():
-            typed = typed.replace(shown_id, real_id)
+        typed = _DEAD_LETTER.sub(lambda found: f"{found[1]}-{self.sequences.get(found[2], found[2])}", typed)
+        typed = re.sub(r'(?<="sequence":)\d+', lambda found: self.sequences.get(found[0], found[0]), typed)
         for shown, real in self.ports.items():
             typed = re.sub(rf":{shown}\b", f":{real}", typed)
         return re.sub(r"^make ", "make -o .venv/runtime ", typed)

@@ -50,17 +50,23 @@ def test_a_comparison_sees_what_differs() -> None:
     assert not difference(shown, 'status  COMPLETED  \na\nb\n"sequence": "12"\nat 2027-01-01T00:00:00Z by ada\n')
     assert difference(shown, 'status  RUNNING\n"sequence": "12"\nat 2027-01-01T00:00:00Z by ada\n')
     assert difference(shown, 'status  COMPLETED\n"sequence": "12"\n')
+    assert difference("dead letter payments-7\n", "dead letter shipping-7\n")
+    assert not difference("dead letter payments-7\n", "dead letter payments-12\n")
     assert difference("", "something\n")
     assert difference("something\n", "")
 
 
-def test_the_picture_of_the_flow_has_the_events_of_the_definition() -> None:
-    picture = TEXT[: TEXT.index("## Two commands")]
-    file = ROOT / "services/correlator/sagas/order-fulfilment.yaml"
+@pytest.mark.parametrize("picture", [0, 1])
+def test_the_pictures_of_the_flows_have_the_events_and_steps_of_the_definitions(picture: int) -> None:
+    drawn = re.findall(r"^```mermaid\n(.*?)^```$", _section("The flows"), re.MULTILINE | re.DOTALL)[picture]
+    name = ("order-fulfilment", "drone-delivery")[picture]
+    file = ROOT / f"services/correlator/sagas/{name}.yaml"
     definition = yaml.safe_load(file.read_text(encoding="utf-8"))
     events = set(re.findall(r"\.v1\.(\w+)", str(definition)))
     only_after_a_time_out = {"ShipmentCancelled"}
-    assert set(re.findall(r"\(\[(\w+)\]\)", picture)) == events - only_after_a_time_out
+    assert set(re.findall(r"\(\[(\w+)\]\)", drawn)) == events - only_after_a_time_out
+    steps = {(step["participant"], step["name"]) for step in definition["steps"]}
+    assert set(re.findall(r"\[(\w+): (?:undo )?([\w-]+)\]", drawn)) == steps
 
 
 def test_the_settings_are_those_of_the_class() -> None:
@@ -122,9 +128,18 @@ def test_what_a_page_tells_to_make_can_be_made() -> None:
 
 def test_every_link_leads_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#\s]*)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            if target and "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+            if "://" in target:
+                continue
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name}: {target}"
+            assert not heading or heading in _headings(path), f"{page.name}: {target}#{heading}"
+
+
+def _headings(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def _section(title: str) -> str:
