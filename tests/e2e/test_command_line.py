@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from farandole.partitions import PARTITIONS
 from tests.e2e.running_stack import (
     JSON,
     PARTS,
@@ -165,7 +166,8 @@ def test_a_second_stack_runs_beside_the_first_with_its_ports_moved(
         assert addresses["nats"] == f"127.0.0.1:{4222 + offset}"
         assert addresses["correlator"] == f"127.0.0.1:{50051 + offset}"
         said = second.farandole("pub", "orders.v1.OrderCreated", json.dumps(order("elsewhere-1")))
-        assert "stored at sequence 1" in said
+        activations = 2 * PARTITIONS  # of the two definitions, which stand before it
+        assert f"stored at sequence {activations + 1}\n" in said
         assert "is COMPLETED" in second.farandole("sagas", "watch", "elsewhere-1", "--timeout", "20")
     finally:
         second.farandole("down")
@@ -317,7 +319,7 @@ def test_dead_letters_are_listed_and_shown(own_stack: Stack) -> None:
         lambda: found if identity in (found := stack.farandole("deadletters", "list", "--filter", filter_)) else None,
         "it is listed",
     )
-    assert re.search(rf"^{identity} +orders.v1.OrderCreated +broken-1 +RULE_VIOLATION ", listed, re.MULTILINE)
+    assert re.search(rf"^{identity} +OPEN +orders.v1.OrderCreated +broken-1 +RULE_VIOLATION ", listed, re.MULTILINE)
     shown = stack.farandole("deadletters", "show", identity)
     for word in (identity, "RULE_VIOLATION", "currency", "events.", "euros", "[REDACTED]"):
         assert word in shown

@@ -159,9 +159,9 @@ def test_watching_an_ended_saga_answers_once(stack: Stack, settled: Sequence[str
 
 def test_the_definition_is_told_as_it_is_followed(stack: Stack) -> None:
     listed = stack.ask(f"{SAGAS}/ListSagaDefinitions")["definitions"]
-    assert [(one["name"], one["version"]) for one in listed] == [("order-fulfilment", 1)]
+    assert [(one["name"], one["version"]) for one in listed] == [("drone-delivery", 1), ("order-fulfilment", 1)]
     definition = stack.ask(f"{SAGAS}/GetSagaDefinition", {"name": "order-fulfilment"})["definition"]
-    assert definition == listed[0]
+    assert definition == listed[1]
     assert definition["initiating_event"] == "orders.v1.OrderCreated"
     assert definition["commit_event"] == "shipping.v1.OrderShipped"
     assert definition["deadline"] == "1800s"
