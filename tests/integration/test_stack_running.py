@@ -179,6 +179,9 @@ def test_start_hands_on_the_callers_settings(stack: StackUnderTest) -> None:
     unwell = stack.farandole("start", "alpha", "--timeout", "2", environment={"FARANDOLE_TEST_UNWELL": "out of paper"})
     assert unwell.returncode == 1
     assert "out of paper" in unwell.stderr
+    stack.farandole("stop", "alpha")
+    well = stack.farandole("start", "alpha")
+    assert well.returncode == 0, "what one start was given is not kept for the next"
 
 
 def test_a_service_that_ignores_sigterm_is_killed_in_time(stack: StackUnderTest) -> None:

@@ -22,7 +22,7 @@ from farandole.correlator.diagnosis import Consumer, Standing, awaited, diagnose
 from farandole.correlator.inquiry import consumer_of
 from farandole.envelope import Reason
 from farandole.lifecycle import CORRELATOR
-from farandole.saga import Cause
+from farandole.saga import Cause, Lifecycle
 from tests.unit.saga_histories import DRONE_DELIVERY, ORDER_FULFILMENT, START, Told, event, lifecycle, timed_out, told
 from tests.unit.saga_histories import dead_letter as history_dead_letter
 
@@ -64,6 +64,7 @@ def answers(position: int, *queue: QueuedEvent, lag: int = 0, problems: Sequence
     return Standing(consumer(lag), ParticipantStatus(position=position, queue=queue, problems=problems))
 
 
+DISCARDED = ("DeadLetterRecorded", "DeadLetterDiscarded")
 STOPPED = Standing(consumer(4, 20, is_read=False))
 
 
@@ -590,6 +591,21 @@ def test_a_dead_letter_of_a_saga_that_waits_for_somebody_else_is_told_too() -> N
     assert list(diagnosis.dead_letter_ids) == ["inventory-10"]
     assert (
         "inventory gave up on orders.v1.OrderCreated (sequence 10) for reserve-items: dead letter" in diagnosis.summary
+    )
+
+
+def test_what_an_operator_discarded_is_said_to_need_a_hand() -> None:
+    """The participant has nothing of it in its queue any more, and will never answer."""
+    refused = event("ShippingFailed")
+    named = Lifecycle("order-fulfilment", 0, Cause.UNSPECIFIED, ("take-payment",), dead_letter=("payments", 40))
+    letters = [replace(lifecycle(verb, "take-payment"), lifecycle=named) for verb in DISCARDED]
+    saga = told(*PAID, refused, *letters)
+    diagnosis = diagnose(ORDER_FULFILMENT, saga, {"payments": answers(60)})
+    (outcome,) = diagnosis.awaited
+    assert outcome.detail == (
+        "It waits since 2026-11-22T12:00:03.000Z for payments to undo take-payment; that is due "
+        "2026-11-22T12:05:03.000Z. The event on which payments would have done that was discarded by an operator, so "
+        "nothing comes of it any more. Do it by hand, and publish payments.v1.PaymentRefunded."
     )
 
 

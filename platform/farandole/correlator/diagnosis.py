@@ -16,7 +16,7 @@ from google.protobuf import timestamp_pb2
 from choreography.v1 import participant_pb2, saga_diagnosis_pb2, saga_pb2
 from farandole.correlator.dead_letters import DeadLetter
 from farandole.definition import Definition, StepDefinition
-from farandole.lifecycle import CORRELATOR, SAGA_TIMED_OUT, STEP_OVERDUE, STEP_VOIDED
+from farandole.lifecycle import CORRELATOR, DEAD_LETTER_DISCARDED, SAGA_TIMED_OUT, STEP_OVERDUE, STEP_VOIDED
 from farandole.saga import Cause, Disposition, Fact, Health, Saga, Status, StepRecord, StepStatus
 
 _MOST_TOLD = 3
@@ -381,6 +381,11 @@ def _where(one: Awaited, saga: Saga, standing: Standing, holding: Sequence[DeadL
     if letter is not None:
         stopped = "" if standing.status is not None or standing.trouble else f" {_silence(one, standing)}"
         return f"{_dead_letter(letter)} {_OPERATOR}{stopped}"
+    if _was_discarded(one, saga):
+        return (
+            f"The event on which {participant} would have done that was discarded by an operator, so nothing comes of "
+            f"it any more. Do it by hand, and publish {one.event_types[0]}."
+        )
     if standing.trouble:
         return f"Where {participant} stands could not be learnt: {_sentence(standing.trouble)}"
     if standing.status is None:
@@ -394,6 +399,14 @@ def _holding(one: Awaited, holding: Iterable[DeadLetter]) -> DeadLetter | None:
         (letter for letter in holding if letter.participant == one.step.participant),
         key=lambda letter: letter.sequence,
         default=None,
+    )
+
+
+def _was_discarded(one: Awaited, saga: Saga) -> bool:
+    """Whether an operator has decided to go on without the event on which the participant had to act."""
+    return one.trigger is not None and any(
+        fact.lifecycle is not None and fact.lifecycle.dead_letter == (one.step.participant, one.trigger.sequence)
+        for fact in _applied(saga, DEAD_LETTER_DISCARDED)
     )
 
 

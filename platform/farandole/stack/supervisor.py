@@ -47,6 +47,7 @@ class SupervisedService:
 
     def __init__(self, plan: Plan, planned: PlannedService, environment: Mapping[str, str]) -> None:
         self.planned = planned
+        self._usual_environment = environment
         self.environment = dict(environment)
         self.finished = asyncio.Event()
         """Set while no task keeps it running."""
@@ -77,7 +78,8 @@ class SupervisedService:
         )
 
     async def start(self, environment: Mapping[str, str]) -> bool:
-        """Starts it, if it is not being kept running; returns whether it was not.
+        """Starts it, if it is not being kept running; returns whether it was not. `environment` counts over the
+        stack's own, until it is stopped.
 
         Raises `StackError` where a port is taken or there is no such program: nothing is kept running then.
         """
@@ -85,7 +87,7 @@ class SupervisedService:
             await self.finished.wait()
         if not self.finished.is_set():
             return False
-        self.environment.update(environment)
+        self.environment = {**self._usual_environment, **environment}
         self._refuse_taken_ports()
         process = await self._spawn()
         self._stop_requested.clear()
