@@ -244,6 +244,12 @@ def test_people_see_it_at_the_command_line(own_stack: Stack) -> None:
     [line] = [line for line in own_stack.farandole("sagas", "list").splitlines() if line.startswith("unread ")]
     for word in ("RUNNING", "QUARANTINED", "ship-order (shipping)"):
         assert word in line
+    shown = own_stack.farandole("sagas", "show", "unread")
+    given_up_on = "gave up on payments.v1.PaymentProcessed for ship-order, REJECTED after 1 try: nobody can read"
+    assert f"held up by  dead letter {identity}: shipping {given_up_on} the address" in shown
+    assert shown.rstrip().endswith("farandole sagas diagnose unread")
+    watched = own_stack.try_farandole("sagas", "watch", "unread", "--timeout", "5").stdout
+    assert watched.splitlines()[-1] == "order-fulfilment unread is RUNNING and QUARANTINED"
 
 
 @pytest.mark.usefixtures("given_up")

@@ -30,7 +30,7 @@ def list_dead_letters(
     from google.protobuf.json_format import MessageToDict
 
     from choreography.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc
-    from farandole.cli.output import colored, console, print_json, table, timestamp
+    from farandole.cli.output import cell_time, colored, console, print_json, table
 
     found: list[DeadLetter] = []
     token = ""
@@ -61,7 +61,7 @@ def list_dead_letters(
             _step(letter),
             _reason(letter),
         )
-        made.add_row(*(colored(cell) for cell in cells), timestamp(letter, "stream_time"), colored(letter.detail))
+        made.add_row(*(colored(cell) for cell in cells), cell_time(letter, "stream_time"), colored(letter.detail))
     out = console()
     out.print(made)
     if token:
@@ -93,9 +93,11 @@ def _view(letter: DeadLetter) -> Any:  # noqa: ANN401 - rich's own type, loaded 
     import json
 
     from google.protobuf.json_format import MessageToDict
+    from rich.console import Group
     from rich.text import Text
 
-    from farandole.cli.output import table, timestamp
+    from choreography.v1 import dead_letter_pb2
+    from farandole.cli.output import colored, table, timestamp
 
     made = table("", "")
     made.show_header = False
@@ -124,8 +126,10 @@ def _view(letter: DeadLetter) -> Any:  # noqa: ANN401 - rich's own type, loaded 
         ("begins with", repr(letter.body_prefix) if letter.body_prefix else ""),
     ):
         if value:
-            made.add_row(Text(name, style="bold"), Text(value))
-    return made
+            made.add_row(Text(name, style="bold"), colored(value))
+    if letter.state != dead_letter_pb2.DEAD_LETTER_STATE_OPEN or not letter.step:
+        return made
+    return Group(made, "", "Try next:", Text(f"  farandole sagas diagnose {letter.saga_id}"))
 
 
 def _state(letter: DeadLetter) -> str:

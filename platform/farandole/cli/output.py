@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 
 _WIDTH_WITHOUT_TERMINAL = 200
 """A pipe has no width; lines are cut for nobody then."""
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
@@ -55,10 +57,19 @@ def table(*columns: str, last_wraps: bool = True) -> Table:
 
 
 def colored(text: str) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
-    """A status word in its colour."""
+    """A text whose first word is in its colour, where that is a status."""
     from rich.text import Text
 
-    return Text(text, style=_COLORS.get(text, ""))
+    found = Text(printable(text))
+    status = text.partition(" ")[0]
+    if status == text or status.isupper():  # `stopped` alone is a status, at the head of a sentence it is none
+        found.stylize(_COLORS.get(status, ""), 0, len(status))
+    return found
+
+
+def printable(text: str) -> str:
+    """A text without the characters that would do something to a terminal; lines and tabs stay."""
+    return _CONTROLS.sub("\ufffd", text)
 
 
 def duration(seconds: float | None) -> str:
@@ -77,10 +88,29 @@ def duration(seconds: float | None) -> str:
 
 def timestamp(message: Any, field: str) -> str:  # noqa: ANN401 - any generated message
     """A timestamp field in the local time zone to the millisecond; empty where it is absent."""
+    moment = _local(message, field)
+    return moment.isoformat(sep=" ", timespec="milliseconds") if moment else ""
+
+
+def cell_time(message: Any, field: str) -> str:  # noqa: ANN401 - any generated message
+    """A timestamp field for a cell of a table.
+
+    Like `timestamp`, but on a terminal, which has no room for it, without the zone, and without the day or the
+    milliseconds: of today the time is told, of another day the minute.
+    """
+    moment = _local(message, field)
+    if moment is None or not sys.stdout.isatty():
+        return timestamp(message, field)
+    if moment.date() == datetime.now().astimezone().date():
+        return moment.time().isoformat(timespec="milliseconds")
+    return moment.replace(tzinfo=None).isoformat(sep=" ", timespec="minutes")
+
+
+def _local(message: Any, field: str) -> datetime | None:  # noqa: ANN401 - any generated message
     if not message.HasField(field):
-        return ""
+        return None
     moment: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
-    return moment.astimezone().isoformat(sep=" ", timespec="milliseconds")
+    return moment.astimezone()
 
 
 def word(enumeration: Any, number: int, prefix: str) -> str:  # noqa: ANN401 - any generated enumeration
@@ -100,6 +130,6 @@ _COLORS = {
     "OVERDUE": "yellow", "DUPLICATE": "yellow", "EARLY": "yellow", "LATE": "yellow", "COMPENSATED": "magenta",
     "unsupervised": "yellow",
     "UNREACHABLE": "red", "FAILED": "red", "COMPENSATION_FAILED": "red", "STALLED": "red", "QUARANTINED": "red",
-    "UNEXPECTED": "red", "UNMATCHED": "red",
-    "stopped": "dim", "PENDING": "dim",
+    "UNEXPECTED": "red", "UNMATCHED": "red", "OPEN": "red",
+    "stopped": "dim", "PENDING": "dim", "VOIDED": "dim", "REDRIVEN": "dim", "DISCARDED": "dim", "SUPERSEDED": "dim",
 }  # fmt: skip

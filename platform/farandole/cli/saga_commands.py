@@ -131,7 +131,7 @@ def diagnose(
     from google.protobuf.json_format import MessageToDict
 
     from choreography.v1 import saga_service_pb2, saga_service_pb2_grpc
-    from farandole.cli.output import console, print_json
+    from farandole.cli.output import console, print_json, printable
 
     with correlator(address) as channel:
         request = saga_service_pb2.DiagnoseSagaRequest(saga_id=saga_id, definition=definition)
@@ -142,7 +142,7 @@ def diagnose(
         return
     out = console()
     for line in diagnosis.summary.splitlines():
-        out.print(line, markup=False, soft_wrap=not out.is_terminal)
+        out.print(printable(line), markup=False, soft_wrap=not out.is_terminal)
     if diagnosis.awaited:
         out.print("", _awaited_table(diagnosis.awaited), sep="\n")
     out.print("\nTry next:")
@@ -175,15 +175,15 @@ def next_commands(diagnosis: SagaDiagnosis) -> list[str]:
 
 
 def _awaited_table(awaited: Sequence[AwaitedOutcome]) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
-    from farandole.cli.output import table, timestamp
+    from farandole.cli.output import cell_time, table
 
     made = table("WAITS FOR", "FROM", "SINCE", "DUE", "TRIGGER", "POSITION", "LAG", "ENDS WITH")
     for outcome in awaited:
         made.add_row(
             f"undoing {outcome.step}" if outcome.compensation else outcome.step,
             outcome.participant,
-            timestamp(outcome, "since"),
-            timestamp(outcome, "deadline"),
+            cell_time(outcome, "since"),
+            cell_time(outcome, "deadline"),
             str(outcome.trigger_sequence or ""),
             *_progress(outcome),
             " or ".join(outcome.event_types),
@@ -200,16 +200,18 @@ def _progress(outcome: AwaitedOutcome) -> tuple[str, str]:
 
 
 def _print_changes(changes: Any) -> None:  # noqa: ANN401 - a gRPC call, which has no type
-    """A line for each event that was added, and one for each change of the saga's status."""
+    """A line for each event that was added, and one for each change of the saga's status or health."""
+    from farandole.cli.output import printable
+
     told, standing = 0, ""
     for change in changes:
         saga = change.saga
         for entry in saga.history:
             if entry.sequence > told:
                 told = entry.sequence
-                typer.echo("  ".join(cell for cell in _history_row(entry) if cell))
-        if standing != (standing := _standing(saga)):
-            typer.echo(f"{saga.definition} {saga.saga_id} is {standing}")
+                typer.echo(printable("  ".join(cell for cell in _history_row(entry) if cell)))
+        if standing != (standing := f"{_standing(saga)}{_unwell(saga)}"):
+            typer.echo(printable(f"{saga.definition} {saga.saga_id} is {standing}"))
 
 
 def _standing(saga: Saga) -> str:
@@ -223,9 +225,18 @@ def _standing(saga: Saga) -> str:
     return f"{status} ({cause}{detail}){late}" if cause else f"{status}{late}"
 
 
+def _unwell(saga: Saga) -> str:
+    """` and OVERDUE`; empty for a saga that is on time."""
+    from choreography.v1 import saga_pb2
+    from farandole.cli.output import word
+
+    well = (saga_pb2.SAGA_HEALTH_UNSPECIFIED, saga_pb2.SAGA_HEALTH_ON_TIME)
+    return "" if saga.health in well else f" and {word(saga_pb2.SagaHealth, saga.health, 'SAGA_HEALTH_')}"
+
+
 def _list_table(sagas: list[Saga]) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
     from choreography.v1 import saga_pb2
-    from farandole.cli.output import colored, table, timestamp, word
+    from farandole.cli.output import cell_time, colored, table, word
 
     made = table("SAGA", "DEFINITION", "STATUS", "HEALTH", "UPDATED", "WAITS FOR OR ENDED BY")
     for saga in sagas:
@@ -234,7 +245,7 @@ def _list_table(sagas: list[Saga]) -> Any:  # noqa: ANN401 - rich's own type, lo
             f"{saga.definition} v{saga.version}",
             colored(word(saga_pb2.SagaStatus, saga.status, "SAGA_STATUS_")),
             colored(word(saga_pb2.SagaHealth, saga.health, "SAGA_HEALTH_")),
-            timestamp(saga, "update_time"),
+            cell_time(saga, "update_time"),
             colored(_current(saga)),
         )
     return made
@@ -255,7 +266,8 @@ def _view(saga: Saga) -> Any:  # noqa: ANN401 - rich's own type, loaded when use
     from rich.text import Text
 
     from choreography.v1 import saga_definition_pb2, saga_pb2
-    from farandole.cli.output import colored, table, timestamp, word
+    from farandole.cli.output import cell_time, colored, table, timestamp, word
+    from farandole.cli.saga_words import held_up_by
 
     head = table("", "")
     head.show_header = False
@@ -264,6 +276,7 @@ def _view(saga: Saga) -> Any:  # noqa: ANN401 - rich's own type, loaded when use
         ("definition", f"{saga.definition} v{saga.version}"),
         ("status", _standing(saga)),
         ("health", word(saga_pb2.SagaHealth, saga.health, "SAGA_HEALTH_")),
+        ("held up by", "\n".join(held_up_by(saga))),
         ("started", timestamp(saga, "start_time")),
         ("ended", timestamp(saga, "end_time")),
         ("due", timestamp(saga, "deadline")),
@@ -278,9 +291,9 @@ def _view(saga: Saga) -> Any:  # noqa: ANN401 - rich's own type, loaded when use
             step.participant,
             word(saga_definition_pb2.StepKind, step.kind, "STEP_KIND_"),
             colored(word(saga_pb2.StepStatus, step.status, "STEP_STATUS_")),
-            timestamp(step, "start_time"),
-            timestamp(step, "end_time"),
-            timestamp(step, "deadline"),
+            cell_time(step, "start_time"),
+            cell_time(step, "end_time"),
+            cell_time(step, "deadline"),
         )
     history = table("SEQUENCE", "STORED", "EVENT", "SOURCE", "DISPOSITION", "REASON")
     for entry in saga.history:
@@ -288,18 +301,21 @@ def _view(saga: Saga) -> Any:  # noqa: ANN401 - rich's own type, loaded when use
     parts: list[Any] = [head, "", steps, "", history]
     if saga.history_omitted:
         parts.append(f"and {saga.history_omitted} more events, counted but not kept")
+    if _unwell(saga):
+        parts += ["", "Try next:", Text(f"  farandole sagas diagnose {saga.saga_id}")]
     return Group(*parts)
 
 
 def _history_row(entry: HistoryEntry) -> tuple[str, str, str, str, str, str]:
     from choreography.v1 import saga_pb2
-    from farandole.cli.output import timestamp, word
+    from farandole.cli.output import cell_time, word
+    from farandole.cli.saga_words import about
 
     return (
         str(entry.sequence),
-        timestamp(entry, "stream_time"),
+        cell_time(entry, "stream_time"),
         entry.event_type,
         entry.source,
         word(saga_pb2.Disposition, entry.disposition, "DISPOSITION_"),
-        entry.reason,
+        about(entry),
     )
