@@ -242,9 +242,9 @@ def _in_order_of_imports(serialized: bytes, where: str) -> Iterator[descriptor_p
         stack = [start]
         while stack:
             name = stack[-1]
-            waiting = [d for d in files[name].dependency if d not in done and d not in stack]
-            if waiting:
-                stack.extend(waiting)
+            waiting = next((d for d in files[name].dependency if d not in done and d not in stack), None)
+            if waiting is not None:
+                stack.append(waiting)  # one at a time: only what waits for it is below it
                 continue
             stack.pop()
             if name not in done:

@@ -19,14 +19,23 @@ from tests.unit.schemas import BYTES, INT32, SchemaFile, field, map_field
 
 WHERE = "events.binpb"
 DESCRIPTORS = Path(__file__).parents[2] / "generated/descriptors.binpb"
-LIFECYCLE = {
-    "choreography.v1.StepOverdue",
-    "choreography.v1.SagaTimedOut",
-    "choreography.v1.SagaCompleted",
+OWN = {
+    "choreography.v1.DeadLetterDiscarded",
+    "choreography.v1.DeadLetterRecorded",
+    "choreography.v1.DeadLetterRedriven",
+    "choreography.v1.DeadLetterSuperseded",
+    "choreography.v1.DefinitionActivated",
+    "choreography.v1.DefinitionRetired",
+    "choreography.v1.PartitionTick",
     "choreography.v1.SagaCompensated",
+    "choreography.v1.SagaCompleted",
     "choreography.v1.SagaFailed",
+    "choreography.v1.SagaStalled",
+    "choreography.v1.SagaTimedOut",
+    "choreography.v1.StepOverdue",
     "choreography.v1.StepVoided",
 }
+"""The platform's own events."""
 
 
 def _faults(serialized: bytes) -> list[tuple[str, str]]:
@@ -40,7 +49,7 @@ def test_generated_classes_and_their_marks() -> None:
         [order_events_pb2.OrderCreated, shipping_events_pb2.OrderShipped, shipping_events_pb2.ShippingFailed]
     )
     own = {"orders.v1.OrderCreated", "shipping.v1.OrderShipped", "shipping.v1.ShippingFailed"}
-    assert set(registry.types) == own | LIFECYCLE
+    assert set(registry.types) == own | OWN
     created, shipped, failed = (registry.types[name] for name in sorted(own))
     assert (created.key_field, created.is_commit, created.is_failure, created.has_reason) == (
         "order_id",
@@ -62,7 +71,7 @@ def test_a_class_that_is_no_event_is_named() -> None:
 
 def test_a_descriptor_set_gives_the_same_types_without_generated_code() -> None:
     registry = Registry.of_descriptor_set(DESCRIPTORS.read_bytes(), where=WHERE)
-    assert set(registry.types) >= LIFECYCLE | {"orders.v1.OrderCreated", "shipping.v1.OrderShipped"}
+    assert set(registry.types) >= OWN | {"orders.v1.OrderCreated", "shipping.v1.OrderShipped"}
     created = registry.types["orders.v1.OrderCreated"]
     assert created.message_class is not order_events_pb2.OrderCreated
     assert (created.key_field, created.redactor.is_needed) == ("order_id", True)
