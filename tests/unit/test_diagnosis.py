@@ -336,6 +336,23 @@ CASES = [
         ["farandole sagas watch ord-1"],
     ),
     Case(
+        "voided, and its commit event waits",
+        ["OrderCreated", lifecycle("StepVoided", "reserve-items"), "OrderShipped"],
+        {},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            (
+                "reserve-items was voided: no work is done there any more, so the saga can't complete. It is not timed "
+                "out either, since shipping.v1.OrderShipped (sequence 30) has come: it stays as it is."
+            ),
+            (
+                "shipping.v1.OrderShipped (sequence 30) came early and waits for payments.v1.PaymentProcessed to start "
+                "ship-order."
+            ),
+        ],
+        ["farandole sagas watch ord-1"],
+    ),
+    Case(
         "committed",
         [*PAID, "OrderShipped"],
         {"orders": answers(30)},

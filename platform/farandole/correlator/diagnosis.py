@@ -17,6 +17,7 @@ from choreography.v1 import participant_pb2, saga_diagnosis_pb2, saga_pb2
 from farandole.correlator.dead_letters import DeadLetter
 from farandole.definition import Definition, StepDefinition
 from farandole.lifecycle import CORRELATOR, DEAD_LETTER_DISCARDED, SAGA_TIMED_OUT, STEP_OVERDUE, STEP_VOIDED
+from farandole.record import commit_event
 from farandole.saga import Cause, Disposition, Fact, Health, Saga, Status, StepRecord, StepStatus
 
 _MOST_TOLD = 3
@@ -117,7 +118,7 @@ def diagnose(
     told = [one for one in holding if not any(one.id in detail for _, detail in waits)]
     summary = [
         _headline(saga),
-        *_standstill(saga, waits),
+        *_standstill(definition, saga, waits),
         *(detail for _, detail in waits),
         *(f"{_dead_letter(one)} {_OPERATOR}" for one in told),
         *_unreadable(open_letters),
@@ -280,7 +281,7 @@ def _health(saga: Saga) -> str:
             return ""
 
 
-def _standstill(saga: Saga, waits: Sequence[tuple[Awaited, str]]) -> Iterator[str]:
+def _standstill(definition: Definition, saga: Saga, waits: Sequence[tuple[Awaited, str]]) -> Iterator[str]:
     """What is said of a saga that has not ended and of which nothing is under way."""
     if saga.status.is_terminal:
         return
@@ -289,19 +290,22 @@ def _standstill(saga: Saga, waits: Sequence[tuple[Awaited, str]]) -> Iterator[st
         names = ", ".join(voided)
         yield (
             f"{names} {'was' if len(voided) == 1 else 'were'} voided: no work is done there any more, so the saga "
-            f"can't complete. {_time_out_outlook(saga)}"
+            f"can't complete. {_time_out_outlook(definition, saga)}"
         )
     elif saga.status is Status.RUNNING and not waits:
         pending = [step.name for step in saga.steps if step.status is not StepStatus.SUCCEEDED]
         if pending:
-            yield f"Nothing is under way, and {', '.join(pending)} can't start. {_time_out_outlook(saga)}"
+            yield f"Nothing is under way, and {', '.join(pending)} can't start. {_time_out_outlook(definition, saga)}"
         else:
             yield "Every step has succeeded; only the correlator's own SagaCompleted has not been read back yet."
     elif not any(one.wait is not Wait.LAST_WORD for one, _ in waits):
         yield "Nothing is left to undo; only the correlator's own event that ends the saga has not been read back yet."
 
 
-def _time_out_outlook(saga: Saga) -> str:
+def _time_out_outlook(definition: Definition, saga: Saga) -> str:
+    commit = commit_event(definition, saga.history)
+    if commit is not None:
+        return f"It is not timed out either, since {_named(commit.fact)} has come: it stays as it is."
     return f"It will be timed out at its deadline{_due(saga.deadline)}, and what it did is undone then."
 
 
