@@ -510,8 +510,8 @@ def definitions(directory: Path, **durations: str) -> Path:
 def running(home: Path, tools: Tools, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """A stack that is up, and down again after. `environment` is added to what its processes get."""
     stack = Stack(home, tools, environment)
-    stack.farandole("up")
     try:
+        stack.farandole("up")
         yield stack
     finally:
         stack.farandole("down")
