@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
-from farandole.broker.stored import last_stored_on
+from farandole.broker.stored import last_stored_on, stored_on
 from farandole.broker.streams import EVENTS
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.definitions import Definitions
@@ -23,7 +23,7 @@ from farandole.correlator.queries import RecordedSaga
 from farandole.correlator.store import CorrelatorStore
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
-from farandole.envelope import Publication
+from farandole.envelope import Publication, StoredMessage
 from farandole.saga import Disposition, Saga, Status
 from farandole.worker import Handled, Worker
 
@@ -104,12 +104,22 @@ class CorrelatorUnderTest(CorrelatorBatchHandler):
     async def due(self) -> Handled:
         """See `BatchHandler.due`."""
         handled = await super().due()
-        time_outs = [attempt for attempt in handled.attempts if attempt.subject.endswith("SagaTimedOut")]
-        self.decided += len(time_outs)
+        time_outs = self._count(handled)
         if time_outs and self.before_time_outs is not None:
             do, self.before_time_outs = self.before_time_outs, None
             await do()
         return handled
+
+    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
+        """See `BatchHandler.handle`."""
+        handled = await super().handle(messages, published)
+        self._count(handled)
+        return handled
+
+    def _count(self, handled: Handled) -> int:
+        time_outs = sum(attempt.subject.endswith("SagaTimedOut") for attempt in handled.attempts)
+        self.decided += time_outs
+        return time_outs
 
 
 @dataclass
@@ -162,6 +172,7 @@ async def correlating(
         definitions=Definitions(definitions, stored),
         changes=changes,
         last_stored_on=partial(last_stored, broker),
+        stored_on=partial(stored_on, broker),
         clock=clock,
     )
     handler.before_time_outs = before_time_outs

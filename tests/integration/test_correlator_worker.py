@@ -9,7 +9,7 @@ from pathlib import Path
 
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
-from farandole.broker.stored import last_stored_on
+from farandole.broker.stored import last_stored_on, stored_on
 from farandole.broker.streams import EVENTS
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.definitions import Definitions
@@ -100,6 +100,7 @@ async def test_a_lifecycle_event_that_was_decided_but_not_published_comes_after_
         definitions=Definitions(DEFINITIONS),
         changes=SagaChanges(),
         last_stored_on=partial(last_stored_on, broker),
+        stored_on=partial(stored_on, broker),
     )
     info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
     await handler.claim(info["created"])

@@ -9,7 +9,7 @@ import pytest
 from farandole.broker import stored as stored_module
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
-from farandole.broker.stored import last_stored_on, stored_events
+from farandole.broker.stored import last_stored_on, stored_events, stored_on
 from farandole.broker.streams import EVENTS
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerUnavailableError
@@ -177,3 +177,21 @@ async def test_the_last_event_on_a_subject_is_that_of_its_partition_and_type(bro
     assert await last_stored_on(broker, subject) == third
     await broker.request(f"$JS.API.STREAM.MSG.DELETE.{EVENTS}", {"seq": third})
     assert await last_stored_on(broker, subject) == first
+
+
+async def test_what_is_stored_on_one_exact_subject(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_module, "_PAGE", 3)
+    key, same = "o1", next(key for key in map(str, range(1000)) if partition_of(key) == partition_of("o1"))
+    other = next(key for key in map(str, range(1000)) if partition_of(key) != partition_of("o1"))
+    sequences = await store(broker, [key, other, same, key, other, same, key, same])
+    await store(broker, [key], f"{TYPE}.AndMore")
+    wanted = [sequences[place] for place in (0, 2, 3, 5, 6, 7)]
+    subject = f"events.{partition_of(key)}.{TYPE}"
+    for after in (0, wanted[0], wanted[1], wanted[3]):
+        for until in (wanted[-2], wanted[-1]):
+            found = await stored_on(broker, subject, after, until)
+            assert [message.sequence for message in found] == [s for s in wanted if after < s <= until]
+            assert {message.subject for message in found} == {subject}
+    for missing in (wanted[-1] + 1, sequences[4]):
+        with pytest.raises(BrokerUnavailableError, match=f"sequence {missing}"):
+            await stored_on(broker, subject, 0, missing)

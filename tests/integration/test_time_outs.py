@@ -261,6 +261,31 @@ async def test_a_commit_event_that_is_stored_but_not_folded_yet_is_waited_for(
     assert await timed_out(broker) == {}
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_commit_events_of_other_sagas_that_never_cease(
+    broker: Broker, store: CorrelatorStore, is_known: bool
+) -> None:
+    """They put a time-out off by moments, whether they come before or after the broker has said which is the last."""
+    others = iter([key for key in map(str, range(10_000)) if partition_of(key) == partition_of(KEY)][:10])
+    asked = 0
+
+    async def ask_while_others_commit(broker: Broker, subject: str) -> int:
+        nonlocal asked
+        asked += 1
+        answer = 0 if is_known else await last_stored_on(broker, subject)
+        if (other := next(others, None)) is not None:
+            await tell(broker, other, (SHIPPED,))
+        return await last_stored_on(broker, subject) if is_known else answer
+
+    async with at_work(broker, store, last_stored=ask_while_others_commit) as correlator:
+        await tell(broker, KEY, UNTIL_PAID)
+        recorded = await correlator.until(KEY, Status.COMPENSATING)
+    assert asked == (1 if is_known else 11)
+    assert len(await keys_of_stored(broker, "PartitionTick")) <= 5, "it does not take a tick for each"
+    assert short(recorded)[-1] == "SagaTimedOut APPLIED"
+    assert await timed_out(broker) == {KEY: 1}
+
+
 # ---- away over the deadline
 
 

@@ -129,12 +129,16 @@ def correlator(
     async def answer(subject: str) -> int:
         return ask(subject)
 
+    async def stored_on(subject: str, after: int, until: int) -> list[StoredMessage]:
+        return [m for m in stream.messages if m.subject == subject and after < m.sequence <= until]
+
     handler = CorrelatorBatchHandler(
         store=known,
         registry=REGISTRY,
         definitions=Definitions(definitions),
         changes=SagaChanges(),
         last_stored_on=answer,
+        stored_on=stored_on,
         clock=WRONG_CLOCK,
         monotonic=lambda: stream.seconds,
     )
@@ -558,6 +562,57 @@ async def test_a_commit_event_behind_the_tick_that_is_not_folded_yet_is_waited_f
     await working.pass_time(60)
     assert stream.of_type("SagaTimedOut") == []
     assert (await working.saga()).steps[3].status.name == "SUCCEEDED"
+
+
+async def test_commit_events_of_others_that_are_not_folded_yet_put_no_time_out_off() -> None:
+    """Where they come all the time, there always are some."""
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:3])
+    stream.tell(NEIGHBOUR, *HAPPY[:3])
+    await working.settle()
+    stream.tell(NEIGHBOUR, HAPPY[2])
+    await until_late(working)
+    tick = await working.until_asked()
+    await working.read(tick.sequence)
+    stream.tell(NEIGHBOUR, HAPPY[3])
+    last = stream.last_stored_on(COMMIT_SUBJECT)
+    assert last > tick.sequence
+    decided = [attempt for attempt in (await working.handler.due()).attempts if "SagaTimedOut" in attempt.subject]
+    assert [(attempt.key, attempt.headers["Nats-Expected-Last-Subject-Sequence"]) for attempt in decided] == [
+        (KEY, str(last))
+    ]
+
+
+async def test_refused_time_outs_are_decided_again_once_what_refused_them_is_folded() -> None:
+    """Without another tick: what was due by the stream's time stays due."""
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:3])
+    *others, last = [str(n) for n in range(1000) if partition_of(str(n)) == partition_of(KEY)][:10]
+    await working.settle()
+    await until_late(working)
+    tick = await working.until_asked()
+    await working.read(tick.sequence)
+    decided = await working.handler.due()
+    ticks = len(stream.of_type("PartitionTick"))
+    for other in others:
+        stream.tell(other, HAPPY[3])
+        assert stream.publish_all(decided) == []
+        await working.read()
+        assert attempted(await working.do_due()) == [], "soon, but not as often as commit events come"
+        stream.seconds += 0.05
+        assert working.handler.due_in() == 0.0
+        decided = await working.handler.due()
+        assert attempted(decided) == ["SagaTimedOut"]
+    assert len(stream.of_type("PartitionTick")) == ticks
+    await working.publish(decided)
+    await working.settle()
+    assert (await working.saga()).status is Status.COMPENSATING
+    stream.tell(last, HAPPY[3])
+    await working.read()
+    stream.seconds += 0.05
+    assert attempted(await working.do_due()) == [], "nothing is due any more"
 
 
 @pytest.mark.parametrize("of", [KEY, NEIGHBOUR])

@@ -1,4 +1,4 @@
-"""Reading what `EVENTS` holds of one type, without a consumer."""
+"""Reading what `EVENTS` holds of one type or on one subject, without a consumer."""
 
 from __future__ import annotations
 
@@ -33,8 +33,25 @@ async def stored_events(
     Raises `BrokerUnavailableError` where the broker does not answer in time. It may be a little behind: a replica of
     the stream answers too. Source: JetStream's batched direct get (ADR-31).
     """
+    async for page in _pages(broker, f"events.*.{event_type}", after=after, until=until):
+        yield page
+
+
+async def stored_on(broker: Broker, subject: str, after: int, until: int) -> list[StoredMessage]:
+    """The events stored on one exact subject behind `after`, up to the one at `until`, in stream order.
+
+    Raises `BrokerUnavailableError` where the broker does not answer in time, or does not have that one yet: a replica
+    of the stream that is behind may be the one that answers.
+    """
+    found = [message async for page in _pages(broker, subject, after=after, until=until) for message in page]
+    if not found or found[-1].sequence != until:
+        raise BrokerUnavailableError(f"who answered does not have the event of {subject} at sequence {until} yet")
+    return found
+
+
+async def _pages(broker: Broker, subject: str, *, after: int, until: int) -> AsyncIterator[list[StoredMessage]]:
     while after < until:
-        page, has_more = await _page(broker, event_type, after)
+        page, has_more = await _page(broker, subject, after)
         wanted = [message for message in page if message.sequence <= until]
         if wanted:
             yield wanted
@@ -58,7 +75,7 @@ async def last_stored_on(broker: Broker, subject: str) -> int:
     return sequence
 
 
-async def _page(broker: Broker, event_type: str, after: int) -> tuple[list[StoredMessage], bool]:
+async def _page(broker: Broker, subject: str, after: int) -> tuple[list[StoredMessage], bool]:
     """The next messages, and whether there are more behind them."""
     answers: asyncio.Queue[Msg] = asyncio.Queue()
     inbox = broker.client.new_inbox()
@@ -70,7 +87,7 @@ async def _page(broker: Broker, event_type: str, after: int) -> tuple[list[Store
         "seq": after + 1,
         "batch": _PAGE,
         "max_bytes": _PAGE_BYTES,
-        "next_by_subj": f"events.*.{event_type}",
+        "next_by_subj": subject,
     }
     page: list[StoredMessage] = []
     try:
@@ -84,7 +101,7 @@ async def _page(broker: Broker, event_type: str, after: int) -> tuple[list[Store
             await subscription.unsubscribe()
     except (TimeoutError, nats.errors.Error, OSError) as error:
         raise BrokerUnavailableError(
-            f"the stored {event_type} can't be read: {str(error) or type(error).__name__}"
+            f"what is stored on {subject} can't be read: {str(error) or type(error).__name__}"
         ) from None
     return page, _has_more(headers, page)
 

@@ -6,15 +6,15 @@ for, and the position.
 Time is judged in the stream. Where a deadline seems to have passed, the partition is asked by a `PartitionTick`; once
 that is read back and all before it is committed, what is due by its time is published. All of this is *attempts*: it
 follows from the records, so an attempt that is lost is made again, and one that was stored is read back and is not due
-any more. `SagaTimedOut` is stored by compare-and-set: no commit event of its partition that has not been folded yet
-may come before it.
+any more. `SagaTimedOut` is stored by compare-and-set: no commit event of its partition that has not been read yet may
+come before it. Where one did, the time-out is decided again as soon as that has been folded.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -42,7 +42,7 @@ from farandole.correlator.definitions import (
 from farandole.correlator.lifecycle_messages import lifecycle_publication
 from farandole.correlator.records import fold
 from farandole.correlator.store import Claim, CorrelatorStore, FoldedBatch, NewDeadLetter, SagaChange
-from farandole.correlator.time_outs import LastStoredOn, TimeOut, guarded
+from farandole.correlator.time_outs import LastStoredOn, Races, TimeOut, guarded
 from farandole.deadlines import due_lifecycle
 from farandole.envelope import Event, Publication, StoredMessage, Unreadable, decode, encode, message_id
 from farandole.lifecycle import CORRELATOR, SAGA_TIMED_OUT
@@ -58,6 +58,9 @@ _MOST_DUE = 500
 _TICK = correlator_events_pb2.PartitionTick.DESCRIPTOR.full_name
 
 _log = structlog.get_logger(__name__)
+
+StoredOn = Callable[[str, int, int], Awaitable[Sequence[StoredMessage]]]
+"""The events stored on one exact subject behind a sequence, up to another one of them. Raises `BrokerError`."""
 
 
 @dataclass(slots=True)
@@ -90,6 +93,7 @@ class CorrelatorBatchHandler:
         definitions: Definitions,
         changes: SagaChanges,
         last_stored_on: LastStoredOn,
+        stored_on: StoredOn,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,8 +104,11 @@ class CorrelatorBatchHandler:
         self._definitions = definitions
         self._changes = changes
         self._last_stored_on = last_stored_on
+        self._stored_on = stored_on
         self._clock = clock
         self._watch = DeadlinesWatch(monotonic)
+        self._monotonic = monotonic
+        self._races = Races(monotonic)
         self._claim: Claim | None = None
         self._cache: OrderedDict[str, dict[str, Saga]] = OrderedDict()
 
@@ -115,6 +122,7 @@ class CorrelatorBatchHandler:
         self._cache.clear()
         self._claim = await self._store.claim(incarnation, held=self._claim)
         self._watch.begin(await self._store.next_deadlines())
+        self._races = Races(self._monotonic)
         return Position(self._claim.position, self._claim.incarnation)
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
@@ -147,13 +155,13 @@ class CorrelatorBatchHandler:
 
     def due_in(self) -> float | None:
         """See `BatchHandler.due_in`."""
-        return self._watch.due_in()
+        return min((wait for wait in (self._watch.due_in(), self._races.due_in()) if wait is not None), default=None)
 
     async def due(self) -> Handled:
         """See `BatchHandler.due`: publishes what the stream's answers call for, and asks where it seems to be time."""
         assert self._claim is not None, "claim() comes first"
         attempts: list[Publication] = []
-        if answers := self._watch.take_answers():
+        if answers := self._races.lost() | self._watch.take_answers():
             for partition, now in answers.items():
                 attempts += await self._due(partition, now)
             # who was suspended finds out here that another correlator has taken over, before it tells anyone anything
@@ -196,6 +204,8 @@ class CorrelatorBatchHandler:
         self._remember(folding.records)
         self._changes.changed({key for _, key in folding.before})
         self._watch.read(messages[-1].time)
+        for message in messages:
+            self._races.read(message.subject, message.sequence)
         for partition, now in folding.answers.items():
             self._watch.answered(partition, now)
         if folding.before:
@@ -224,8 +234,19 @@ class CorrelatorBatchHandler:
                     time_outs.append(TimeOut(publication, f"events.{partition}.{definition.commit_event}"))
                 else:
                     publications.append(publication)
-        guarded_time_outs = await guarded(time_outs, position=self._claim.position, last_stored_on=self._last_stored_on)
+        guarded_time_outs = await guarded(
+            time_outs,
+            position=self._claim.position,
+            last_stored_on=self._last_stored_on,
+            keys_behind=self._keys_behind,
+        )
+        self._races.begin(partition, now, guarded_time_outs)
         return publications + guarded_time_outs
+
+    async def _keys_behind(self, subject: str, after: int, until: int) -> set[str]:
+        """See `KeysBehind`. What can't be read belongs to no saga."""
+        events = (decode(self._registry, message) for message in await self._stored_on(subject, after, until))
+        return {event.key for event in events if isinstance(event, Event)}
 
     def _tick(self, partition: int, tick_id: str) -> Publication:
         message = correlator_events_pb2.PartitionTick(partition_key=partition_key(partition))

@@ -11,7 +11,7 @@ from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
-from farandole.broker.stored import last_stored_on
+from farandole.broker.stored import last_stored_on, stored_on
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.definitions import Definitions
@@ -77,6 +77,7 @@ async def _serve(settings: Settings) -> None:
                 definitions=definitions,
                 changes=changes,
                 last_stored_on=partial(last_stored_on, broker),
+                stored_on=partial(stored_on, broker),
             )
             worker = Worker(
                 broker=broker,
