@@ -332,7 +332,8 @@ class _Fold:
         record = self.record
         step = record.steps[role.step]
         if record.status is Status.COMPLETED:
-            return _LATE, "came after the saga had completed, which is not undone any more"
+            name = self.definition.steps[role.step].name
+            return _LATE, f"says that {name} was undone, though the saga has completed: somebody has to look into that"
         if step.status in _NOTHING_TO_UNDO:
             return _UNEXPECTED, f"{step.name} is {step.status.name}: there is nothing to undo"
         is_known_to_be_undone = step.status is StepStatus.SUCCEEDED and record.has_turned

@@ -327,19 +327,23 @@ def _no_such_step(record: Record, lifecycle: Lifecycle) -> Judgement:
 
 
 def _open_dead_letter(record: Record, lifecycle: Lifecycle) -> Judgement:
-    if _find_dead_letter(record, lifecycle):
+    if _find_dead_letter(record, lifecycle) is not None:
         return _UNEXPECTED, f"{_dead_letter_named(lifecycle)} is open already"
     return IT_APPLIES
 
 
 def _close_dead_letter(record: Record, lifecycle: Lifecycle) -> Judgement:
-    if not _find_dead_letter(record, lifecycle):
+    found = _find_dead_letter(record, lifecycle)
+    if found is None:
         return _LATE, f"{_dead_letter_named(lifecycle)} is not open"
+    if lifecycle.steps != (found.step,):
+        return _UNEXPECTED, f"{_dead_letter_named(lifecycle)} is of the step {found.step}: nothing is done about it"
     return IT_APPLIES
 
 
-def _find_dead_letter(record: Record, lifecycle: Lifecycle) -> bool:
-    return any((one.participant, one.sequence) == lifecycle.dead_letter for one in _open_dead_letters(record.history))
+def _find_dead_letter(record: Record, lifecycle: Lifecycle) -> OpenDeadLetter | None:
+    opened = _open_dead_letters(record.history)
+    return next((one for one in opened if (one.participant, one.sequence) == lifecycle.dead_letter), None)
 
 
 def _dead_letter_named(lifecycle: Lifecycle) -> str:

@@ -287,7 +287,13 @@ def test_what_a_checkout_has_beside_the_code_is_ignored(tmp_path: Path) -> None:
 def test_without_a_docker_engine_the_command_says_so_at_once(target: str, tmp_path: Path) -> None:
     environment = os.environ | {"DOCKER_HOST": f"unix://{tmp_path}/no-engine.sock"}
     done = subprocess.run(
-        ["make", target], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=False
+        ["make", "--no-print-directory", target],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert done.returncode != 0
     assert "Docker" in done.stderr

@@ -200,11 +200,18 @@ def timed_out(key: str = "o1", *, definition: str = "order-fulfilment", steps: t
     return message
 
 
-def redriven(sequence: int, *, key: str = "o1", participant: str = "payments") -> DeadLetterRedriven:
+def redriven(
+    sequence: int,
+    *,
+    key: str = "o1",
+    participant: str = "payments",
+    definition: str = "order-fulfilment",
+    step_name: str = "take-payment",
+) -> DeadLetterRedriven:
     return DeadLetterRedriven(
         saga_id=key,
-        definition="order-fulfilment",
-        step="take-payment",
+        definition=definition,
+        step=step_name,
         participant=participant,
         sequence=sequence,
         actor="ada",
@@ -212,11 +219,18 @@ def redriven(sequence: int, *, key: str = "o1", participant: str = "payments") -
     )
 
 
-def discarded(sequence: int, *, key: str = "o1", participant: str = "payments") -> DeadLetterDiscarded:
+def discarded(
+    sequence: int,
+    *,
+    key: str = "o1",
+    participant: str = "payments",
+    definition: str = "order-fulfilment",
+    step_name: str = "take-payment",
+) -> DeadLetterDiscarded:
     return DeadLetterDiscarded(
         saga_id=key,
-        definition="order-fulfilment",
-        step="take-payment",
+        definition=definition,
+        step=step_name,
         participant=participant,
         sequence=sequence,
         actor="ada",

@@ -298,7 +298,7 @@ class TestQuarantine:
         await bench.handler.claim("stream-1")
         await give_up(bench, bench.message(reserved(cents=0)))
         await bench.take(*(bench.message(reserved(cents=cents)) for cents in range(1, 1100)))
-        await bench.take(bench.message(discarded(1)))
+        await bench.take(bench.message(discarded(1, step_name="count-0")))
         await bench.finish()
         assert await bench.queued() == []
         assert await bench.done() == ["1", "1"]  # each step once, for the first event that came through
@@ -395,6 +395,19 @@ class TestOperators:
         assert await bench.queued() == [(1, True), (2, False)]
         assert bench.handler.due_in() is None
 
+    @pytest.mark.parametrize("verb", [redriven, discarded])
+    @pytest.mark.parametrize("wrong", [{"definition": "drone-delivery"}, {"step_name": "ship-order"}])
+    async def test_a_verb_that_names_another_step_changes_nothing(
+        self, bench: Bench, verb: object, wrong: dict[str, str]
+    ) -> None:
+        """The record does not take it either: participant and correlator must not come to differ."""
+        await give_up(bench, bench.message(reserved()))
+        with capture_logs() as logs:
+            assert await bench.take(bench.message(verb(1, **wrong))) == []  # type: ignore[operator]
+        assert [entry["event"] for entry in logs] == ["the dead letter is of another step"]
+        assert await bench.queued() == [(1, True)]
+        assert bench.handler.due_in() is None
+
     async def test_a_dead_letter_and_its_redrive_in_one_batch(self, bench: Bench) -> None:
         """As where a database is built anew from the stream."""
         bench.with_steps(step("take-payment", bench.cashier.charge, saga="order-fulfilment"), retries=Retries(tries=1))
@@ -486,7 +499,7 @@ class TestACompensationPasses:
         await bench.take(bench.message(reserved()), bench.message(failed()))
         await bench.finish()
         assert [given_up for _, given_up in await bench.queued()] == [True, False]
-        await bench.take(bench.message(discarded(1)))
+        await bench.take(bench.message(discarded(1, definition="yearly-audit", step_name="audit-payment")))
         assert types(await bench.finish()) == ["StepVoided"]
 
     async def test_one_does_not_pass_another_compensation(self, bench: Bench) -> None:
@@ -534,7 +547,7 @@ class TestACompensationPasses:
         bench.cashier.refund_fails = False
         await bench.restart()
         assert await bench.finish() == []
-        await bench.take(bench.message(redriven(undo.sequence)))
+        await bench.take(bench.message(redriven(undo.sequence, step_name="hold-money")))
         assert types(await bench.finish()) == ["StepVoided", "PaymentRefunded", "DeadLetterSuperseded"]
         assert (await bench.queued(), await bench.done()) == ([], ["hold", "let go"])
 

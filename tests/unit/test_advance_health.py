@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from farandole.lifecycle import OpenDeadLetter, open_dead_letters
-from farandole.saga import Cause, Disposition, Health, Status
+from farandole.saga import Cause, Disposition, Health, Lifecycle, Status
 from tests.unit.saga_histories import (
     ORDER_FULFILMENT,
     Told,
@@ -125,6 +125,9 @@ class TestStalled:
         assert saga.history[-1].reason
 
 
+RESERVING = "participant-of-reserve-items"
+
+
 class TestDeadLetters:
     """A dead letter holds its saga up until somebody closes it."""
 
@@ -156,6 +159,13 @@ class TestDeadLetters:
         )
         assert saga.health is Health.QUARANTINED
         assert open_dead_letters(saga) == (OpenDeadLetter("participant-of-place-order", 10, "place-order", False),)
+
+    @pytest.mark.parametrize("verb", ["Redriven", "Discarded", "Superseded"])
+    def test_what_names_another_step_closes_nothing(self, verb: str) -> None:
+        recorded = dead_letter("Recorded", "reserve-items")
+        about = Lifecycle("order-fulfilment", 0, Cause.UNSPECIFIED, ("place-order",), dead_letter=(RESERVING, 10))
+        saga = told("OrderCreated", recorded, replace(dead_letter(verb, "place-order"), lifecycle=about))
+        assert (dispositions(saga)[2], saga.health) == (f"DeadLetter{verb} UNEXPECTED", Health.QUARANTINED)
 
     def test_what_opens_or_closes_nothing_says_so(self) -> None:
         recorded = dead_letter("Recorded", "reserve-items")

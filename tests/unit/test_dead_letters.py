@@ -272,7 +272,7 @@ def test_a_dead_letter_is_closed_by_each_of_three_events(body: Message, state: D
         type(body)(saga_id="ord-1", definition="order-fulfilment", step="ship", participant="drone-fleet", sequence=7)
     )
     told = event(body)
-    assert closing(told) == ClosedDeadLetter("drone-fleet", 7, state, NOW, 42)
+    assert closing(told) == ClosedDeadLetter("drone-fleet", 7, "order-fulfilment", "ship", state, NOW, 42)
     assert participant_dead_letter(told) is None
 
 

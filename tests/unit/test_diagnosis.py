@@ -49,7 +49,8 @@ DECIDE = "Remove its cause; then have it redriven, or discarded to go on without
 VOIDED_LAST = lifecycle("StepVoided", "complete-order")
 NO_LAST_WORD = (
     "shipping has not said yet what became of ship-order, which had not ended when the saga was timed out. shipping is "
-    "not running: nobody answers, and its durable consumer, which nobody reads, has acknowledged nothing since "
+    "not running, or it is suspended: nobody answers, and its durable consumer, which nobody reads, has acknowledged "
+    "nothing since "
     "2026-11-22T12:00:00.000Z. It has not acknowledged choreography.v1.SagaTimedOut (sequence 40) yet (it is at 20), "
     "and 4 events for it wait. Start shipping: it voids the step, or undoes it where it was done."
 )
@@ -150,7 +151,8 @@ CASES = [
         [
             OVERDUE,
             (
-                f"{WAITED_FOR_SHIPPING} shipping is not running: nobody answers, and its durable consumer, "
+                f"{WAITED_FOR_SHIPPING} shipping is not running, or it is suspended: "
+                f"nobody answers, and its durable consumer, "
                 f"which nobody "
                 "reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not acknowledged "
                 f"{PROCESSED} (sequence 30) yet (it is at 20), and 4 events for it wait. Start shipping: it "
@@ -168,7 +170,8 @@ CASES = [
         [
             OVERDUE,
             (
-                f"{WAITED_FOR_SHIPPING} shipping is not running: nobody answers, and its durable consumer, "
+                f"{WAITED_FOR_SHIPPING} shipping is not running, or it is suspended: "
+                f"nobody answers, and its durable consumer, "
                 f"which nobody "
                 "reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It had taken in "
                 f"{PROCESSED} (sequence 30). Start shipping: it goes on where it stopped."
@@ -263,7 +266,8 @@ CASES = [
             "order-fulfilment ord-1 is RUNNING.",
             (
                 f"{WAITS_FOR_SHIPPING} shipping gave up on {PROCESSED} (sequence 30) for ship-order: dead letter "
-                f"shipping-30, REJECTED: bad address. {DECIDE} shipping is not running: nobody answers, and its "
+                f"shipping-30, REJECTED: bad address. {DECIDE} shipping is not running, or it is suspended: "
+                f"nobody answers, and its "
                 f"durable "
                 "consumer, which nobody reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not "
                 f"acknowledged {PROCESSED} (sequence 30) yet (it is at 20), and 4 events for it wait. Start "
@@ -458,7 +462,8 @@ CASES = [
             ),
             (
                 "It waits since 2026-11-22T12:00:03.000Z for orders to carry out complete-order; that is due "
-                "2026-11-22T12:01:03.000Z. orders is not running: nobody answers, and its durable consumer, which "
+                "2026-11-22T12:01:03.000Z. orders is not running, or it is suspended: "
+                f"nobody answers, and its durable consumer, which "
                 "nobody reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not acknowledged "
                 "shipping.v1.OrderShipped (sequence 40) yet (it is at 30), and 1 event for it waits. Start orders: it "
                 "goes on where it stopped."

@@ -76,6 +76,9 @@ class ClosedDeadLetter:
 
     participant: str
     sequence: int
+    definition: str
+    step: str
+    """With the definition: which step's it is. What names another one closes nothing."""
     state: DeadLetterState
     time: datetime
     """When the stream stored the event that closed it."""
@@ -166,7 +169,9 @@ def closing(event: Event) -> ClosedDeadLetter | None:
             state = DeadLetterState.SUPERSEDED
         case _:
             return None
-    return ClosedDeadLetter(body.participant, body.sequence, state, event.stream_time, event.sequence)
+    return ClosedDeadLetter(
+        body.participant, body.sequence, body.definition, body.step, state, event.stream_time, event.sequence
+    )
 
 
 def dead_letter_publication(dead_letter: DeadLetter, unreadable: Unreadable) -> Publication:

@@ -440,8 +440,8 @@ def _silence(one: Awaited, standing: Standing) -> str:
     else:
         since = f" since {_at(consumer.acknowledged_time)}" if consumer.acknowledged_time is not None else ""
         said = (
-            f"{participant} is not running: nobody answers, and its durable consumer, which nobody reads, has "
-            f"acknowledged nothing{since}."
+            f"{participant} is not running, or it is suspended: nobody answers, and its durable consumer, which nobody "
+            f"reads, has acknowledged nothing{since}."
         )
         remedy = f"Start {participant}: it goes on where it stopped."
         if one.wait is Wait.LAST_WORD:

@@ -233,6 +233,8 @@ def dead_letter_change(stored: Mapping[tuple[str, int], DeadLetter], batch: Fold
                 if publication is not None:
                     publications.append(publication)
             case ClosedDeadLetter(state=state, time=time, state_sequence=at) if known is not None and is_open:
+                if (known.definition, known.step) != (step.definition, step.step):
+                    continue
                 after[identity] = replace(known, state=state, close_time=time, state_sequence=at)
     return DeadLetterChange(
         added=tuple(one for identity, one in after.items() if identity not in stored),

@@ -92,6 +92,11 @@ class Unfinished:
         log = _log.bind(saga_id=event.key, event_id=event.id, sequence=body.sequence, actor=body.actor)
         if entry is None or entry.key != event.key or not entry.attempts:
             log.warning("no such dead letter", type=event.type)
+        elif (entry.definition, entry.step) != (body.definition, body.step):
+            # who decides about another step than the one that holds the saga up has something else in mind
+            log.warning(
+                "the dead letter is of another step", type=event.type, definition=entry.definition, step=entry.step
+            )
         elif isinstance(body, dead_letter_events_pb2.DeadLetterDiscarded):
             self._discard(entry)
             log.info("dead letter discarded", reason=body.reason)

@@ -167,9 +167,11 @@ def closed(
     at_sequence: int,
     state: DeadLetterState = DeadLetterState.REDRIVEN,
     participant: str = "payments",
+    step: str = "take-payment",
 ) -> ClosedDeadLetter:
-    """That the event at `at_sequence` closes a dead letter."""
-    return ClosedDeadLetter(participant, sequence, state, at(at_sequence), at_sequence)
+    """That the event at `at_sequence` closes a dead letter; of `correlator` one that no step has."""
+    definition, step = ("", "") if participant == "correlator" else ("order-fulfilment", step)
+    return ClosedDeadLetter(participant, sequence, definition, step, state, at(at_sequence), at_sequence)
 
 
 def key_of(partition: int, number: int = 0) -> str:
@@ -550,6 +552,13 @@ class CorrelatorStoreConformance:
         found = await store.get_dead_letter("payments", 3)
         assert found is not None
         assert (found.state, found.close_time) == (DeadLetterState.REDRIVEN, at(8))
+
+    async def test_what_names_another_step_closes_no_dead_letter(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        letter = given_up(3, at_sequence=5)
+        end = closed(3, at_sequence=8, step="ship-order")
+        await store.commit(claim, FoldedBatch(8, dead_letters=(letter,), closed_dead_letters=(end,)))
+        assert await store.get_dead_letter("payments", 3) == letter.dead_letter
 
     async def test_a_closed_dead_letter_opens_again_at_its_place(self, store: CorrelatorStore) -> None:
         claim = await store.claim(INCARNATION)
