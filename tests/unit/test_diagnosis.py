@@ -463,7 +463,7 @@ CASES = [
             (
                 "It waits since 2026-11-22T12:00:03.000Z for orders to carry out complete-order; that is due "
                 "2026-11-22T12:01:03.000Z. orders is not running, or it is suspended: "
-                f"nobody answers, and its durable consumer, which "
+                "nobody answers, and its durable consumer, which "
                 "nobody reads, has acknowledged nothing since 2026-11-22T12:00:00.000Z. It has not acknowledged "
                 "shipping.v1.OrderShipped (sequence 40) yet (it is at 30), and 1 event for it waits. Start orders: it "
                 "goes on where it stopped."
