@@ -174,16 +174,16 @@ async def test_a_time_out_is_compared_with_the_last_commit_event(vector: dict[st
     async def last_stored_on(subject: str) -> int:
         return int(vector["last_stored"].get(subject, 0))
 
-    async def keys_behind(_subject: str, after: int, until: int) -> list[str]:
-        assert after == vector["position"] < until
-        return ["ord-42"]  # what has not been read may be the saga's own commit event
+    async def stored_behind(subject: str, after: int) -> list[tuple[int, str]]:
+        assert after == vector["position"] < vector["last_stored"][subject]
+        return [(vector["last_stored"][subject], "ord-42")]  # what has not been read may be the saga's own commit event
 
     publication = Publication("ord-42", "events.ord-42.choreography.v1.SagaTimedOut", {"ce-id": "1"}, b"")
     published = await guarded(
         [TimeOut(publication, vector["commit_subject"])],
         position=vector["position"],
         last_stored_on=last_stored_on,
-        keys_behind=keys_behind,
+        stored_behind=stored_behind,
     )
     expected = vector["headers"]
     assert [p.headers for p in published] == ([] if expected is None else [{"ce-id": "1", **expected}])

@@ -187,11 +187,7 @@ async def test_what_is_stored_on_one_exact_subject(broker: Broker, monkeypatch: 
     await store(broker, [key], f"{TYPE}.AndMore")
     wanted = [sequences[place] for place in (0, 2, 3, 5, 6, 7)]
     subject = f"events.{partition_of(key)}.{TYPE}"
-    for after in (0, wanted[0], wanted[1], wanted[3]):
-        for until in (wanted[-2], wanted[-1]):
-            found = await stored_on(broker, subject, after, until)
-            assert [message.sequence for message in found] == [s for s in wanted if after < s <= until]
-            assert {message.subject for message in found} == {subject}
-    for missing in (wanted[-1] + 1, sequences[4]):
-        with pytest.raises(BrokerUnavailableError, match=f"sequence {missing}"):
-            await stored_on(broker, subject, 0, missing)
+    for after in (0, wanted[0], wanted[1], wanted[3], wanted[-1]):
+        found = await stored_on(broker, subject, after)
+        assert [message.sequence for message in found] == [sequence for sequence in wanted if sequence > after]
+        assert {message.subject for message in found} <= {subject}

@@ -129,8 +129,8 @@ def correlator(
     async def answer(subject: str) -> int:
         return ask(subject)
 
-    async def stored_on(subject: str, after: int, until: int) -> list[StoredMessage]:
-        return [m for m in stream.messages if m.subject == subject and after < m.sequence <= until]
+    async def stored_on(subject: str, after: int) -> list[StoredMessage]:
+        return [m for m in stream.messages if m.subject == subject and m.sequence > after]
 
     handler = CorrelatorBatchHandler(
         store=known,
@@ -782,6 +782,29 @@ async def test_who_was_suspended_tells_nobody_anything() -> None:
     with pytest.raises(FencedError):
         await first.handler.due()
     await second.pass_time(10)
+    assert len(stream.of_type("SagaTimedOut")) == 1
+
+
+async def test_who_was_suspended_while_it_asked_the_broker_tells_nobody_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = MemoryStream()
+    first = await at_work(stream)
+    stream.tell(KEY, *HAPPY[:3])
+    await first.settle()
+    await until_late(first)
+    tick = await first.until_asked()
+    await first.read(tick.sequence)
+
+    async def suspend_then_answer(subject: str) -> int:
+        stream.seconds += 60
+        second = await at_work(stream, first.store)
+        await second.pass_time(10)
+        return stream.last_stored_on(subject)
+
+    monkeypatch.setattr(first.handler, "_last_stored_on", suspend_then_answer)
+    with pytest.raises(FencedError):
+        await first.handler.due()
     assert len(stream.of_type("SagaTimedOut")) == 1
 
 

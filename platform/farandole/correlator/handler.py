@@ -55,12 +55,14 @@ from farandole.worker import FirstHeard, Handled, Position
 _CACHED_KEYS = 20_000
 _MOST_DUE = 500
 """How many sagas of a partition are told at a time that they are late; the next ones after the next tick."""
+_OWNER_SECONDS = 0.5
+"""How long who has made sure that nobody has taken over may take to tell anyone anything without making sure again."""
 _TICK = correlator_events_pb2.PartitionTick.DESCRIPTOR.full_name
 
 _log = structlog.get_logger(__name__)
 
-StoredOn = Callable[[str, int, int], Awaitable[Sequence[StoredMessage]]]
-"""The events stored on one exact subject behind a sequence, up to another one of them. Raises `BrokerError`."""
+StoredOn = Callable[[str, int], Awaitable[Sequence[StoredMessage]]]
+"""The events stored on one exact subject behind a sequence, in stream order. Raises `BrokerError`."""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,17 @@ class _Folding:
     """The correlator's own events, found in the stream: key and message id."""
     answers: dict[int, datetime] = field(default_factory=dict)
     """By partition: the stream's time as the last tick of this session told it."""
+
+
+@dataclass(slots=True)
+class _Late:
+    """What to tell the sagas of a partition whose deadlines have passed."""
+
+    partition: int
+    now: datetime
+    """The stream's time by which they have."""
+    publications: list[Publication] = field(default_factory=list)
+    time_outs: list[TimeOut] = field(default_factory=list)
 
 
 class CorrelatorBatchHandler:
@@ -160,16 +173,18 @@ class CorrelatorBatchHandler:
     async def due(self) -> Handled:
         """See `BatchHandler.due`: publishes what the stream's answers call for, and asks where it seems to be time."""
         assert self._claim is not None, "claim() comes first"
-        attempts: list[Publication] = []
-        if answers := self._races.lost() | self._watch.take_answers():
-            for partition, now in answers.items():
-                attempts += await self._due(partition, now)
-            # who was suspended finds out here that another correlator has taken over, before it tells anyone anything
-            committed = await self._store.commit(self._claim, FoldedBatch(position=self._claim.position))
-            self._claim = committed.claim
         if self._watch.wants_refreshing:
             self._watch.refresh(await self._store.next_deadlines())
-        attempts += [self._tick(partition, tick_id) for partition, tick_id in self._watch.ask().items()]
+        attempts = [self._tick(partition, tick_id) for partition, tick_id in self._watch.ask().items()]
+        answers = self._races.lost() | self._watch.take_answers()
+        late = [await self._late(partition, now) for partition, now in answers.items()]
+        if late:
+            checked = self._monotonic()
+            await self._check_owner()
+            attempts += [publication for one in late for publication in one.publications]
+            attempts += await self._begin_races(late)  # comes last: each moment counts once the broker has answered
+            if self._monotonic() - checked > _OWNER_SECONDS:
+                await self._check_owner()
         return Handled(attempts=attempts)
 
     async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
@@ -217,36 +232,50 @@ class CorrelatorBatchHandler:
         found = (activation_of(event) for event in events if isinstance(event, Event))
         return [activation for activation in found if activation is not None]
 
-    async def _due(self, partition: int, now: datetime) -> list[Publication]:
+    async def _late(self, partition: int, now: datetime) -> _Late:
         """What to tell the sagas of a partition whose deadlines have passed by then."""
-        assert self._claim is not None, "claim() comes first"
-        late = await self._store.due(now, _MOST_DUE, partition)
-        records = await self._load({due.key for due in late})
-        publications: list[Publication] = []
-        time_outs: list[TimeOut] = []
-        for due in late:
+        found = await self._store.due(now, _MOST_DUE, partition)
+        records = await self._load({due.key for due in found})
+        late = _Late(partition, now)
+        for due in found:
             saga = records[due.key][due.definition]
             definition = self._definitions.of(saga)
             for pending in due_lifecycle(definition, saga, now):
                 publication = lifecycle_publication(self._registry, pending, time=self._clock())
                 _log.info("deadline passed", saga_id=due.key, definition=due.definition, type=pending.type)
                 if pending.type == SAGA_TIMED_OUT:
-                    time_outs.append(TimeOut(publication, f"events.{partition}.{definition.commit_event}"))
+                    late.time_outs.append(TimeOut(publication, f"events.{partition}.{definition.commit_event}"))
                 else:
-                    publications.append(publication)
-        guarded_time_outs = await guarded(
-            time_outs,
+                    late.publications.append(publication)
+        return late
+
+    async def _begin_races(self, late: Sequence[_Late]) -> list[Publication]:
+        """The time-outs to publish, each to be refused where a commit event comes before it."""
+        assert self._claim is not None, "claim() comes first"
+        publications = await guarded(
+            [time_out for one in late for time_out in one.time_outs],
             position=self._claim.position,
             last_stored_on=self._last_stored_on,
-            keys_behind=self._keys_behind,
+            stored_behind=self._commits_behind,
         )
-        self._races.begin(partition, now, guarded_time_outs)
-        return publications + guarded_time_outs
+        for one in late:
+            self._races.begin(one.partition, one.now)
+        self._races.attempt(publications)
+        return publications
 
-    async def _keys_behind(self, subject: str, after: int, until: int) -> set[str]:
-        """See `KeysBehind`. What can't be read belongs to no saga."""
-        events = (decode(self._registry, message) for message in await self._stored_on(subject, after, until))
-        return {event.key for event in events if isinstance(event, Event)}
+    async def _commits_behind(self, subject: str, after: int) -> list[tuple[int, str]]:
+        """See `StoredBehind`. What can't be read belongs to no saga."""
+        decoded = [
+            (message.sequence, decode(self._registry, message)) for message in await self._stored_on(subject, after)
+        ]
+        return [(sequence, event.key if isinstance(event, Event) else "") for sequence, event in decoded]
+
+    async def _check_owner(self) -> None:
+        """Raises `FencedError` where another correlator has taken over: who was suspended finds out before it tells
+        anyone anything."""
+        assert self._claim is not None, "claim() comes first"
+        committed = await self._store.commit(self._claim, FoldedBatch(position=self._claim.position))
+        self._claim = committed.claim
 
     def _tick(self, partition: int, tick_id: str) -> Publication:
         message = correlator_events_pb2.PartitionTick(partition_key=partition_key(partition))

@@ -16,6 +16,7 @@ import structlog
 
 from farandole.envelope import Publication
 from farandole.errors import BrokerError
+from farandole.partitions import partition_of
 
 EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -25,9 +26,9 @@ _log = structlog.get_logger(__name__)
 LastStoredOn = Callable[[str], Awaitable[int]]
 """The sequence of the last event stored on one exact subject, 0 for none. Raises `BrokerError`."""
 
-KeysBehind = Callable[[str, int, int], Awaitable[Collection[str]]]
-"""The correlation keys of the events on one exact subject behind a sequence, up to that of another one of them. Raises
-`BrokerError`."""
+StoredBehind = Callable[[str, int], Awaitable[Sequence[tuple[int, str]]]]
+"""The events stored on one exact subject behind a sequence, in stream order: the sequence of each, and its correlation
+key. Raises `BrokerError`."""
 
 AGAIN_SECONDS = 0.05
 """Refused time-outs of a partition are decided again no more often."""
@@ -43,7 +44,7 @@ class TimeOut:
 
 
 async def guarded(
-    time_outs: Sequence[TimeOut], *, position: int, last_stored_on: LastStoredOn, keys_behind: KeysBehind
+    time_outs: Sequence[TimeOut], *, position: int, last_stored_on: LastStoredOn, stored_behind: StoredBehind
 ) -> list[Publication]:
     """The time-outs so that the stream refuses them once another commit event has been stored.
 
@@ -51,7 +52,7 @@ async def guarded(
     event stands behind it already, or where the broker does not say, the time-out is left out: it is decided again.
     """
     subjects = sorted({time_out.commit_subject for time_out in time_outs})
-    answers = await asyncio.gather(*(_stored(subject, position, last_stored_on, keys_behind) for subject in subjects))
+    answers = await asyncio.gather(*(_stored(subject, position, last_stored_on, stored_behind) for subject in subjects))
     stored = dict(zip(subjects, answers, strict=True))
     publications: list[Publication] = []
     for time_out in time_outs:
@@ -73,15 +74,19 @@ class _Commits:
 
 
 async def _stored(
-    subject: str, position: int, last_stored_on: LastStoredOn, keys_behind: KeysBehind
+    subject: str, position: int, last_stored_on: LastStoredOn, stored_behind: StoredBehind
 ) -> _Commits | None:
     """What is stored on a subject; None where that can't be learnt now."""
     try:
         last = await last_stored_on(subject)
-        return _Commits(last, await keys_behind(subject, position, last) if last > position else ())
+        if last <= position:
+            return _Commits(last)
+        unfolded = await stored_behind(subject, position)
     except BrokerError as error:
         _log.info("can't decide time-outs now", subject=subject, error=str(error))
         return None
+    # who answers may be behind: the comparison is then refused
+    return _Commits(unfolded[-1][0], {key for _, key in unfolded}) if unfolded else None
 
 
 class Races:
@@ -101,13 +106,16 @@ class Races:
         self._lost: set[int] = set()
         """The partitions in which time-outs have been refused and have not been decided again."""
 
-    def begin(self, partition: int, now: datetime, time_outs: Sequence[Publication]) -> None:
-        """Time-outs of a partition, as `guarded` gave them, are attempted. `now` is the stream's time: up to it
-        deadlines have passed."""
+    def begin(self, partition: int, now: datetime) -> None:
+        """Time-outs of a partition are decided. `now` is the stream's time: up to it deadlines have passed."""
         self._began[partition] = now, self._monotonic()
         self._lost.discard(partition)
+
+    def attempt(self, time_outs: Sequence[Publication]) -> None:
+        """Time-outs are published, as `guarded` gave them."""
         for time_out in time_outs:
-            self._compared[time_out.headers[EXPECTED_ON]] = partition, int(time_out.headers[EXPECTED_SEQUENCE])
+            subject = time_out.headers[EXPECTED_ON]
+            self._compared[subject] = partition_of(time_out.key), int(time_out.headers[EXPECTED_SEQUENCE])
 
     def read(self, subject: str, sequence: int) -> None:
         """An event was read, and what it comes to has been committed."""
