@@ -10,7 +10,7 @@ import structlog
 
 from farandole.broker.publisher import Publisher
 from farandole.envelope import Publication
-from farandole.errors import BrokerError
+from farandole.errors import BrokerError, BrokerUnavailableError
 
 _PATIENCE_SECONDS = 5.0
 """How long what is tried again and again may fail before that is a problem to be told."""
@@ -85,7 +85,9 @@ class Attempts:
         known = self._failing.get(publication.subject)
         if known is None or now - known.last > _FORGET_SECONDS:
             known = self._failing[publication.subject] = _Failing(now, now, str(error))
-            _log.warning(
+            # where the broker is away, or more is attempted at once than it takes, `problem` says so once for all
+            log = _log.debug if isinstance(error, BrokerUnavailableError) else _log.warning
+            log(
                 "attempt not published",
                 saga_id=publication.key,
                 subject=publication.subject,
