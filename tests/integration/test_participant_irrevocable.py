@@ -207,7 +207,8 @@ async def test_an_act_that_fails_is_tried_again_and_what_comes_later_waits_behin
     assert (event.body.step, event.body.compensation) == ("deliver-package", False)
     assert [given_up for _, given_up in await bench.queued()] == [True, False]
     broken.clear()
-    await bench.take(bench.message(redriven(event.body.sequence, participant="delivery")))
+    about = {"participant": "delivery", "definition": "drone-delivery", "step_name": "deliver-package"}
+    await bench.take(bench.message(redriven(event.body.sequence, **about)))
     assert types(await bench.finish()) == ["ParcelOrdered"]
     assert await bench.done() == ["decide", "fly"]
     assert await bench.barrier("deliver-package") is BarrierState.CONFIRMED
