@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from choreography.v1 import dead_letter_pb2 as choreography_dot_v1_dot_dead__letter__pb2
 from choreography.v1 import options_pb2 as choreography_dot_v1_dot_options__pb2
 from choreography.v1 import saga_definition_pb2 as choreography_dot_v1_dot_saga__definition__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'choreography/v1/correlator_events.proto\x12\x0f\x63horeography.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1d\x63horeography/v1/options.proto\x1a%choreography/v1/saga_definition.proto\"\x92\x01\n\x13\x44\x65\x66initionActivated\x12\x38\n\rpartition_key\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12;\n\ndefinition\x18\x02 \x01(\x0b\x32\x1f.choreography.v1.SagaDefinitionB\x06\xbaH\x03\xc8\x01\x01:\x04\x88\xe7\x18\x01\"j\n\x11\x44\x65\x66initionRetired\x12\x38\n\rpartition_key\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x15\n\x04name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x04\x88\xe7\x18\x01\"O\n\rPartitionTick\x12\x38\n\rpartition_key\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01:\x04\x88\xe7\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'choreography/v1/correlator_events.proto\x12\x0f\x63horeography.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!choreography/v1/dead_letter.proto\x1a\x1d\x63horeography/v1/options.proto\x1a%choreography/v1/saga_definition.proto\"\x92\x01\n\x13\x44\x65\x66initionActivated\x12\x38\n\rpartition_key\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12;\n\ndefinition\x18\x02 \x01(\x0b\x32\x1f.choreography.v1.SagaDefinitionB\x06\xbaH\x03\xc8\x01\x01:\x04\x88\xe7\x18\x01\"j\n\x11\x44\x65\x66initionRetired\x12\x38\n\rpartition_key\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x15\n\x04name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01:\x04\x88\xe7\x18\x01\"\xc8\x01\n\x0f\x45ventUnreadable\x12\x38\n\rpartition_key\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x19\n\x08sequence\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1b\n\nevent_type\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12=\n\x06reason\x18\x04 \x01(\x0e\x32!.choreography.v1.DeadLetterReasonB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00:\x04\x88\xe7\x18\x01\"O\n\rPartitionTick\x12\x38\n\rpartition_key\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01:\x04\x88\xe7\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,14 +47,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEFINITIONRETIRED'].fields_by_name['name']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_DEFINITIONRETIRED']._loaded_options = None
   _globals['_DEFINITIONRETIRED']._serialized_options = b'\210\347\030\001'
+  _globals['_EVENTUNREADABLE'].fields_by_name['partition_key']._loaded_options = None
+  _globals['_EVENTUNREADABLE'].fields_by_name['partition_key']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{1,128}$\210\347\030\001'
+  _globals['_EVENTUNREADABLE'].fields_by_name['sequence']._loaded_options = None
+  _globals['_EVENTUNREADABLE'].fields_by_name['sequence']._serialized_options = b'\272H\004\"\002(\001'
+  _globals['_EVENTUNREADABLE'].fields_by_name['event_type']._loaded_options = None
+  _globals['_EVENTUNREADABLE'].fields_by_name['event_type']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_EVENTUNREADABLE'].fields_by_name['reason']._loaded_options = None
+  _globals['_EVENTUNREADABLE'].fields_by_name['reason']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_EVENTUNREADABLE']._loaded_options = None
+  _globals['_EVENTUNREADABLE']._serialized_options = b'\210\347\030\001'
   _globals['_PARTITIONTICK'].fields_by_name['partition_key']._loaded_options = None
   _globals['_PARTITIONTICK'].fields_by_name['partition_key']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{1,128}$\210\347\030\001'
   _globals['_PARTITIONTICK']._loaded_options = None
   _globals['_PARTITIONTICK']._serialized_options = b'\210\347\030\001'
-  _globals['_DEFINITIONACTIVATED']._serialized_start=160
-  _globals['_DEFINITIONACTIVATED']._serialized_end=306
-  _globals['_DEFINITIONRETIRED']._serialized_start=308
-  _globals['_DEFINITIONRETIRED']._serialized_end=414
-  _globals['_PARTITIONTICK']._serialized_start=416
-  _globals['_PARTITIONTICK']._serialized_end=495
+  _globals['_DEFINITIONACTIVATED']._serialized_start=195
+  _globals['_DEFINITIONACTIVATED']._serialized_end=341
+  _globals['_DEFINITIONRETIRED']._serialized_start=343
+  _globals['_DEFINITIONRETIRED']._serialized_end=449
+  _globals['_EVENTUNREADABLE']._serialized_start=452
+  _globals['_EVENTUNREADABLE']._serialized_end=652
+  _globals['_PARTITIONTICK']._serialized_start=654
+  _globals['_PARTITIONTICK']._serialized_end=733
 # @@protoc_insertion_point(module_scope)

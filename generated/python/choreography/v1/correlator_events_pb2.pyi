@@ -3,6 +3,7 @@
 isort:skip_file
 What the correlator tells a whole partition of the stream, so that its records follow from the stream alone."""
 
+from choreography.v1 import dead_letter_pb2 as _dead_letter_pb2
 from choreography.v1 import saga_definition_pb2 as _saga_definition_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -70,6 +71,40 @@ class DefinitionRetired(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DefinitionRetired: _TypeAlias = DefinitionRetired  # noqa: Y015
+
+@_typing.final
+class EventUnreadable(_message.Message):
+    """No one can read an event: the correlator has recorded it as a dead letter, and no participant need try it again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_KEY_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    partition_key: _builtins.str
+    """A key of the event's partition, that no saga has."""
+    sequence: _builtins.int
+    """The event's sequence in the stream `EVENTS`."""
+    event_type: _builtins.str
+    """The event type that its subject names."""
+    reason: _dead_letter_pb2.DeadLetterReason.ValueType
+    """Why it can't be read."""
+    def __init__(
+        self,
+        *,
+        partition_key: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        event_type: _builtins.str = ...,
+        reason: _dead_letter_pb2.DeadLetterReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_type", b"event_type", "partition_key", b"partition_key", "reason", b"reason", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventUnreadable: _TypeAlias = EventUnreadable  # noqa: Y015
 
 @_typing.final
 class PartitionTick(_message.Message):

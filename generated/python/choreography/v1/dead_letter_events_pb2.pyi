@@ -36,11 +36,11 @@ class DeadLetterRecorded(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
-    """The saga's correlation key."""
+    """The saga's correlation key; where the event's is not known, the key of its partition that no saga has."""
     definition: _builtins.str
-    """The name of the saga definition that the step belongs to."""
+    """The name of the saga definition that the step belongs to; empty where nobody could read the event that far."""
     step: _builtins.str
-    """The step whose handler could not deal with the event."""
+    """The step whose handler could not deal with the event; empty where nobody could read the event that far."""
     participant: _builtins.str
     """The participant that gave up on the event."""
     sequence: _builtins.int
@@ -97,11 +97,11 @@ class DeadLetterRedriven(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
-    """The saga's correlation key."""
+    """The saga's correlation key; where the event's is not known, the key of its partition that no saga has."""
     definition: _builtins.str
-    """The name of the saga definition that the step belongs to."""
+    """The name of the saga definition that the step belongs to; empty where nobody could read the event that far."""
     step: _builtins.str
-    """The step whose handler could not deal with the event."""
+    """The step whose handler could not deal with the event; empty where nobody could read the event that far."""
     participant: _builtins.str
     """The participant that gave up on the event."""
     sequence: _builtins.int
@@ -143,11 +143,11 @@ class DeadLetterDiscarded(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
-    """The saga's correlation key."""
+    """The saga's correlation key; where the event's is not known, the key of its partition that no saga has."""
     definition: _builtins.str
-    """The name of the saga definition that the step belongs to."""
+    """The name of the saga definition that the step belongs to; empty where nobody could read the event that far."""
     step: _builtins.str
-    """The step whose handler could not deal with the event."""
+    """The step whose handler could not deal with the event; empty where nobody could read the event that far."""
     participant: _builtins.str
     """The participant that gave up on the event."""
     sequence: _builtins.int
@@ -177,8 +177,8 @@ Global___DeadLetterDiscarded: _TypeAlias = DeadLetterDiscarded  # noqa: Y015
 
 @_typing.final
 class DeadLetterSuperseded(_message.Message):
-    """The compensation of a step has come while the event that triggers the step was a dead letter: the step is void, and
-    nobody needs the dead letter any more.
+    """Nobody needs a dead letter any more: the compensation of the step has come, so that the step is void, or it has turned
+    out that no one can read the event.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -189,11 +189,11 @@ class DeadLetterSuperseded(_message.Message):
     PARTICIPANT_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
-    """The saga's correlation key."""
+    """The saga's correlation key; where the event's is not known, the key of its partition that no saga has."""
     definition: _builtins.str
-    """The name of the saga definition that the step belongs to."""
+    """The name of the saga definition that the step belongs to; empty where nobody could read the event that far."""
     step: _builtins.str
-    """The step whose handler could not deal with the event."""
+    """The step whose handler could not deal with the event; empty where nobody could read the event that far."""
     participant: _builtins.str
     """The participant that gave up on the event."""
     sequence: _builtins.int

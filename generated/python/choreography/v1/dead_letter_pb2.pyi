@@ -85,6 +85,8 @@ class _DeadLetterReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dead
     """A handler said that it can't deal with the event."""
     DEAD_LETTER_REASON_RETRIES_EXHAUSTED: _DeadLetterReason.ValueType  # 12
     """A handler failed as often as it may."""
+    DEAD_LETTER_REASON_CRASHED: _DeadLetterReason.ValueType  # 13
+    """The process ended while a handler dealt with the event, as often as it may."""
 
 class DeadLetterReason(_DeadLetterReason, metaclass=_DeadLetterReasonEnumTypeWrapper):
     """Why a delivery was given up on."""
@@ -115,6 +117,8 @@ DEAD_LETTER_REASON_REJECTED: DeadLetterReason.ValueType  # 11
 """A handler said that it can't deal with the event."""
 DEAD_LETTER_REASON_RETRIES_EXHAUSTED: DeadLetterReason.ValueType  # 12
 """A handler failed as often as it may."""
+DEAD_LETTER_REASON_CRASHED: DeadLetterReason.ValueType  # 13
+"""The process ended while a handler dealt with the event, as often as it may."""
 Global___DeadLetterReason: _TypeAlias = DeadLetterReason  # noqa: Y015
 
 @_typing.final
@@ -163,6 +167,8 @@ class DeadLetter(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     CLOSE_TIME_FIELD_NUMBER: _builtins.int
+    CLOSE_ACTOR_FIELD_NUMBER: _builtins.int
+    CLOSE_REASON_FIELD_NUMBER: _builtins.int
     dead_letter_id: _builtins.str
     """`<participant>-<sequence>`."""
     participant: _builtins.str
@@ -197,6 +203,10 @@ class DeadLetter(_message.Message):
     """How often it was tried; 0 for what no one can read."""
     state: Global___DeadLetterState.ValueType
     """Whether it still holds its saga up."""
+    close_actor: _builtins.str
+    """Which operator closed it; empty while it is open, and where no operator did."""
+    close_reason: _builtins.str
+    """The operator's reason, in words."""
     @_builtins.property
     def stream_time(self) -> _timestamp_pb2.Timestamp:
         """When the stream stored the event."""
@@ -236,10 +246,12 @@ class DeadLetter(_message.Message):
         attempts: _builtins.int = ...,
         state: Global___DeadLetterState.ValueType = ...,
         close_time: _timestamp_pb2.Timestamp | None = ...,
+        close_actor: _builtins.str = ...,
+        close_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "payload", b"payload", "stream_time", b"stream_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "body_prefix", b"body_prefix", "body_sha256", b"body_sha256", "body_size", b"body_size", "close_time", b"close_time", "compensation", b"compensation", "dead_letter_id", b"dead_letter_id", "definition", b"definition", "detail", b"detail", "event_type", b"event_type", "headers", b"headers", "participant", b"participant", "payload", b"payload", "reason", b"reason", "saga_id", b"saga_id", "sequence", b"sequence", "state", b"state", "step", b"step", "stream_time", b"stream_time", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "body_prefix", b"body_prefix", "body_sha256", b"body_sha256", "body_size", b"body_size", "close_actor", b"close_actor", "close_reason", b"close_reason", "close_time", b"close_time", "compensation", b"compensation", "dead_letter_id", b"dead_letter_id", "definition", b"definition", "detail", b"detail", "event_type", b"event_type", "headers", b"headers", "participant", b"participant", "payload", b"payload", "reason", b"reason", "saga_id", b"saga_id", "sequence", b"sequence", "state", b"state", "step", b"step", "stream_time", b"stream_time", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

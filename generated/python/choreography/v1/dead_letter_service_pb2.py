@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from choreography.v1 import dead_letter_pb2 as choreography_dot_v1_dot_dead__letter__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)choreography/v1/dead_letter_service.proto\x12\x0f\x63horeography.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!choreography/v1/dead_letter.proto\"l\n\x16ListDeadLettersRequest\x12\x18\n\x06\x66ilter\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80 \"e\n\x17ListDeadLettersResponse\x12\x31\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1b.choreography.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x14GetDeadLetterRequest\x12\"\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"I\n\x15GetDeadLetterResponse\x12\x30\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\x1b.choreography.v1.DeadLetter2\xd9\x01\n\x11\x44\x65\x61\x64LetterService\x12\x64\n\x0fListDeadLetters\x12\'.choreography.v1.ListDeadLettersRequest\x1a(.choreography.v1.ListDeadLettersResponse\x12^\n\rGetDeadLetter\x12%.choreography.v1.GetDeadLetterRequest\x1a&.choreography.v1.GetDeadLetterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)choreography/v1/dead_letter_service.proto\x12\x0f\x63horeography.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!choreography/v1/dead_letter.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x01\n\x16ListDeadLettersRequest\x12\x18\n\x06\x66ilter\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x45\n\x08group_by\x18\x04 \x03(\x0e\x32 .choreography.v1.DeadLetterFieldB\x11\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\"\x97\x01\n\x17ListDeadLettersResponse\x12\x31\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1b.choreography.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x30\n\x06groups\x18\x03 \x03(\x0b\x32 .choreography.v1.DeadLetterGroup\"\xbc\x02\n\x0f\x44\x65\x61\x64LetterGroup\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x0c\n\x04open\x18\x03 \x01(\x03\x12\x13\n\x0bparticipant\x18\x04 \x01(\t\x12\x12\n\nevent_type\x18\x05 \x01(\t\x12\x31\n\x06reason\x18\x06 \x01(\x0e\x32!.choreography.v1.DeadLetterReason\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x0f\n\x07saga_id\x18\x08 \x01(\t\x12\x12\n\ndefinition\x18\t \x01(\t\x12\x0c\n\x04step\x18\n \x01(\t\x12.\n\nfirst_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x14GetDeadLetterRequest\x12\"\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"I\n\x15GetDeadLetterResponse\x12\x30\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\x1b.choreography.v1.DeadLetter\"\x8e\x01\n\x19RedriveDeadLettersRequest\x12 \n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x18\n\x06\x66ilter\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\"S\n\x1aRedriveDeadLettersResponse\x12\x35\n\x08progress\x18\x01 \x01(\x0b\x32#.choreography.v1.DeadLetterProgress\"\x8e\x01\n\x19\x44iscardDeadLettersRequest\x12 \n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x18\n\x06\x66ilter\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\"S\n\x1a\x44iscardDeadLettersResponse\x12\x35\n\x08progress\x18\x01 \x01(\x0b\x32#.choreography.v1.DeadLetterProgress\"`\n\x12\x44\x65\x61\x64LetterProgress\x12\x0f\n\x07matched\x18\x01 \x01(\x03\x12\x0c\n\x04told\x18\x02 \x01(\x03\x12\x13\n\x0bpassed_over\x18\x03 \x01(\x03\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x04 \x01(\t*\xee\x01\n\x0f\x44\x65\x61\x64LetterField\x12!\n\x1d\x44\x45\x41\x44_LETTER_FIELD_UNSPECIFIED\x10\x00\x12!\n\x1d\x44\x45\x41\x44_LETTER_FIELD_PARTICIPANT\x10\x01\x12 \n\x1c\x44\x45\x41\x44_LETTER_FIELD_EVENT_TYPE\x10\x02\x12\x1c\n\x18\x44\x45\x41\x44_LETTER_FIELD_REASON\x10\x03\x12\x1a\n\x16\x44\x45\x41\x44_LETTER_FIELD_SAGA\x10\x04\x12\x1a\n\x16\x44\x45\x41\x44_LETTER_FIELD_STEP\x10\x05\x12\x1d\n\x19\x44\x45\x41\x44_LETTER_FIELD_FAILURE\x10\x06\x32\xbb\x03\n\x11\x44\x65\x61\x64LetterService\x12\x64\n\x0fListDeadLetters\x12\'.choreography.v1.ListDeadLettersRequest\x1a(.choreography.v1.ListDeadLettersResponse\x12^\n\rGetDeadLetter\x12%.choreography.v1.GetDeadLetterRequest\x1a&.choreography.v1.GetDeadLetterResponse\x12o\n\x12RedriveDeadLetters\x12*.choreography.v1.RedriveDeadLettersRequest\x1a+.choreography.v1.RedriveDeadLettersResponse0\x01\x12o\n\x12\x44iscardDeadLetters\x12*.choreography.v1.DiscardDeadLettersRequest\x1a+.choreography.v1.DiscardDeadLettersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,16 +40,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003(\200 '
+  _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['group_by']._loaded_options = None
+  _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['group_by']._serialized_options = b'\272H\016\222\001\013\030\001\"\007\202\001\004\020\001 \000'
   _globals['_GETDEADLETTERREQUEST'].fields_by_name['dead_letter_id']._loaded_options = None
   _globals['_GETDEADLETTERREQUEST'].fields_by_name['dead_letter_id']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=126
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=234
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=236
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=337
-  _globals['_GETDEADLETTERREQUEST']._serialized_start=339
-  _globals['_GETDEADLETTERREQUEST']._serialized_end=397
-  _globals['_GETDEADLETTERRESPONSE']._serialized_start=399
-  _globals['_GETDEADLETTERRESPONSE']._serialized_end=472
-  _globals['_DEADLETTERSERVICE']._serialized_start=475
-  _globals['_DEADLETTERSERVICE']._serialized_end=692
+  _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['dead_letter_id']._loaded_options = None
+  _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['dead_letter_id']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['filter']._serialized_options = b'\272H\005r\003(\200 '
+  _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['actor']._loaded_options = None
+  _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['actor']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
+  _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['dead_letter_id']._loaded_options = None
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['dead_letter_id']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['filter']._serialized_options = b'\272H\005r\003(\200 '
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['actor']._loaded_options = None
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['actor']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
+  _globals['_DEADLETTERFIELD']._serialized_start=1508
+  _globals['_DEADLETTERFIELD']._serialized_end=1746
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=160
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=339
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=342
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=493
+  _globals['_DEADLETTERGROUP']._serialized_start=496
+  _globals['_DEADLETTERGROUP']._serialized_end=812
+  _globals['_GETDEADLETTERREQUEST']._serialized_start=814
+  _globals['_GETDEADLETTERREQUEST']._serialized_end=872
+  _globals['_GETDEADLETTERRESPONSE']._serialized_start=874
+  _globals['_GETDEADLETTERRESPONSE']._serialized_end=947
+  _globals['_REDRIVEDEADLETTERSREQUEST']._serialized_start=950
+  _globals['_REDRIVEDEADLETTERSREQUEST']._serialized_end=1092
+  _globals['_REDRIVEDEADLETTERSRESPONSE']._serialized_start=1094
+  _globals['_REDRIVEDEADLETTERSRESPONSE']._serialized_end=1177
+  _globals['_DISCARDDEADLETTERSREQUEST']._serialized_start=1180
+  _globals['_DISCARDDEADLETTERSREQUEST']._serialized_end=1322
+  _globals['_DISCARDDEADLETTERSRESPONSE']._serialized_start=1324
+  _globals['_DISCARDDEADLETTERSRESPONSE']._serialized_end=1407
+  _globals['_DEADLETTERPROGRESS']._serialized_start=1409
+  _globals['_DEADLETTERPROGRESS']._serialized_end=1505
+  _globals['_DEADLETTERSERVICE']._serialized_start=1749
+  _globals['_DEADLETTERSERVICE']._serialized_end=2192
 # @@protoc_insertion_point(module_scope)

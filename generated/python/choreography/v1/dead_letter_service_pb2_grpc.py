@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DeadLetterServiceStub:
-    """Queries over what was given up on.
+    """Queries over what was given up on, and the two operator verbs.
     """
 
     def __init__(self, channel):
@@ -45,14 +45,24 @@ class DeadLetterServiceStub:
                 request_serializer=choreography_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterRequest.SerializeToString,
                 response_deserializer=choreography_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterResponse.FromString,
                 _registered_method=True)
+        self.RedriveDeadLetters = channel.unary_stream(
+                '/choreography.v1.DeadLetterService/RedriveDeadLetters',
+                request_serializer=choreography_dot_v1_dot_dead__letter__service__pb2.RedriveDeadLettersRequest.SerializeToString,
+                response_deserializer=choreography_dot_v1_dot_dead__letter__service__pb2.RedriveDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.DiscardDeadLetters = channel.unary_stream(
+                '/choreography.v1.DeadLetterService/DiscardDeadLetters',
+                request_serializer=choreography_dot_v1_dot_dead__letter__service__pb2.DiscardDeadLettersRequest.SerializeToString,
+                response_deserializer=choreography_dot_v1_dot_dead__letter__service__pb2.DiscardDeadLettersResponse.FromString,
+                _registered_method=True)
 
 
 class DeadLetterServiceServicer:
-    """Queries over what was given up on.
+    """Queries over what was given up on, and the two operator verbs.
     """
 
     def ListDeadLetters(self, request, context):
-        """Dead letters that match a filter, newest first (AIP-132, AIP-158, AIP-160).
+        """Dead letters that match a filter, newest first, or groups of them (AIP-132, AIP-158, AIP-160).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,6 +70,21 @@ class DeadLetterServiceServicer:
 
     def GetDeadLetter(self, request, context):
         """One dead letter. NOT_FOUND where there is none of that id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedriveDeadLetters(self, request, context):
+        """Has participants try dead letters again, each at its place among its saga's events: one `DeadLetterRedriven` each.
+        Answers with the progress, and ends once the broker has all of them. To call it again is safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardDeadLetters(self, request, context):
+        """Has participants go on without dead letters: one `DeadLetterDiscarded` each. Otherwise like `RedriveDeadLetters`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +103,16 @@ def add_DeadLetterServiceServicer_to_server(servicer, server):
                     request_deserializer=choreography_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterRequest.FromString,
                     response_serializer=choreography_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterResponse.SerializeToString,
             ),
+            'RedriveDeadLetters': grpc.unary_stream_rpc_method_handler(
+                    servicer.RedriveDeadLetters,
+                    request_deserializer=choreography_dot_v1_dot_dead__letter__service__pb2.RedriveDeadLettersRequest.FromString,
+                    response_serializer=choreography_dot_v1_dot_dead__letter__service__pb2.RedriveDeadLettersResponse.SerializeToString,
+            ),
+            'DiscardDeadLetters': grpc.unary_stream_rpc_method_handler(
+                    servicer.DiscardDeadLetters,
+                    request_deserializer=choreography_dot_v1_dot_dead__letter__service__pb2.DiscardDeadLettersRequest.FromString,
+                    response_serializer=choreography_dot_v1_dot_dead__letter__service__pb2.DiscardDeadLettersResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'choreography.v1.DeadLetterService', rpc_method_handlers)
@@ -87,7 +122,7 @@ def add_DeadLetterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeadLetterService:
-    """Queries over what was given up on.
+    """Queries over what was given up on, and the two operator verbs.
     """
 
     @staticmethod
@@ -134,6 +169,60 @@ class DeadLetterService:
             '/choreography.v1.DeadLetterService/GetDeadLetter',
             choreography_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterRequest.SerializeToString,
             choreography_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedriveDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/choreography.v1.DeadLetterService/RedriveDeadLetters',
+            choreography_dot_v1_dot_dead__letter__service__pb2.RedriveDeadLettersRequest.SerializeToString,
+            choreography_dot_v1_dot_dead__letter__service__pb2.RedriveDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/choreography.v1.DeadLetterService/DiscardDeadLetters',
+            choreography_dot_v1_dot_dead__letter__service__pb2.DiscardDeadLettersRequest.SerializeToString,
+            choreography_dot_v1_dot_dead__letter__service__pb2.DiscardDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

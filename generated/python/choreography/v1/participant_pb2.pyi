@@ -34,6 +34,14 @@ class _QueuedEventStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Queu
     """It waits for an earlier event of its saga."""
     QUEUED_EVENT_STATE_DEAD_LETTERED: _QueuedEventState.ValueType  # 3
     """It was given up on, and waits for an operator."""
+    QUEUED_EVENT_STATE_SNOOZED: _QueuedEventState.ValueType  # 4
+    """Its handler asked for a later time."""
+    QUEUED_EVENT_STATE_DEPENDENCY_DOWN: _QueuedEventState.ValueType  # 5
+    """It waits for a dependency that is down."""
+    QUEUED_EVENT_STATE_EARLY: _QueuedEventState.ValueType  # 6
+    """It waits for the other events that its step needs; it holds up no later event."""
+    QUEUED_EVENT_STATE_UNREADABLE: _QueuedEventState.ValueType  # 7
+    """It can't be read with the schemas of this participant."""
 
 class QueuedEventState(_QueuedEventState, metaclass=_QueuedEventStateEnumTypeWrapper):
     """Why an event is in a participant's queue."""
@@ -46,6 +54,14 @@ QUEUED_EVENT_STATE_WAITING: QueuedEventState.ValueType  # 2
 """It waits for an earlier event of its saga."""
 QUEUED_EVENT_STATE_DEAD_LETTERED: QueuedEventState.ValueType  # 3
 """It was given up on, and waits for an operator."""
+QUEUED_EVENT_STATE_SNOOZED: QueuedEventState.ValueType  # 4
+"""Its handler asked for a later time."""
+QUEUED_EVENT_STATE_DEPENDENCY_DOWN: QueuedEventState.ValueType  # 5
+"""It waits for a dependency that is down."""
+QUEUED_EVENT_STATE_EARLY: QueuedEventState.ValueType  # 6
+"""It waits for the other events that its step needs; it holds up no later event."""
+QUEUED_EVENT_STATE_UNREADABLE: QueuedEventState.ValueType  # 7
+"""It can't be read with the schemas of this participant."""
 Global___QueuedEventState: _TypeAlias = QueuedEventState  # noqa: Y015
 
 @_typing.final
@@ -95,13 +111,16 @@ class StepContract(_message.Message):
     UNDO_CONSUMES_FIELD_NUMBER: _builtins.int
     UNDO_PRODUCES_FIELD_NUMBER: _builtins.int
     READS_BACK_FIELD_NUMBER: _builtins.int
+    NEEDS_ALL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The step's name, as in the saga definition."""
     saga: _builtins.str
     """The name of the saga definition."""
+    needs_all: _builtins.bool
+    """Whether the step starts only once all that it consumes have happened."""
     @_builtins.property
     def consumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Full types of events of which any one starts the step."""
+        """Full types of the events that start the step: any one of them, or all where `needs_all` says so."""
 
     @_builtins.property
     def produces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -129,10 +148,11 @@ class StepContract(_message.Message):
         undo_consumes: _abc.Iterable[_builtins.str] | None = ...,
         undo_produces: _abc.Iterable[_builtins.str] | None = ...,
         reads_back: _abc.Iterable[_builtins.str] | None = ...,
+        needs_all: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumes", b"consumes", "name", b"name", "produces", b"produces", "reads_back", b"reads_back", "saga", b"saga", "undo_consumes", b"undo_consumes", "undo_produces", b"undo_produces"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumes", b"consumes", "name", b"name", "needs_all", b"needs_all", "produces", b"produces", "reads_back", b"reads_back", "saga", b"saga", "undo_consumes", b"undo_consumes", "undo_produces", b"undo_produces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,6 +170,8 @@ class ParticipantStatus(_message.Message):
     QUEUED_EVENTS_FIELD_NUMBER: _builtins.int
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    CIRCUITS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     participant: _builtins.str
     """The participant's name."""
     position: _builtins.int
@@ -166,6 +188,14 @@ class ParticipantStatus(_message.Message):
     def queue(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueuedEvent]:
         """What is in the queue of the saga asked about, in stream order."""
 
+    @_builtins.property
+    def circuits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Circuit]:
+        """What it depends on and finds to be down."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedPublication]:
+        """Publications that the broker refuses: each holds up the later ones of its saga."""
+
     def __init__(
         self,
         *,
@@ -175,14 +205,94 @@ class ParticipantStatus(_message.Message):
         queued_events: _builtins.int = ...,
         dead_letters: _builtins.int = ...,
         queue: _abc.Iterable[Global___QueuedEvent] | None = ...,
+        circuits: _abc.Iterable[Global___Circuit] | None = ...,
+        refused: _abc.Iterable[Global___RefusedPublication] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letters", b"dead_letters", "participant", b"participant", "position", b"position", "problems", b"problems", "queue", b"queue", "queued_events", b"queued_events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuits", b"circuits", "dead_letters", b"dead_letters", "participant", b"participant", "position", b"position", "problems", b"problems", "queue", b"queue", "queued_events", b"queued_events", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ParticipantStatus: _TypeAlias = ParticipantStatus  # noqa: Y015
+
+@_typing.final
+class Circuit(_message.Message):
+    """A dependency that is down: what needs it waits, and is tried now and then, one at a time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPENDENCY_FIELD_NUMBER: _builtins.int
+    OPEN_TIME_FIELD_NUMBER: _builtins.int
+    NEXT_PROBE_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    WAITING_SAGAS_FIELD_NUMBER: _builtins.int
+    dependency: _builtins.str
+    """The dependency's name, as the handlers that need it call it."""
+    error: _builtins.str
+    """What the last try was told."""
+    waiting_sagas: _builtins.int
+    """How many sagas wait for it."""
+    @_builtins.property
+    def open_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it has been found to be down."""
+
+    @_builtins.property
+    def next_probe_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is tried next."""
+
+    def __init__(
+        self,
+        *,
+        dependency: _builtins.str = ...,
+        open_time: _timestamp_pb2.Timestamp | None = ...,
+        next_probe_time: _timestamp_pb2.Timestamp | None = ...,
+        error: _builtins.str = ...,
+        waiting_sagas: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_probe_time", b"next_probe_time", "open_time", b"open_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dependency", b"dependency", "error", b"error", "next_probe_time", b"next_probe_time", "open_time", b"open_time", "waiting_sagas", b"waiting_sagas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Circuit: _TypeAlias = Circuit  # noqa: Y015
+
+@_typing.final
+class RefusedPublication(_message.Message):
+    """A publication that the broker does not take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAGA_ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    REFUSE_TIME_FIELD_NUMBER: _builtins.int
+    saga_id: _builtins.str
+    """The correlation key of its saga."""
+    subject: _builtins.str
+    """The subject that it was published to."""
+    error: _builtins.str
+    """What the broker said."""
+    @_builtins.property
+    def refuse_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it has been refused."""
+
+    def __init__(
+        self,
+        *,
+        saga_id: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        error: _builtins.str = ...,
+        refuse_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refuse_time", b"refuse_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "refuse_time", b"refuse_time", "saga_id", b"saga_id", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedPublication: _TypeAlias = RefusedPublication  # noqa: Y015
 
 @_typing.final
 class QueuedEvent(_message.Message):
@@ -196,6 +306,8 @@ class QueuedEvent(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    DEPENDENCY_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Its sequence in the stream `EVENTS`."""
     event_type: _builtins.str
@@ -206,9 +318,15 @@ class QueuedEvent(_message.Message):
     """How often it was tried."""
     error: _builtins.str
     """What the last try raised."""
+    dependency: _builtins.str
+    """The dependency that it waits for; empty where it waits for none."""
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
         """When it is tried next; absent where that depends on an earlier event, or on an operator."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Full types of the events that its step still needs; empty where it needs none."""
 
     def __init__(
         self,
@@ -219,10 +337,12 @@ class QueuedEvent(_message.Message):
         attempts: _builtins.int = ...,
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         error: _builtins.str = ...,
+        dependency: _builtins.str = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "error", b"error", "event_type", b"event_type", "next_attempt_time", b"next_attempt_time", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "dependency", b"dependency", "error", b"error", "event_type", b"event_type", "missing", b"missing", "next_attempt_time", b"next_attempt_time", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
