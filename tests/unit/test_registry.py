@@ -26,6 +26,7 @@ OWN = {
     "choreography.v1.DeadLetterSuperseded",
     "choreography.v1.DefinitionActivated",
     "choreography.v1.DefinitionRetired",
+    "choreography.v1.EventUnreadable",
     "choreography.v1.PartitionTick",
     "choreography.v1.SagaCompensated",
     "choreography.v1.SagaCompleted",

@@ -27,7 +27,7 @@ from choreography.v1 import dead_letter_pb2 as choreography_dot_v1_dot_dead__let
 from choreography.v1 import options_pb2 as choreography_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(choreography/v1/dead_letter_events.proto\x12\x0f\x63horeography.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!choreography/v1/dead_letter.proto\x1a\x1d\x63horeography/v1/options.proto\"\x8a\x03\n\x12\x44\x65\x61\x64LetterRecorded\x12\x32\n\x07saga_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x12\n\ndefinition\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x1c\n\x0bparticipant\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08sequence\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x14\n\x0c\x63ompensation\x18\x06 \x01(\x08\x12\x1b\n\nevent_type\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\x0c\x65vent_source\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08\x65vent_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12=\n\x06reason\x18\n \x01(\x0e\x32!.choreography.v1.DeadLetterReasonB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x18\n\x06\x64\x65tail\x18\x0b \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\x19\n\x08\x61ttempts\x18\x0c \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01:\x04\x88\xe7\x18\x01\"\xde\x01\n\x12\x44\x65\x61\x64LetterRedriven\x12\x32\n\x07saga_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x12\n\ndefinition\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x1c\n\x0bparticipant\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08sequence\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x19\n\x05\x61\x63tor\x18\x06 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x18\n\x06reason\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08:\x04\x88\xe7\x18\x01\"\xdf\x01\n\x13\x44\x65\x61\x64LetterDiscarded\x12\x32\n\x07saga_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x12\n\ndefinition\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x1c\n\x0bparticipant\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08sequence\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x19\n\x05\x61\x63tor\x18\x06 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x18\n\x06reason\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08:\x04\x88\xe7\x18\x01\"\xab\x01\n\x14\x44\x65\x61\x64LetterSuperseded\x12\x32\n\x07saga_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x12\n\ndefinition\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x1c\n\x0bparticipant\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08sequence\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01:\x04\x88\xe7\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(choreography/v1/dead_letter_events.proto\x12\x0f\x63horeography.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!choreography/v1/dead_letter.proto\x1a\x1d\x63horeography/v1/options.proto\"\x9c\x03\n\x12\x44\x65\x61\x64LetterRecorded\x12\x32\n\x07saga_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1b\n\ndefinition\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x04step\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1c\n\x0bparticipant\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08sequence\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x14\n\x0c\x63ompensation\x18\x06 \x01(\x08\x12\x1b\n\nevent_type\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\x0c\x65vent_source\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08\x65vent_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12=\n\x06reason\x18\n \x01(\x0e\x32!.choreography.v1.DeadLetterReasonB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x18\n\x06\x64\x65tail\x18\x0b \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\x19\n\x08\x61ttempts\x18\x0c \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01:\x04\x88\xe7\x18\x01\"\x8b\x03\n\x12\x44\x65\x61\x64LetterRedriven\x12\x32\n\x07saga_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x12\n\ndefinition\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x1c\n\x0bparticipant\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08sequence\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x19\n\x05\x61\x63tor\x18\x06 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x18\n\x06reason\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08:\xb0\x01\xbaH\xa8\x01\x1a\xa5\x01\n\x10\x64\x65\x61\x64_letter.step\x12\x41\x61 participant\'s dead letter is named with its definition and step\x1aNthis.participant == \'correlator\' || (this.definition != \'\' && this.step != \'\')\x88\xe7\x18\x01\"\x8c\x03\n\x13\x44\x65\x61\x64LetterDiscarded\x12\x32\n\x07saga_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x12\n\ndefinition\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x1c\n\x0bparticipant\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08sequence\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x19\n\x05\x61\x63tor\x18\x06 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x18\n\x06reason\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08:\xb0\x01\xbaH\xa8\x01\x1a\xa5\x01\n\x10\x64\x65\x61\x64_letter.step\x12\x41\x61 participant\'s dead letter is named with its definition and step\x1aNthis.participant == \'correlator\' || (this.definition != \'\' && this.step != \'\')\x88\xe7\x18\x01\"\xbd\x01\n\x14\x44\x65\x61\x64LetterSuperseded\x12\x32\n\x07saga_id\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9_-]{1,128}$\x88\xe7\x18\x01\x12\x1b\n\ndefinition\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x04step\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1c\n\x0bparticipant\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08sequence\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01:\x04\x88\xe7\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DEADLETTERRECORDED'].fields_by_name['saga_id']._loaded_options = None
   _globals['_DEADLETTERRECORDED'].fields_by_name['saga_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{1,128}$\210\347\030\001'
+  _globals['_DEADLETTERRECORDED'].fields_by_name['definition']._loaded_options = None
+  _globals['_DEADLETTERRECORDED'].fields_by_name['definition']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_DEADLETTERRECORDED'].fields_by_name['step']._loaded_options = None
+  _globals['_DEADLETTERRECORDED'].fields_by_name['step']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_DEADLETTERRECORDED'].fields_by_name['participant']._loaded_options = None
   _globals['_DEADLETTERRECORDED'].fields_by_name['participant']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_DEADLETTERRECORDED'].fields_by_name['sequence']._loaded_options = None
@@ -65,7 +69,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEADLETTERREDRIVEN'].fields_by_name['reason']._loaded_options = None
   _globals['_DEADLETTERREDRIVEN'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_DEADLETTERREDRIVEN']._loaded_options = None
-  _globals['_DEADLETTERREDRIVEN']._serialized_options = b'\210\347\030\001'
+  _globals['_DEADLETTERREDRIVEN']._serialized_options = b'\272H\250\001\032\245\001\n\020dead_letter.step\022Aa participant\'s dead letter is named with its definition and step\032Nthis.participant == \'correlator\' || (this.definition != \'\' && this.step != \'\')\210\347\030\001'
   _globals['_DEADLETTERDISCARDED'].fields_by_name['saga_id']._loaded_options = None
   _globals['_DEADLETTERDISCARDED'].fields_by_name['saga_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{1,128}$\210\347\030\001'
   _globals['_DEADLETTERDISCARDED'].fields_by_name['participant']._loaded_options = None
@@ -77,9 +81,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEADLETTERDISCARDED'].fields_by_name['reason']._loaded_options = None
   _globals['_DEADLETTERDISCARDED'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_DEADLETTERDISCARDED']._loaded_options = None
-  _globals['_DEADLETTERDISCARDED']._serialized_options = b'\210\347\030\001'
+  _globals['_DEADLETTERDISCARDED']._serialized_options = b'\272H\250\001\032\245\001\n\020dead_letter.step\022Aa participant\'s dead letter is named with its definition and step\032Nthis.participant == \'correlator\' || (this.definition != \'\' && this.step != \'\')\210\347\030\001'
   _globals['_DEADLETTERSUPERSEDED'].fields_by_name['saga_id']._loaded_options = None
   _globals['_DEADLETTERSUPERSEDED'].fields_by_name['saga_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9_-]{1,128}$\210\347\030\001'
+  _globals['_DEADLETTERSUPERSEDED'].fields_by_name['definition']._loaded_options = None
+  _globals['_DEADLETTERSUPERSEDED'].fields_by_name['definition']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_DEADLETTERSUPERSEDED'].fields_by_name['step']._loaded_options = None
+  _globals['_DEADLETTERSUPERSEDED'].fields_by_name['step']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_DEADLETTERSUPERSEDED'].fields_by_name['participant']._loaded_options = None
   _globals['_DEADLETTERSUPERSEDED'].fields_by_name['participant']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_DEADLETTERSUPERSEDED'].fields_by_name['sequence']._loaded_options = None
@@ -87,11 +95,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEADLETTERSUPERSEDED']._loaded_options = None
   _globals['_DEADLETTERSUPERSEDED']._serialized_options = b'\210\347\030\001'
   _globals['_DEADLETTERRECORDED']._serialized_start=157
-  _globals['_DEADLETTERRECORDED']._serialized_end=551
-  _globals['_DEADLETTERREDRIVEN']._serialized_start=554
-  _globals['_DEADLETTERREDRIVEN']._serialized_end=776
-  _globals['_DEADLETTERDISCARDED']._serialized_start=779
-  _globals['_DEADLETTERDISCARDED']._serialized_end=1002
-  _globals['_DEADLETTERSUPERSEDED']._serialized_start=1005
-  _globals['_DEADLETTERSUPERSEDED']._serialized_end=1176
+  _globals['_DEADLETTERRECORDED']._serialized_end=569
+  _globals['_DEADLETTERREDRIVEN']._serialized_start=572
+  _globals['_DEADLETTERREDRIVEN']._serialized_end=967
+  _globals['_DEADLETTERDISCARDED']._serialized_start=970
+  _globals['_DEADLETTERDISCARDED']._serialized_end=1366
+  _globals['_DEADLETTERSUPERSEDED']._serialized_start=1369
+  _globals['_DEADLETTERSUPERSEDED']._serialized_end=1558
 # @@protoc_insertion_point(module_scope)

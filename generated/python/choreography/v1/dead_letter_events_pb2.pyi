@@ -38,9 +38,9 @@ class DeadLetterRecorded(_message.Message):
     saga_id: _builtins.str
     """The saga's correlation key; where the event's is not known, the key of its partition that no saga has."""
     definition: _builtins.str
-    """The name of the saga definition that the step belongs to; empty where nobody could read the event that far."""
+    """The name of the saga definition that the step belongs to."""
     step: _builtins.str
-    """The step whose handler could not deal with the event; empty where nobody could read the event that far."""
+    """The step whose handler could not deal with the event."""
     participant: _builtins.str
     """The participant that gave up on the event."""
     sequence: _builtins.int
@@ -99,9 +99,9 @@ class DeadLetterRedriven(_message.Message):
     saga_id: _builtins.str
     """The saga's correlation key; where the event's is not known, the key of its partition that no saga has."""
     definition: _builtins.str
-    """The name of the saga definition that the step belongs to; empty where nobody could read the event that far."""
+    """The name of the saga definition that the step belongs to; empty for what no one can read."""
     step: _builtins.str
-    """The step whose handler could not deal with the event; empty where nobody could read the event that far."""
+    """The step whose handler could not deal with the event; empty for what no one can read."""
     participant: _builtins.str
     """The participant that gave up on the event."""
     sequence: _builtins.int
@@ -145,9 +145,9 @@ class DeadLetterDiscarded(_message.Message):
     saga_id: _builtins.str
     """The saga's correlation key; where the event's is not known, the key of its partition that no saga has."""
     definition: _builtins.str
-    """The name of the saga definition that the step belongs to; empty where nobody could read the event that far."""
+    """The name of the saga definition that the step belongs to; empty for what no one can read."""
     step: _builtins.str
-    """The step whose handler could not deal with the event; empty where nobody could read the event that far."""
+    """The step whose handler could not deal with the event; empty for what no one can read."""
     participant: _builtins.str
     """The participant that gave up on the event."""
     sequence: _builtins.int
@@ -191,9 +191,9 @@ class DeadLetterSuperseded(_message.Message):
     saga_id: _builtins.str
     """The saga's correlation key; where the event's is not known, the key of its partition that no saga has."""
     definition: _builtins.str
-    """The name of the saga definition that the step belongs to; empty where nobody could read the event that far."""
+    """The name of the saga definition that the step belongs to."""
     step: _builtins.str
-    """The step whose handler could not deal with the event; empty where nobody could read the event that far."""
+    """The step whose handler could not deal with the event."""
     participant: _builtins.str
     """The participant that gave up on the event."""
     sequence: _builtins.int
