@@ -78,6 +78,27 @@ class Runtime:
         return await self._database.read(work)
 
 
+def participant_worker(
+    participant: Participant,
+    handler: ParticipantBatchHandler,
+    *,
+    broker: Broker,
+    batch_size: int,
+    report: Callable[[str, str | None], None],
+) -> Worker:
+    """What drives a participant's handler over the stream. `report` takes what health should know, see `Worker`."""
+    return Worker(
+        broker=broker,
+        durable=participant.name,
+        description=f"Farandole participant {participant.name}",
+        filters=participant.filters,
+        handler=handler,
+        batch_size=batch_size,
+        report=report,
+        hold_until_caught_up=False,
+    )
+
+
 Rpcs = Callable[[Runtime], Sequence[Rpc[Any]]]
 
 
@@ -100,15 +121,8 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
     try:
         broker = Broker(settings)
         handler = ParticipantBatchHandler(participant, database, tables)
-        worker = Worker(
-            broker=broker,
-            durable=participant.name,
-            description=f"Farandole participant {participant.name}",
-            filters=participant.filters,
-            handler=handler,
-            batch_size=settings.batch_size,
-            report=monitor.set,
-            hold_until_caught_up=False,
+        worker = participant_worker(
+            participant, handler, broker=broker, batch_size=settings.batch_size, report=monitor.set
         )
         runtime = Runtime(database, tables, handler, worker)
         status = StatusReader(
@@ -116,7 +130,7 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
         )
         subject = status_subject(participant.name)
         async with serve(settings.grpc_address, [_participant_rpc(participant, status), *rpcs(runtime)], monitor):
-            await when_available(lambda: _create_tables(participant, database, tables), monitor)
+            await when_available(lambda: create_tables(participant, database, tables), monitor)
             await work_until_stopped(
                 broker=broker,
                 worker=worker,
@@ -134,7 +148,11 @@ _IF_EARLIER = (
 )
 
 
-async def _create_tables(participant: Participant, database: Database, tables: ParticipantTables) -> None:
+async def create_tables(participant: Participant, database: Database, tables: ParticipantTables) -> None:
+    """Makes the platform's and the service's own tables where they are missing, and puts in what they begin with.
+
+    Raises `StoreError` where an earlier version made some of them, and `StoreUnavailableError`.
+    """
     await database.create(tables.metadata, participant.metadata, if_earlier=_IF_EARLIER)
     if participant.seed is not None:
         await database.write(participant.seed)

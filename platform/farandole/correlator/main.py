@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.sql_store import SqlCorrelatorStore
+from farandole.correlator.store import CorrelatorStore
 from farandole.database import Database
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
@@ -70,31 +73,59 @@ async def _serve(settings: Settings) -> None:
             ),
         ]
         async with serve(settings.grpc_address, rpcs, monitor):
-            definitions = await when_available(lambda: _opened(store, active), monitor)
-            handler = CorrelatorBatchHandler(
-                store=store,
-                registry=registry,
-                definitions=definitions,
-                changes=changes,
-                last_stored_on=partial(last_stored_on, broker),
-                stored_on=partial(stored_on, broker),
-            )
-            worker = Worker(
-                broker=broker,
-                durable=CORRELATOR,
-                description="Farandole correlator",
-                filters=["events.>"],
-                handler=handler,
-                batch_size=settings.batch_size,
-                report=monitor.set,
-                hold_until_caught_up=True,
-            )
+            definitions = await when_available(lambda: open_store(store, active), monitor)
+            handler = correlator_handler(store, definitions, broker=broker, registry=registry, changes=changes)
+            worker = correlator_worker(handler, broker=broker, batch_size=settings.batch_size, report=monitor.set)
             await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=store.check)
     finally:
         await close_or_exit(store.close())
 
 
-async def _opened(store: SqlCorrelatorStore, active: Sequence[Definition]) -> Definitions:
+def utc_now() -> datetime:
+    """The machine's clock."""
+    return datetime.now(UTC)
+
+
+def correlator_handler(
+    store: CorrelatorStore,
+    definitions: Definitions,
+    *,
+    broker: Broker,
+    registry: Registry,
+    changes: SagaChanges,
+    clock: Callable[[], datetime] = utc_now,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> CorrelatorBatchHandler:
+    """The correlator's handler, which asks this broker what `EVENTS` holds. For the clocks see the handler."""
+    return CorrelatorBatchHandler(
+        store=store,
+        registry=registry,
+        definitions=definitions,
+        changes=changes,
+        last_stored_on=partial(last_stored_on, broker),
+        stored_on=partial(stored_on, broker),
+        clock=clock,
+        monotonic=monotonic,
+    )
+
+
+def correlator_worker(
+    handler: CorrelatorBatchHandler, *, broker: Broker, batch_size: int, report: Callable[[str, str | None], None]
+) -> Worker:
+    """What drives the correlator's handler over the stream. `report` takes what health should know, see `Worker`."""
+    return Worker(
+        broker=broker,
+        durable=CORRELATOR,
+        description="Farandole correlator",
+        filters=["events.>"],
+        handler=handler,
+        batch_size=batch_size,
+        report=report,
+        hold_until_caught_up=True,
+    )
+
+
+async def open_store(store: CorrelatorStore, active: Sequence[Definition]) -> Definitions:
     """Opens the store with these definitions as the active ones; returns all that it knows."""
     await store.open()
     await store.activate(active)
