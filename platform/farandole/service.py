@@ -126,7 +126,12 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
         )
         runtime = Runtime(database, tables, handler, worker)
         status = StatusReader(
-            participant.name, database=database, tables=tables, handler=handler, problems=lambda: monitor.problems
+            participant.name,
+            database=database,
+            tables=tables,
+            handler=handler,
+            problems=lambda: monitor.problems,
+            refused=lambda: worker.refused,
         )
         subject = status_subject(participant.name)
         async with serve(settings.grpc_address, [_participant_rpc(participant, status), *rpcs(runtime)], monitor):

@@ -18,7 +18,7 @@ import structlog
 from farandole.broker.attempts import Attempts
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
-from farandole.broker.relay import OutboxRelay
+from farandole.broker.relay import OutboxRelay, Refused
 from farandole.broker.stored import stored_events
 from farandole.broker.streams import StreamState, check_position, events_state, last_stored
 from farandole.broker.subscription import Batch, Subscription
@@ -178,6 +178,11 @@ class Worker:
                     failures = await self._pause(error, failures)
         finally:
             await self._publisher.stop()
+
+    @property
+    def refused(self) -> Sequence[Refused]:
+        """The outbox rows that the broker refuses."""
+        return self._relay.refused
 
     def publish_rows(self, rows: Sequence[OutboxRow]) -> None:
         """Publishes outbox rows that were committed elsewhere, as by a remote procedure call."""

@@ -72,6 +72,8 @@ class Publisher:
         if not self._inbox:
             await self._start()
         loop = asyncio.get_running_loop()
+        if (size := _size(publication)) > self._broker.client.max_payload:
+            return _refused(loop, publication.subject, size, self._broker.client.max_payload)
         self._number += 1
         number = str(self._number)
         receipt: asyncio.Future[Acknowledgement] = loop.create_future()
@@ -83,6 +85,8 @@ class Publisher:
                 reply=f"{self._inbox}.{number}",
                 headers=dict(publication.headers),
             )
+        except (nats.errors.BadSubjectError, nats.errors.BadHeaderError) as error:
+            self._fail(number, BrokerError(f"{publication.subject} can't be sent: {_text(error)}"))
         except (nats.errors.Error, OSError) as error:
             self._fail(number, BrokerUnavailableError(f"{publication.subject} was not sent: {_text(error)}"))
         return receipt
@@ -146,6 +150,22 @@ class Publisher:
         if under_way is not None and not under_way.receipt.done():
             under_way.receipt.set_exception(error)
             under_way.receipt.exception()  # who submits may have gone; the failure is not lost on anyone else
+
+
+def _size(publication: Publication) -> int:
+    """How many bytes of the broker's `max_payload` it takes: its data and its header block."""
+    lines = sum(len(f"{name}: {value}\r\n".encode()) for name, value in publication.headers.items())
+    return len(publication.data) + len("NATS/1.0\r\n\r\n") + lines
+
+
+def _refused(loop: asyncio.AbstractEventLoop, subject: str, size: int, limit: int) -> asyncio.Future[Acknowledgement]:
+    """The receipt of what is not even sent: the broker would cut the connection, which all that is published needs."""
+    receipt: asyncio.Future[Acknowledgement] = loop.create_future()
+    receipt.set_exception(
+        BrokerError(f"{subject}: {size} bytes are more than the broker takes; raise its max_payload of {limit} bytes")
+    )
+    receipt.exception()
+    return receipt
 
 
 def _text(error: Exception) -> str:

@@ -14,10 +14,38 @@ from farandole.errors import BrokerError, BrokerUnavailableError
 from farandole.outbox import OutboxRow
 
 _RETRY_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+_REFUSED_RETRY_SECONDS = (*_RETRY_SECONDS, 10.0, 20.0, 30.0)
+"""What the broker refuses it refuses until somebody changes a limit: then the row follows within the last pause."""
 _PATIENCE_SECONDS = 5.0
-"""How long a row may fail before that is a problem to be told."""
+"""How long a row may go unanswered before that is a problem to be told."""
+_REMEDIES = {10054: "raise the stream's max_msg_size"}
+"""By the broker's code, where it does not go without saying."""
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that the broker does not take. It holds up the later rows of its key."""
+
+    key: str
+    subject: str
+    error: str
+    """What the broker said, and the remedy where there is one to name."""
+    seconds: float
+    """For how long it has been refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failing:
+    """Why the first row of a key is not acknowledged."""
+
+    since: float
+    """In the event loop's time."""
+    subject: str
+    why: str
+    refused: bool
+    """Whether the broker said no, and not just nothing."""
 
 
 @dataclass(slots=True)
@@ -31,7 +59,8 @@ class _Group:
 class OutboxRelay:
     """Publishes rows until the broker has acknowledged each, and tells which may be removed.
 
-    A refused row is tried again with growing pauses and holds up the later rows of its key, never those of another.
+    A refused row is tried again with growing pauses and holds up the later rows of its key, never those of another:
+    so a saga keeps its order, and goes on without a restart once the broker takes the row.
     """
 
     def __init__(self, publisher: Publisher) -> None:
@@ -44,8 +73,8 @@ class OutboxRelay:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._running = False
-        self._failing: dict[str, tuple[float, str]] = {}
-        """By key: since when its first row has not been acknowledged, and why."""
+        self._failing: dict[str, _Failing] = {}
+        """By key: why its first row is not acknowledged."""
         self._broken: BaseException | None = None
 
     @property
@@ -54,15 +83,33 @@ class OutboxRelay:
         return len(self._groups)
 
     @property
+    def refused(self) -> list[Refused]:
+        """The rows that the broker refuses, the one refused for longest first."""
+        now = asyncio.get_running_loop().time()
+        refused = [
+            Refused(key, failing.subject, failing.why, now - failing.since)
+            for key, failing in self._failing.items()
+            if failing.refused
+        ]
+        return sorted(refused, key=lambda one: -one.seconds)
+
+    @property
     def problem(self) -> str | None:
-        """What has kept a row from being published for seconds, and how many rows wait; None for nothing."""
-        if not self._failing:
-            return None
-        since, why = min(self._failing.values())
-        waited = asyncio.get_running_loop().time() - since
-        if waited < _PATIENCE_SECONDS:
-            return None
-        return f"{self.depth} events wait to be published, the first for {waited:.0f} s: {why}"
+        """What the broker refuses, and what has gone unanswered for seconds; None for nothing."""
+        problems = []
+        if refused := self.refused:
+            first = refused[0]
+            sagas = (
+                f"events of {len(refused)} sagas, which wait" if len(refused) > 1 else "an event of a saga, which waits"
+            )
+            problems.append(f"the broker refuses {sagas}; saga {first.key}: {first.error}")
+        unanswered = [(failing.since, failing.why) for failing in self._failing.values() if not failing.refused]
+        if unanswered:
+            since, why = min(unanswered)
+            waited = asyncio.get_running_loop().time() - since
+            if waited >= _PATIENCE_SECONDS:
+                problems.append(f"{self.depth} events wait to be published, the first for {waited:.0f} s: {why}")
+        return "; ".join(problems) or None
 
     def add(self, rows: Sequence[OutboxRow]) -> asyncio.Future[None]:
         """Takes rows over, in order; the result comes once the broker has acknowledged all of them.
@@ -148,21 +195,35 @@ class OutboxRelay:
             try:
                 acknowledgement = await self._publisher.publish(row.publication)
             except BrokerError as error:
-                self._note_failure(row, error)
+                pauses = self._note_failure(row, error)
             else:
-                self._failing.pop(row.publication.key, None)
+                self._note_success(row)
                 return acknowledgement
-            await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
+            await asyncio.sleep(pauses[min(failures, len(pauses) - 1)])
             failures += 1
         return None
 
-    def _note_failure(self, row: OutboxRow, error: BrokerError) -> None:
-        key = row.publication.key
-        since, _ = self._failing.get(key, (asyncio.get_running_loop().time(), ""))
-        self._failing[key] = (since, str(error))
-        refused = not isinstance(error, BrokerUnavailableError)
-        log = _log.error if refused else _log.debug
-        log("not published", saga_id=key, subject=row.publication.subject, error=str(error), code=error.code)
+    def _note_failure(self, row: OutboxRow, error: BrokerError) -> tuple[float, ...]:
+        """Remembers why a row was not acknowledged; returns the pauses between tries. A refusal is logged once."""
+        key, subject = row.publication.key, row.publication.subject
+        before = self._failing.get(key)
+        now = asyncio.get_running_loop().time()
+        if isinstance(error, BrokerUnavailableError):
+            if before is None or not before.refused:
+                self._failing[key] = _Failing(before.since if before else now, subject, str(error), refused=False)
+            return _RETRY_SECONDS
+        remedy = _REMEDIES.get(error.code)
+        why = f"{error}; {remedy}" if remedy else str(error)
+        again = before if before is not None and before.refused else None
+        self._failing[key] = _Failing(again.since if again else now, subject, why, refused=True)
+        if again is None or again.why != why:
+            _log.error("refused by the broker", saga_id=key, subject=subject, error=why, code=error.code)
+        return _REFUSED_RETRY_SECONDS
+
+    def _note_success(self, row: OutboxRow) -> None:
+        failing = self._failing.pop(row.publication.key, None)
+        if failing is not None and failing.refused:
+            _log.info("published after it was refused", saga_id=row.publication.key, subject=failing.subject)
 
     def _drop_withdrawn(self, key: str) -> None:
         queue = self._waiting.get(key, deque())

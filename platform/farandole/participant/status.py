@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from google.protobuf import timestamp_pb2
 from google.protobuf.message import DecodeError
 
 from choreography.v1 import participant_pb2, participant_service_pb2
+from farandole.broker.relay import Refused
 from farandole.database import Database
 from farandole.errors import InvalidArgumentError, QueryError, StoreUnavailableError
-from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.handler import ParticipantBatchHandler, utc_now
 from farandole.participant.tables import ParticipantTables, QueueEntry
 from farandole.rpc.validation import violations_of
 
 MOST_QUEUED_EVENTS = 100
 """Of one saga in one answer. The first of them is what holds the others up."""
+MOST_REFUSED = 100
+"""Publications in one answer, those refused for longest."""
 
 
 class StatusReader:
@@ -30,13 +34,16 @@ class StatusReader:
         tables: ParticipantTables,
         handler: ParticipantBatchHandler,
         problems: Callable[[], Mapping[str, str]],
+        refused: Callable[[], Sequence[Refused]] = tuple,
     ) -> None:
-        """`problems` gives what is wrong with the process now, by check, as `HealthMonitor.problems` does."""
+        """`problems` gives what is wrong with the process now, by check, as `HealthMonitor.problems` does; `refused`
+        the outbox rows that the broker refuses, as `Worker.refused` does."""
         self._participant = participant
         self._database = database
         self._tables = tables
         self._handler = handler
         self._problems = problems
+        self._refused = refused
 
     async def read(self, saga_id: str) -> participant_pb2.ParticipantStatus:
         """The status, with what is in the queue of one saga; of none where `saga_id` is empty.
@@ -60,6 +67,7 @@ class StatusReader:
             queued_events=queued,
             dead_letters=dead,
             queue=[queued_event(entry, is_first=number == 0) for number, entry in enumerate(entries)],
+            refused=[_refused_publication(refused, utc_now()) for refused in self._refused()[:MOST_REFUSED]],
         )
 
     async def answer(self, request: bytes) -> bytes:
@@ -81,6 +89,12 @@ class StatusReader:
         queued, dead = self._tables.queue_counts(connection)
         entries = self._tables.queued(connection, [saga_id], MOST_QUEUED_EVENTS) if saga_id and queued else []
         return queued, dead, entries
+
+
+def _refused_publication(refused: Refused, now: datetime) -> participant_pb2.RefusedPublication:
+    publication = participant_pb2.RefusedPublication(saga_id=refused.key, subject=refused.subject, error=refused.error)
+    publication.refuse_time.FromDatetime(now - timedelta(seconds=refused.seconds))
+    return publication
 
 
 def queued_event(entry: QueueEntry, *, is_first: bool) -> participant_pb2.QueuedEvent:
