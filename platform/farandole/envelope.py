@@ -7,6 +7,7 @@ for the percent-encoding), W3C Trace Context.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import hashlib
 import json
@@ -133,6 +134,8 @@ class Event:
     traceparent: str
     digest: bytes
     """SHA-256 of the canonical body: the same for the same fact, whether it came as Protobuf or as JSON."""
+    message: StoredMessage = dataclasses.field(repr=False, compare=False)
+    """What it was decoded from, for whoever must keep it."""
 
     @property
     def type(self) -> str:
@@ -310,6 +313,7 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
         causation_id=attributes.get("ce-causationid", ""),
         traceparent=attributes.get("traceparent", ""),
         digest=canonical_digest(body),
+        message=message,
     )
 
 

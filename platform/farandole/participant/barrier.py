@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 
 from farandole.saga import Disposition
 
+BarrierKey = tuple[str, str, str]
+"""(definition, correlation key, step)."""
+
 
 class BarrierState(enum.StrEnum):
     """What became of a step. A step without a row has neither run nor been voided."""

@@ -16,6 +16,7 @@ from farandole.envelope import Event, derived_id, message_id
 from farandole.outbox import OutboxRow
 from farandole.participant.barrier import (
     Barrier,
+    BarrierKey,
     Direction,
     Move,
     after_confirm,
@@ -27,7 +28,7 @@ from farandole.participant.barrier import (
 )
 from farandole.participant.outgoing import Outgoing, events_of
 from farandole.participant.participant import Participant, Reaction
-from farandole.participant.tables import BarrierKey, InboxEntry, ParticipantTables
+from farandole.participant.tables import InboxEntry, ParticipantTables
 from farandole.participant.transaction import Transaction
 from farandole.saga import Disposition
 

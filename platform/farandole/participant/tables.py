@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,15 +12,20 @@ import sqlalchemy as sa
 from farandole.envelope import StoredMessage
 from farandole.errors import FencedError
 from farandole.outbox import Outbox
-from farandole.participant.barrier import Barrier, BarrierState
+from farandole.participant.barrier import Barrier, BarrierKey, BarrierState
+from farandole.participant.message_columns import (
+    EPOCH_START,
+    columns_of,
+    message_columns,
+    message_of,
+    microseconds_of,
+    time_of,
+)
+from farandole.participant.prerequisites import PrerequisiteTable
 from farandole.saga import Disposition
 from farandole.worker import Position
 
-BarrierKey = tuple[str, str, str]
-"""(definition, correlation key, step)."""
-
 _LANE = 0
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class QueueEntry:
     message: StoredMessage
     attempts: int = 0
     """How often it was tried, counted over redrives."""
-    due: datetime = _EPOCH_START
+    due: datetime = EPOCH_START
     """When it is tried again, where nothing of its saga stands before it."""
     error: str = ""
     """What the last try raised, with nothing in it that must not be shown."""
@@ -56,11 +60,12 @@ class QueueEntry:
 
 
 class ParticipantTables:
-    """Position, inbox, barrier, queue and outbox of one participant."""
+    """Position, inbox, barrier, prerequisites, queue and outbox of one participant."""
 
     def __init__(self) -> None:
         self.metadata = sa.MetaData()
         self.outbox = Outbox(self.metadata)
+        self.prerequisites = PrerequisiteTable(self.metadata)
         position = self._position = sa.Table(
             "farandole_position",
             self.metadata,
@@ -91,10 +96,7 @@ class ParticipantTables:
             self.metadata,
             sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
             sa.Column("key", sa.Text, nullable=False, index=True),
-            sa.Column("subject", sa.Text, nullable=False),
-            sa.Column("headers", sa.Text, nullable=False),
-            sa.Column("data", sa.LargeBinary, nullable=False),
-            sa.Column("stream_time", sa.BigInteger, nullable=False),
+            *message_columns(),
             sa.Column("attempts", sa.Integer, nullable=False),
             sa.Column("due", sa.BigInteger, nullable=False),
             sa.Column("error", sa.Text, nullable=False),
@@ -119,6 +121,11 @@ class ParticipantTables:
             inbox.c.identity.in_(sa.bindparam("identities", expanding=True))
         )
         self._insert_inbox = sa.insert(inbox)
+        self._update_inbox = (
+            sa.update(inbox)
+            .where(inbox.c.identity == sa.bindparam("of_identity"), inbox.c.disposition != int(Disposition.APPLIED))
+            .values(disposition=sa.bindparam("new_disposition"))
+        )
         self._select_barriers = sa.select(barrier).where(barrier.c.key.in_(sa.bindparam("keys", expanding=True)))
         self._insert_barrier = sa.insert(barrier)
         self._update_barrier = (
@@ -202,6 +209,14 @@ class ParticipantTables:
                 [{"identity": e.identity, "sequence": e.sequence, "disposition": int(e.disposition)} for e in entries],
             )
 
+    def update_inbox(self, connection: sa.Connection, dispositions: Mapping[str, Disposition]) -> None:
+        """Records what has become of events that waited, by identity. What was applied once stays so."""
+        if dispositions:
+            connection.execute(
+                self._update_inbox,
+                [{"of_identity": i, "new_disposition": int(d)} for i, d in dispositions.items()],
+            )
+
     def barriers(self, connection: sa.Connection, keys: Collection[str]) -> dict[BarrierKey, Barrier]:
         """The barriers of all steps of these sagas."""
         return {
@@ -246,12 +261,8 @@ class ParticipantTables:
                 self._insert_queue,
                 [
                     {
-                        "sequence": e.message.sequence,
                         "key": e.key,
-                        "subject": e.message.subject,
-                        "headers": json.dumps(dict(e.message.headers)),
-                        "data": e.message.data,
-                        "stream_time": _microseconds(e.message.time),
+                        **columns_of(e.message),
                         **_changing(e),
                     }
                     for e in entries
@@ -278,7 +289,7 @@ class ParticipantTables:
 
     def queue_heads(self, connection: sa.Connection) -> dict[str, datetime]:
         """When the first in the queue of each saga that has one is due."""
-        return {row.key: _datetime(row.due) for row in connection.execute(self._select_heads)}
+        return {row.key: time_of(row.due) for row in connection.execute(self._select_heads)}
 
     def queue_counts(self, connection: sa.Connection) -> tuple[int, int]:
         """How many events are in the queue, and how many of them are dead letters."""
@@ -302,18 +313,9 @@ _CHANGING = ("attempts", "due", "error", "given_up", "attempts_before", "definit
 
 def _changing(entry: QueueEntry) -> dict[str, object]:
     """The columns of an entry that change as it is tried."""
-    return {**{column: getattr(entry, column) for column in _CHANGING}, "due": _microseconds(entry.due)}
+    return {**{column: getattr(entry, column) for column in _CHANGING}, "due": microseconds_of(entry.due)}
 
 
 def _entry(row: sa.Row[Any]) -> QueueEntry:
-    message = StoredMessage(row.subject, json.loads(row.headers), row.data, row.sequence, _datetime(row.stream_time))
     changing = {column: getattr(row, column) for column in _CHANGING}
-    return QueueEntry(row.key, message, **{**changing, "due": _datetime(row.due)})
-
-
-def _microseconds(time: datetime) -> int:
-    return (time - _EPOCH_START) // timedelta(microseconds=1)
-
-
-def _datetime(microseconds: int) -> datetime:
-    return _EPOCH_START + timedelta(microseconds=microseconds)
+    return QueueEntry(row.key, message_of(row), **{**changing, "due": time_of(row.due)})
