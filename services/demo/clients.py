@@ -22,7 +22,7 @@ from delivery.v1.delivery_service_pb2 import Delivery, DeliveryStatus, GetDelive
 from delivery.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from drones.v1.drone_service_pb2 import GetDroneRequest, GetFleetRequest
 from drones.v1.drone_service_pb2_grpc import DroneServiceStub
-from farandole.broker.connection import Broker
+from farandole.broker.connection import Broker, read_answer
 from farandole.errors import BrokerError
 from farandole.settings import Settings
 from inventory.v1 import inventory_service_pb2
@@ -128,7 +128,11 @@ class Clients:
         """What `nats pub --jetstream` sends: JSON, and no header at all."""
         subject = f"events.{saga_id}.{event.DESCRIPTOR.full_name}"
         body = json_format.MessageToJson(event, indent=None).encode()
-        await _patiently(partial(self._broker.client.jetstream().publish, subject, body))
+        await _patiently(partial(self._publish_acknowledged, subject, body))
+
+    async def _publish_acknowledged(self, subject: str, body: bytes) -> None:
+        answer = await self._broker.client.request(subject, body, timeout=_CALL_SECONDS)
+        read_answer(answer.data, subject)
 
     async def sagas_updated_since(self, time: datetime) -> AsyncIterator[Saga]:
         """The records that have changed since a time in UTC, without their histories."""

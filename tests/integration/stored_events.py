@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from farandole.broker.connection import Broker
 from farandole.broker.streams import EVENTS
+from farandole.testing.brokers import nats_py
 
 
 async def keys_of_stored(broker: Broker, event_type: str) -> list[str]:
     """The correlation keys of all stored events of a type, in stream order."""
     info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
-    stream = broker.client.jetstream()
+    stream = nats_py(broker).jetstream()
     found = []
     for sequence in range(1, info["state"]["last_seq"] + 1):
         message = await stream.get_msg(EVENTS, sequence)

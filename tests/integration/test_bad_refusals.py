@@ -15,7 +15,7 @@ from farandole.broker.relay import OutboxRelay
 from farandole.envelope import Publication
 from farandole.errors import BrokerError, BrokerUnavailableError
 from farandole.outbox import OutboxRow
-from farandole.testing.brokers import EmbeddedBroker, connect, provision_streams
+from farandole.testing.brokers import EmbeddedBroker, connect, nats_py, provision_streams
 
 TYPE = "orders.v1.OrderCreated"
 
@@ -28,7 +28,7 @@ def row(number: int, key: str, *, size: int = 10) -> OutboxRow:
 async def stored(broker: Broker) -> list[int]:
     """The numbers of the rows that the stream holds, in its order."""
     info = await broker.request("$JS.API.STREAM.INFO.EVENTS")
-    stream = broker.client.jetstream()
+    stream = nats_py(broker).jetstream()
     messages = [await stream.get_msg("EVENTS", sequence + 1) for sequence in range(info["state"]["last_seq"])]
     return [int(message.data or b"") for message in messages]
 
@@ -120,7 +120,7 @@ async def test_what_exceeds_the_brokers_payload_is_refused_and_cuts_no_connectio
     """The broker would close the connection of whoever sends it, again and again, and so hold up everything else."""
     await provision_streams(embedded_nats_server.url)
     broker = await connect(embedded_nats_server.url)
-    size = broker.client.max_payload
+    size = nats_py(broker).max_payload
     headers = {"Nats-Msg-Id": "x" * 100}
     block = len("NATS/1.0\r\nNats-Msg-Id: \r\n\r\n") + 100
     publisher = Publisher(broker)

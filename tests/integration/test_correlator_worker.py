@@ -20,7 +20,7 @@ from farandole.database import Database
 from farandole.definition_files import load_definitions
 from farandole.envelope import Publication, StoredMessage
 from farandole.saga import Disposition, Status
-from farandole.testing.brokers import BrokerUnderTest, connect
+from farandole.testing.brokers import BrokerUnderTest, connect, nats_py
 from tests.integration.correlators import (
     DEFINITIONS,
     HAPPY,
@@ -104,7 +104,7 @@ async def test_a_lifecycle_event_that_was_decided_but_not_published_comes_after_
     )
     info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
     await handler.claim(info["created"])
-    stream = broker.client.jetstream()
+    stream = nats_py(broker).jetstream()
     messages = []
     for sequence in range(1, 6):
         raw = await stream.get_msg(EVENTS, sequence)

@@ -19,7 +19,7 @@ from farandole.broker.streams import EVENTS
 from farandole.correlator.diagnosis import Standing
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.errors import FencedError, QueryError
-from farandole.testing.brokers import BrokerUnderTest
+from farandole.testing.brokers import BrokerUnderTest, nats_py
 
 SUBJECT = status_subject("shipping")
 
@@ -33,7 +33,7 @@ def answer(participant: str = "shipping", position: int = 7) -> bytes:
 async def answering(broker: Broker, take: Callable[[Msg], Awaitable[None]]) -> AsyncIterator[None]:
     """Somebody who takes the requests for the status of shipping."""
     subscription = await broker.client.subscribe(SUBJECT, cb=take)
-    await broker.client.flush()
+    await nats_py(broker).flush()
     yield
     await subscription.unsubscribe()
 
@@ -91,7 +91,7 @@ async def test_a_wrong_answer_is_none(broker: Broker, wrong: bytes) -> None:
 
 
 async def test_the_consumer_is_read_from_the_broker(broker: Broker) -> None:
-    stream = broker.client.jetstream()
+    stream = nats_py(broker).jetstream()
     await stream.add_consumer(EVENTS, name="shipping", durable_name="shipping", ack_policy="all")
     for _ in range(5):
         await broker.client.request("events.ord-1.a.v1.Something", b"{}")

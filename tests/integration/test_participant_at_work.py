@@ -26,6 +26,7 @@ from farandole.envelope import StoredMessage, encode
 from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.tables import ParticipantTables
 from farandole.partitions import partition_of
+from farandole.testing.brokers import nats_py
 from farandole.worker import Worker
 from tests.integration.stored_events import keys_of_stored
 
@@ -94,7 +95,7 @@ class Delivery:
         """The last stored sequence that the participant's consumer takes."""
         types = [subject.rpartition("*.")[2] for subject in DELIVERY.filters]
         for sequence in range(last, 0, -1):
-            message = await self.broker.client.jetstream().get_msg(EVENTS, sequence)
+            message = await nats_py(self.broker).jetstream().get_msg(EVENTS, sequence)
             if message.subject is not None and message.subject.split(".", 2)[2] in types:
                 return sequence
         return 0
@@ -213,7 +214,7 @@ async def test_a_dead_letter_is_stored_twice_over_and_redriven_by_an_event(broke
     async with delivery_at(broker, tmp_path) as delivery, at_work(delivery):
         await store(broker, provisioned("o1", address="nowhere"))
         await delivery.until_taken_in()
-        stream = broker.client.jetstream()
+        stream = nats_py(broker).jetstream()
         copy = await stream.get_last_msg(DEADLETTERS, "deadletters.delivery.drones.v1.DroneProvisioned")
         assert copy.data == provisioned("o1", address="nowhere").SerializeToString(deterministic=True)
         assert copy.headers is not None

@@ -14,7 +14,7 @@ from farandole.broker.relay import OutboxRelay
 from farandole.envelope import Publication
 from farandole.errors import BrokerError, BrokerUnavailableError
 from farandole.outbox import OutboxRow
-from farandole.testing.brokers import BrokerUnderTest, EmbeddedBroker, connect, provision_streams
+from farandole.testing.brokers import BrokerUnderTest, EmbeddedBroker, connect, nats_py, provision_streams
 
 TYPE = "orders.v1.OrderCreated"
 
@@ -28,7 +28,7 @@ async def stored(broker: Broker) -> list[tuple[int, int]]:
     """What the stream holds: sequence and number."""
     state = await broker.request("$JS.API.STREAM.INFO.EVENTS")
     found = []
-    stream = broker.client.jetstream()
+    stream = nats_py(broker).jetstream()
     for sequence in range(1, state["state"]["last_seq"] + 1):
         message = await stream.get_msg("EVENTS", sequence)
         found.append((sequence, json.loads(message.data or b"{}")["n"]))

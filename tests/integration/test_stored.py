@@ -14,7 +14,7 @@ from farandole.broker.streams import EVENTS
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerUnavailableError
 from farandole.partitions import partition_of
-from farandole.testing.brokers import BrokerUnderTest, connect
+from farandole.testing.brokers import BrokerUnderTest, connect, nats_py
 
 TYPE = "choreography.v1.SagaTimedOut"
 END = 10**9
@@ -127,7 +127,7 @@ async def test_no_publisher_s_headers_end_the_reading_or_move_an_event(broker: B
     """What the broker tells of a stored message stands in headers too, which a publisher may write as well."""
     await store(broker, ["o1"])
     command = f"HPUB events.o2.{TYPE} {len(hostile)} {len(hostile) + 2}\r\n".encode() + hostile + b"{}\r\n"
-    await broker.client._send_command(command)
+    await nats_py(broker)._send_command(command)
     async with asyncio.timeout(10):
         while await last_sequence(broker) < 2:  # noqa: ASYNC110 - the broker does not tell when it has stored it
             await asyncio.sleep(0.01)
@@ -147,7 +147,7 @@ async def test_headers_and_times_are_what_a_consumer_gets(broker: Broker) -> Non
     await publisher.publish(Publication("o1", f"events.o1.{TYPE}", headers, b"{}"))
     await publisher.stop()
     (message,) = await read(broker)
-    raw = await broker.client.jetstream().get_msg(EVENTS, 1)
+    raw = await nats_py(broker).jetstream().get_msg(EVENTS, 1)
     assert message.headers == headers
     assert raw.time is not None
     assert abs((message.time - raw.time).total_seconds()) < 0.00001

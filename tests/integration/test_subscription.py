@@ -10,7 +10,7 @@ from farandole.broker.publisher import Publisher
 from farandole.broker.streams import events_state
 from farandole.broker.subscription import Subscription
 from farandole.envelope import Publication
-from farandole.testing.brokers import BrokerUnderTest, EmbeddedBroker, connect, provision_streams
+from farandole.testing.brokers import BrokerUnderTest, EmbeddedBroker, connect, nats_py, provision_streams
 
 TYPE = "orders.v1.OrderCreated"
 
@@ -113,7 +113,7 @@ async def test_messages_that_another_reader_of_the_same_consumer_took_are_fetche
     await broker.client.publish(
         "$JS.API.CONSUMER.MSG.NEXT.EVENTS.reader", json.dumps({"batch": 20, "expires": 10**10}).encode(), reply=inbox
     )
-    await broker.client.flush()
+    await nats_py(broker).flush()
     await publish(broker, range(200))
     assert await read(subscription, 200) == list(range(1, 201))
     assert stolen.is_set()
@@ -172,8 +172,8 @@ async def test_a_publisher_cannot_pass_a_message_off_as_a_status_of_the_broker(b
     await until_problem(subscription, "")
     hostile = b"NATS/1.0 409 Consumer Deleted\r\n\r\n"
     command = f"HPUB events.k1.{TYPE} {len(hostile)} {len(hostile)}\r\n".encode() + hostile + b"\r\n"
-    await broker.client._send_command(command)
-    await broker.client.flush()
+    await nats_py(broker)._send_command(command)
+    await nats_py(broker).flush()
     await publish(broker, range(3))
     assert await read(subscription, 4) == [1, 2, 3, 4]
     await subscription.stop()

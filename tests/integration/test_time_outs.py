@@ -29,7 +29,7 @@ from farandole.envelope import Publication
 from farandole.errors import FencedError
 from farandole.partitions import PARTITIONS, partition_of
 from farandole.saga import Cause, Disposition, Health, Saga, Status
-from farandole.testing.brokers import BrokerUnderTest, connect
+from farandole.testing.brokers import BrokerUnderTest, connect, nats_py
 from tests.integration.correlators import (
     DEFINITIONS,
     HAPPY,
@@ -117,7 +117,7 @@ async def stream_time(broker: Broker, key: str) -> datetime:
     publisher = Publisher(broker)
     receipt = await publisher.publish(Publication(key, f"events.{key}.nobody.v1.Knows", {}, b"{}"))
     await publisher.stop()
-    message = await broker.client.jetstream().get_msg(EVENTS, receipt.sequence)
+    message = await nats_py(broker).jetstream().get_msg(EVENTS, receipt.sequence)
     assert message.time is not None
     return message.time
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from farandole.broker.headers import parse_headers
 from farandole.errors import BrokerError, BrokerUnavailableError
@@ -24,7 +26,86 @@ _MAX_OUTSTANDING_PINGS = 2
 _log = structlog.get_logger(__name__)
 
 
-class _Client(Client):
+@dataclass(frozen=True, slots=True)
+class ConnectionListener:
+    """What is called as a connection changes, in the order in which it does."""
+
+    on_error: Callable[[Exception], Awaitable[None]]
+    """With each failed attempt to connect, and with what the server complains of."""
+    on_disconnected: Callable[[], Awaitable[None]]
+    on_reconnected: Callable[[], Awaitable[None]]
+    """After each connection but the first, with which `connect_for_ever` returns."""
+    on_closed: Callable[[], Awaitable[None]]
+    """Where the client gave up for good, or was closed."""
+
+
+class NatsSubscription(Protocol):
+    """What ends a subscription."""
+
+    async def unsubscribe(self) -> None:
+        """Ends it; what has not reached its callback never does. Raises `nats.errors.Error` where it had ended."""
+        ...
+
+
+class NatsClient(Protocol):
+    """What Farandole needs of a NATS client. Core NATS alone: JetStream is spoken over it as requests and messages.
+
+    Its vocabulary is nats-py's, the client of production: every call raises `nats.errors.Error` or `OSError` for
+    trouble, and messages are `nats.aio.msg.Msg`. Messages are received at most once, in the order in which the server
+    sent them over one connection; what is under way when a connection ends is lost, either way.
+    """
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection stands, as far as the client knows."""
+        ...
+
+    async def connect_for_ever(self, settings: Settings, listener: ConnectionListener) -> None:
+        """Returns once the first connection stands; makes it again whenever it is lost, with all subscriptions."""
+        ...
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Hands a message to the connection, in the order of the calls, and waits for no answer.
+
+        Raises while there is no connection: nothing is buffered. A message to a subject that nobody listens to brings a
+        message with the header `Status: 503` to its `reply`.
+        """
+        ...
+
+    async def subscribe(
+        self,
+        subject: str,
+        queue: str = "",
+        cb: Callable[[Msg], Awaitable[None]] | None = None,
+        *,
+        pending_msgs_limit: int = ...,
+        pending_bytes_limit: int = ...,
+    ) -> NatsSubscription:
+        """Calls `cb` with each message on the subject, one after the other, until it is ended.
+
+        Messages beyond the limits, of those that wait for their call, are dropped; -1 is no limit. Of all subscriptions
+        of one `queue`, one gets each message. It outlives the connection, and may be made while there is none.
+        """
+        ...
+
+    async def request(self, subject: str, payload: bytes = b"", timeout: float = ...) -> Msg:  # noqa: ASYNC109
+        """Publishes, and returns the first answer. Raises `nats.errors.NoRespondersError` where nobody listens, and
+        `nats.errors.TimeoutError` after `timeout` seconds.
+        """
+        ...
+
+    def new_inbox(self) -> str:
+        """A subject to wait for answers on, which no one else has."""
+        ...
+
+    async def close(self) -> None:
+        """Closes the connection for good."""
+        ...
+
+
+class _NatsPy(Client):
     """nats-py, with headers and subjects read so that nothing is lost and nothing raises.
 
     nats-py replaces what is not UTF-8, skips lines that it can't read, and drops the connection at a status line or a
@@ -42,13 +123,34 @@ class _Client(Client):
         readable = subject.decode(errors="backslashreplace").encode()
         return super()._build_message(sid, readable, reply, data, headers)
 
+    async def connect_for_ever(self, settings: Settings, listener: ConnectionListener) -> None:
+        """See `NatsClient.connect_for_ever`."""
+        password = settings.nats_password.get_secret_value() if settings.nats_password else None
+        await self.connect(
+            servers=settings.nats_url.split(","),
+            name=settings.service,
+            user=settings.nats_user,
+            password=password,
+            inbox_prefix=f"_INBOX_{settings.service}".encode(),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=_RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]  # any number of seconds serves
+            ping_interval=_PING_INTERVAL_SECONDS,
+            max_outstanding_pings=_MAX_OUTSTANDING_PINGS,
+            pending_size=0,  # no buffer while disconnected: an event is sent when its publisher says so, or not at all
+            error_cb=listener.on_error,
+            disconnected_cb=listener.on_disconnected,
+            reconnected_cb=listener.on_reconnected,
+            closed_cb=listener.on_closed,
+        )
+
 
 class Broker:
     """A connection to the broker. `start` returns at once; the connection is made, and made again, behind it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, client: NatsClient | None = None) -> None:
+        """`client` is nats-py's where none is given."""
         self._settings = settings
-        self._client = _Client()
+        self._client: NatsClient = client if client is not None else _NatsPy()
         self._connecting: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[bool], None]] = []
         self._closing = False
@@ -57,8 +159,8 @@ class Broker:
         """Fails with `BrokerError` where the client gave up for good: the process can only end and be started anew."""
 
     @property
-    def client(self) -> Client:
-        """The nats-py client. Publishing while it is not connected raises at once; nothing is buffered."""
+    def client(self) -> NatsClient:
+        """The NATS client. Publishing while it is not connected raises at once; nothing is buffered."""
         return self._client
 
     @property
@@ -90,24 +192,8 @@ class Broker:
         await asyncio.shield(self._connecting)
 
     async def _connect(self) -> None:
-        settings = self._settings
-        password = settings.nats_password.get_secret_value() if settings.nats_password else None
-        await self._client.connect(
-            servers=settings.nats_url.split(","),
-            name=settings.service,
-            user=settings.nats_user,
-            password=password,
-            inbox_prefix=f"_INBOX_{settings.service}".encode(),
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=_RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]  # any number of seconds serves
-            ping_interval=_PING_INTERVAL_SECONDS,
-            max_outstanding_pings=_MAX_OUTSTANDING_PINGS,
-            pending_size=0,  # no buffer while disconnected: an event is sent when its publisher says so, or not at all
-            error_cb=self._on_error,
-            disconnected_cb=self._on_disconnected,
-            reconnected_cb=self._on_connected,
-            closed_cb=self._on_closed,
-        )
+        listener = ConnectionListener(self._on_error, self._on_disconnected, self._on_connected, self._on_closed)
+        await self._client.connect_for_ever(self._settings, listener)
         await self._on_connected()
 
     async def _on_connected(self) -> None:

@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from nats.aio.client import Client
+
 from farandole.broker.connection import Broker
 from farandole.broker.streams import provision
 from farandole.settings import Settings
@@ -172,6 +174,12 @@ async def connect(url: str, *, service: str = "test") -> Broker:
     broker.start()
     await broker.connected()
     return broker
+
+
+def nats_py(broker: Broker) -> Client:
+    """The client behind a connection, for what Farandole itself does not need of one."""
+    assert isinstance(broker.client, Client), "this connection is simulated"
+    return broker.client
 
 
 async def provision_streams(url: str) -> None:
