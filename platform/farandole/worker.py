@@ -30,6 +30,8 @@ _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
 _ONE_OF_TWO = "stop one of the two, then restart the one that stays"
 _STABLE_SECONDS = 60.0
 """A session that lasted so long was well; what ends it is a new trouble."""
+_SETTLED_SECONDS = 3.0
+"""A session that has lasted so long, with nothing to commit, is over what ended the one before."""
 _WATCH_SECONDS = 1.0
 _MOST_UNPUBLISHED = 10_000
 """Beyond this many outbox rows nothing is read until some are published."""
@@ -119,6 +121,11 @@ class BatchHandler(Protocol):
         """Removes outbox rows that the broker has acknowledged."""
         ...
 
+    async def release(self) -> None:
+        """Leaves the store in order: the process ends because it was told to. Does nothing before `claim`, and where
+        another owner has taken over."""
+        ...
+
 
 class Worker:
     """Drives one `BatchHandler` over the stream `EVENTS`.
@@ -157,6 +164,8 @@ class Worker:
         self._attempts = Attempts(self._publisher)
         self._catching_up: str | None = None
         """What keeps the records from being up to date, or None."""
+        self._trouble: str | None = None
+        """What ended the session before, until this one has committed something or lasted; or None."""
 
     async def run(self) -> None:
         """Reads until cancelled. Raises `FencedError` where another process has taken over."""
@@ -175,6 +184,7 @@ class Worker:
                     if isinstance(error, FencedError):
                         self._report("events", f"another process has taken over {self._durable}; {_ONE_OF_TWO}")
                         raise error from None
+                    self._trouble = str(error)
                     failures = await self._pause(error, failures)
         finally:
             await self._publisher.stop()
@@ -253,10 +263,11 @@ class Worker:
                     await self._relay.changed()
                     await self._remove_published()
                 removable = self._relay.take_acknowledged()
-                problem = self._handler.problem
+                told = self._trouble, self._handler.problem
                 async with self._lock:
                     handled = await self._handler.handle(batch.messages, removable)
-                if self._handler.problem != problem:
+                self._trouble = None
+                if told != (None, self._handler.problem):
                     self._report_events(subscription)
                 for key, message_id in handled.read_back:
                     self._relay.withdraw(key, message_id)
@@ -297,7 +308,10 @@ class Worker:
 
     async def _watch(self, subscription: Subscription) -> None:
         """Reports what the subscription and the relay have to say."""
+        settled = asyncio.get_running_loop().time() + _SETTLED_SECONDS
         while True:
+            if asyncio.get_running_loop().time() > settled:
+                self._trouble = None
             self._report_events(subscription)
             self._report("outbox", self._relay.problem or self._attempts.problem)
             with suppress(TimeoutError):
@@ -305,7 +319,7 @@ class Worker:
                     await subscription.problem_changed()
 
     def _report_events(self, subscription: Subscription) -> None:
-        self._report("events", subscription.problem or self._catching_up or self._handler.problem)
+        self._report("events", subscription.problem or self._trouble or self._catching_up or self._handler.problem)
 
     def _take_on(self, handled: Handled) -> asyncio.Future[None]:
         """Publishes what came of a batch; the result comes once the broker has acknowledged the rows."""

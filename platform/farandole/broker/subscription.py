@@ -97,6 +97,8 @@ class Subscription:
         """Marks the consumer as read by this subscription and no other."""
         self._has_taken_over = False
         self._missing_since: float | None = None
+        self._acknowledged = 0
+        """Up to where whoever read before had acknowledged; 0 once it is clear that the position is not behind that."""
         self._arrived = asyncio.Event()
         self._wake = asyncio.Event()
         self._incarnation = ""
@@ -199,6 +201,8 @@ class Subscription:
             if self._order.is_lost:
                 self._wake.set()
             return
+        if self._acknowledged:
+            self._compare_with_acknowledged(delivery.stream_sequence)
         self._ready_bytes += len(message.data)
         self._ready.append(
             (
@@ -210,6 +214,18 @@ class Subscription:
             )
         )
         self._arrived.set()
+
+    def _compare_with_acknowledged(self, first: int) -> None:
+        """Tells where events come again that were acknowledged: then the store is not the one that they went into."""
+        if first <= self._acknowledged:
+            _log.warning(
+                "the store is older than what it had acknowledged: it was restored from a backup, or is another one; "
+                "what came since is taken in again",
+                consumer=self._durable,
+                first=first,
+                last=self._acknowledged,
+            )
+        self._acknowledged = 0
 
     def _on_status(self, headers: dict[str, str]) -> None:
         match headers.get(STATUS):
@@ -322,6 +338,8 @@ class Subscription:
                 return
             if self._has_taken_over:
                 raise FencedError(f"another process reads the consumer {self._durable}; stop one of the two")
+            # an event is acknowledged once it is committed and what it called for is published
+            self._acknowledged = info["ack_floor"]["stream_seq"]
             await self._broker.request(f"$JS.API.CONSUMER.DELETE.{EVENTS}.{self._durable}")
         await self._broker.request(
             f"$JS.API.CONSUMER.CREATE.{EVENTS}.{self._durable}",
