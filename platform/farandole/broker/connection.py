@@ -60,6 +60,11 @@ class NatsClient(Protocol):
         """Whether a connection stands, as far as the client knows."""
         ...
 
+    @property
+    def max_payload(self) -> int:
+        """How many bytes of headers and body the server takes in one message; it cuts off who sends more."""
+        ...
+
     async def connect_for_ever(self, settings: Settings, listener: ConnectionListener) -> None:
         """Returns once the first connection stands; makes it again whenever it is lost, with all subscriptions."""
         ...
