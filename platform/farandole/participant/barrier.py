@@ -2,6 +2,7 @@
 
     NONE ──step──▶ DONE ──undo──▶ UNDONE        NONE ──step failed──▶ FAILED
     NONE ──undo──▶ VOID    DONE ──its own success event read back──▶ CONFIRMED   (where a step has an irrevocable act)
+    NONE ──end of the saga──▶ VOID   (where a step needs several events)
     (VOID, UNDONE, FAILED, CONFIRMED: nothing does work any more)
 
 It answers the three hazards of compensation (Seata's TCC: empty rollback, hanging, idempotence; DTM's sub-transaction
@@ -11,9 +12,13 @@ barrier): an undoing runs once; an undoing that comes first voids the step; a st
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from farandole.saga import Disposition
+
+DIGEST_BYTES = 32
+"""Of the SHA-256 of an event's body."""
 
 BarrierKey = tuple[str, str, str]
 """(definition, correlation key, step)."""
@@ -35,6 +40,8 @@ class Direction(enum.StrEnum):
     FORWARD = "forward"
     UNDO = "undo"
     CONFIRM = "confirm"
+    END = "end"
+    """None of them: its saga has ended, and what waits for other events of the step waits in vain."""
 
 
 class Move(enum.Enum):
@@ -43,6 +50,10 @@ class Move(enum.Enum):
     RUN = enum.auto()
     VOID = enum.auto()
     """The step is void without any work, and the participant says so."""
+    CLOSE = enum.auto()
+    """The step is void without any work; its saga has ended, and nobody waits to be told."""
+    WAIT = enum.auto()
+    """The event waits for the others that the step needs."""
     NOTHING = enum.auto()
 
 
@@ -52,7 +63,8 @@ class Barrier:
 
     state: BarrierState
     trigger_digest: bytes
-    """The digest of the event that made the step run; empty for a voided one."""
+    """The digest of the event that made the step run, or of all that it needed, one after the other; empty for a
+    voided one."""
     awaited_id: str = ""
     """The id of the step's own success event that its irrevocable act waits for; empty where it has none."""
 
@@ -65,6 +77,31 @@ def forward_move(barrier: Barrier | None, digest: bytes) -> tuple[Move, Disposit
         return Move.NOTHING, Disposition.LATE
     same = barrier.trigger_digest == digest
     return Move.NOTHING, Disposition.DUPLICATE if same else Disposition.UNEXPECTED
+
+
+def gathering_move(
+    barrier: Barrier | None, digest: bytes, *, place: int, waiting: Sequence[bytes | None]
+) -> tuple[Move, Disposition]:
+    """What one of several events that a step needs leads to, and its disposition.
+
+    `place` is the event's among those that the step needs; `waiting` has for each of those the digest of what came
+    early, and None for what has not come. The first of a type is the one that counts.
+    """
+    if barrier is not None:
+        start = place * DIGEST_BYTES
+        own = replace(barrier, trigger_digest=barrier.trigger_digest[start : start + DIGEST_BYTES])
+        return forward_move(own, digest)
+    came = waiting[place]
+    if came is not None:
+        return Move.NOTHING, Disposition.DUPLICATE if came == digest else Disposition.UNEXPECTED
+    if any(other is None for index, other in enumerate(waiting) if index != place):
+        return Move.WAIT, Disposition.EARLY
+    return Move.RUN, Disposition.APPLIED
+
+
+def end_move(barrier: Barrier | None) -> tuple[Move, Disposition]:
+    """What the end of its saga leads to, for a step that needs several events."""
+    return Move.CLOSE if barrier is None else Move.NOTHING, Disposition.APPLIED
 
 
 def undo_move(barrier: Barrier | None, *, has_handler: bool, is_irrevocable: bool) -> tuple[Move, Disposition]:
@@ -92,12 +129,13 @@ def confirm_move(barrier: Barrier | None, event_id: str) -> tuple[Move, Disposit
 
 
 def after_forward(digest: bytes, *, failed: bool, awaited_id: str = "") -> Barrier:
-    """The barrier of a step that has run; `failed` where it published a failure event."""
+    """The barrier of a step that has run on what has this digest, or these one after the other; `failed` where it
+    published a failure event."""
     return Barrier(BarrierState.FAILED, digest) if failed else Barrier(BarrierState.DONE, digest, awaited_id)
 
 
 def after_undo(barrier: Barrier | None) -> Barrier:
-    """The barrier of a step that was undone, or that its undoing came before."""
+    """The barrier of a step that was undone, or that its undoing or the end of its saga came before."""
     return Barrier(BarrierState.VOID, b"") if barrier is None else replace(barrier, state=BarrierState.UNDONE)
 
 

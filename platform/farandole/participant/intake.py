@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 import structlog
@@ -12,7 +12,8 @@ from google.protobuf.message import Message
 
 from choreography.v1 import lifecycle_pb2, saga_pb2
 from farandole.database import is_store_trouble
-from farandole.envelope import Event, derived_id, message_id
+from farandole.envelope import Event, decode, derived_id, message_id
+from farandole.errors import ContractError
 from farandole.outbox import OutboxRow
 from farandole.participant.barrier import (
     Barrier,
@@ -23,11 +24,14 @@ from farandole.participant.barrier import (
     after_forward,
     after_undo,
     confirm_move,
+    end_move,
     forward_move,
+    gathering_move,
     undo_move,
 )
 from farandole.participant.outgoing import Outgoing, events_of
 from farandole.participant.participant import Participant, Reaction
+from farandole.participant.prerequisites import Prerequisite, Waiting
 from farandole.participant.tables import InboxEntry, ParticipantTables
 from farandole.participant.transaction import Transaction
 from farandole.saga import Disposition
@@ -45,6 +49,26 @@ class Failure:
 
     reaction: Reaction
     error: Exception
+    earlier: tuple[Event, ...] = ()
+    """What the handler was given beside the event: what it raised may quote them too."""
+
+
+@dataclass(slots=True)
+class _Changes:
+    """What one event changes, as far as its steps have been gone through."""
+
+    barriers: dict[BarrierKey, Barrier] = field(default_factory=dict)
+    waiting: dict[BarrierKey, Waiting] = field(default_factory=dict)
+    decided: dict[str, Disposition] = field(default_factory=dict)
+    """What has become of events that waited, by identity."""
+    earlier: tuple[Event, ...] = ()
+    """What the handler that runs is given beside the event."""
+
+    def decide(self, waiting: Waiting, disposition: Disposition) -> None:
+        """Records what has become of all that waited for a step; what was applied in another one stays so."""
+        for prerequisite in waiting.values():
+            if self.decided.get(prerequisite.identity) is not Disposition.APPLIED:
+                self.decided[prerequisite.identity] = disposition
 
 
 class Intake:
@@ -66,7 +90,11 @@ class Intake:
         self._known = tables.handled(connection, {_identity(event) for event in events})
         self._before = tables.barriers(connection, {event.key for event in events})
         self._barriers = dict(self._before)
-        self._inbox: list[InboxEntry] = []
+        keys = {event.key for event in events} if participant.needs_several else set()
+        self._waited: Mapping[BarrierKey, Waiting] = tables.prerequisites.waiting(connection, keys) if keys else {}
+        self._waiting = dict(self._waited)
+        self._inbox: dict[str, InboxEntry] = {}
+        self._decided: dict[str, Disposition] = {}
 
     def add(self, event: Event) -> None:
         """Reads what is known of one more event of one of these sagas."""
@@ -80,7 +108,7 @@ class Intake:
         """Records an event as dealt with."""
         identity = _identity(event)
         self._known.add(identity)
-        self._inbox.append(InboxEntry(identity, event.sequence, disposition))
+        self._inbox[identity] = InboxEntry(identity, event.sequence, disposition)
 
     def run(self, event: Event, *, isolated: bool) -> Failure | None:
         """Lets every step react to the event. Returns what a handler raised, with nothing of the event done.
@@ -91,14 +119,14 @@ class Intake:
         if self.knows(event):
             _log.info("duplicate event", saga_id=event.key, event_id=event.id, type=event.type)
             return None
-        changed: dict[BarrierKey, Barrier] = {}
+        changes = _Changes()
         published = len(self.outgoing.publications)
-        disposition = Disposition.UNMATCHED
+        dispositions = [Disposition.UNMATCHED]
         running: Reaction | None = None
         try:
             with _savepoint(self.connection) if isolated else _no_savepoint():
                 for running in self._participant.concerned(event):
-                    disposition = self._react(event, running, changed)
+                    dispositions.append(self._react(event, running, changes))
         except Exception as error:
             if is_store_trouble(error) or running is None:
                 raise  # the database's trouble is not the handler's: the whole batch is tried again
@@ -106,27 +134,57 @@ class Intake:
             if not isolated:
                 raise HandlerFailedError from error
             del self.outgoing.publications[published:]
-            return Failure(running, error)
-        self._barriers |= changed
-        self.note(event, disposition)
+            return Failure(running, error, changes.earlier)
+        self._barriers |= changes.barriers
+        self._waiting |= changes.waiting
+        self.note(event, min(dispositions, key=_MOST_TELLING.index))
+        self._decide(changes.decided)
         return None
 
     def save(self) -> list[OutboxRow]:
-        """Writes the inbox, the barriers and the outbox; returns the new outbox rows, in order."""
-        self._tables.add_inbox(self.connection, self._inbox)
+        """Writes the inbox, the barriers, what waits and the outbox; returns the new outbox rows, in order."""
+        self._tables.add_inbox(self.connection, list(self._inbox.values()))
+        self._tables.update_inbox(self.connection, self._decided)
         self._tables.save_barriers(self.connection, self._before, self._barriers)
+        self._tables.prerequisites.save(self.connection, self._waited, self._waiting)
         return self._tables.outbox.add(self.connection, self.outgoing.publications)
 
-    def _react(self, event: Event, reaction: Reaction, changed: dict[BarrierKey, Barrier]) -> Disposition:
+    def _decide(self, decided: Mapping[str, Disposition]) -> None:
+        """Takes on what has become of events that waited: some came in this transaction, some in earlier ones."""
+        for identity, disposition in decided.items():
+            entry = self._inbox.get(identity)
+            known = entry.disposition if entry is not None else self._decided.get(identity)
+            if known is Disposition.APPLIED:
+                continue
+            if entry is not None:
+                self._inbox[identity] = replace(entry, disposition=disposition)
+            else:
+                self._decided[identity] = disposition
+
+    def _react(self, event: Event, reaction: Reaction, changes: _Changes) -> Disposition:
         step = reaction.step
         place = (step.saga, event.key, step.name)
-        barrier = changed.get(place) or self._barriers.get(place)
-        move, disposition = _move(barrier, event, reaction)
-        if move is Move.VOID:
-            self._emit(event, reaction, (self._voided(event, reaction),))
-            changed[place] = after_undo(barrier)
-        elif move is Move.RUN:
-            changed[place] = self._carry_out(event, reaction, barrier)
+        barrier = changes.barriers.get(place) or self._barriers.get(place)
+        waiting = changes.waiting.get(place) or self._waiting.get(place) or {}
+        move, disposition = _move(barrier, event, reaction, waiting)
+        match move:
+            case Move.RUN:
+                changes.barriers[place] = self._carry_out(event, reaction, barrier, waiting, changes)
+            case Move.VOID:
+                self._emit(event, reaction, (self._voided(event, reaction),))
+                changes.barriers[place] = after_undo(barrier)
+            case Move.CLOSE:
+                changes.barriers[place] = after_undo(barrier)
+            case Move.WAIT:
+                prerequisite = Prerequisite(_identity(event), event.digest, event.message)
+                changes.waiting[place] = {**waiting, event.type: prerequisite}
+                return disposition
+            case Move.NOTHING:
+                pass
+        if waiting and place in changes.barriers:
+            has_run = reaction.direction is Direction.FORWARD
+            changes.decide(waiting, Disposition.APPLIED if has_run else Disposition.LATE)
+            changes.waiting[place] = {}
         if disposition is not Disposition.APPLIED:
             _log.info(
                 "event does no work",
@@ -138,11 +196,19 @@ class Intake:
             )
         return disposition
 
-    def _carry_out(self, event: Event, reaction: Reaction, barrier: Barrier | None) -> Barrier:
+    def _carry_out(
+        self, event: Event, reaction: Reaction, barrier: Barrier | None, waiting: Waiting, changes: _Changes
+    ) -> Barrier:
         """Runs the handler, adds what it publishes, and returns the barrier that the step has then."""
         assert reaction.handler is not None, "a move runs only what there is"
+        given = [event]
+        if reaction.direction is Direction.FORWARD and reaction.step.needs:
+            given = [event if name == event.type else self._waited_for(waiting[name]) for name in reaction.step.needs]
+        changes.earlier = tuple(one for one in given if one is not event)
         outcome = events_of(
-            reaction.handler(event.body, self._transaction(event, reaction)), reaction.produces, step=reaction.step.name
+            reaction.handler(*(one.body for one in given), self._transaction(event, reaction)),
+            reaction.produces,
+            step=reaction.step.name,
         )
         match reaction.direction:
             case Direction.FORWARD:
@@ -153,7 +219,8 @@ class Intake:
                     if type(body) in reaction.step.irrevocable_signature.consumes
                 )
                 failed = any(self._is_failure(body) for body in outcome)
-                return after_forward(event.digest, failed=failed, awaited_id=next(awaited, ""))
+                digest = b"".join(one.digest for one in given)
+                return after_forward(digest, failed=failed, awaited_id=next(awaited, ""))
             case Direction.UNDO:
                 # a step that had not run and whose undoing has nothing to say is void like any other
                 silent = barrier is None and not outcome
@@ -163,6 +230,19 @@ class Intake:
                 assert barrier is not None, "nothing is confirmed that was not done"
                 self._emit(event, reaction, outcome)
                 return after_confirm(barrier)
+            case Direction.END:
+                raise AssertionError("the end of a saga runs nothing")
+
+    def _waited_for(self, prerequisite: Prerequisite) -> Event:
+        """An event that waited. Raises `ContractError` where it can't be read any more."""
+        decoded = decode(self._participant.registry, prerequisite.message)
+        if isinstance(decoded, Event):
+            return replace(decoded, digest=prerequisite.digest)
+        message = prerequisite.message
+        raise ContractError(
+            f"{message.type} (sequence {message.sequence}) has waited for this event, and can't be read with the "
+            f"schemas of this participant: {decoded.reason.name}"
+        )
 
     def _is_failure(self, body: Message) -> bool:
         event_type = self._participant.registry.get(body.DESCRIPTOR.full_name)
@@ -195,9 +275,23 @@ class Intake:
         )
 
 
-def _move(barrier: Barrier | None, event: Event, reaction: Reaction) -> tuple[Move, Disposition]:
+_MOST_TELLING = (
+    Disposition.APPLIED,
+    Disposition.EARLY,
+    Disposition.LATE,
+    Disposition.UNEXPECTED,
+    Disposition.DUPLICATE,
+    Disposition.UNMATCHED,
+)
+"""Of an event that several steps make something of, the first of these that one of them does."""
+
+
+def _move(barrier: Barrier | None, event: Event, reaction: Reaction, waiting: Waiting) -> tuple[Move, Disposition]:
     match reaction.direction:
         case Direction.FORWARD:
+            if needs := reaction.step.needs:
+                came = [waiting[name].digest if name in waiting else None for name in needs]
+                return gathering_move(barrier, event.digest, place=needs.index(event.type), waiting=came)
             return forward_move(barrier, event.digest)
         case Direction.UNDO:
             return undo_move(
@@ -207,6 +301,8 @@ def _move(barrier: Barrier | None, event: Event, reaction: Reaction) -> tuple[Mo
             )
         case Direction.CONFIRM:
             return confirm_move(barrier, event.id)
+        case Direction.END:
+            return end_move(barrier)
 
 
 def _identity(event: Event) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import sqlalchemy as sa
 from google.protobuf.message import Message
@@ -19,10 +18,14 @@ from farandole.participant.barrier import Direction
 from farandole.participant.outgoing import Outcome
 from farandole.participant.retries import Retries
 from farandole.participant.step import NAME, Step
-from farandole.participant.transaction import Transaction
 from farandole.registry import Registry
 
 TIMED_OUT = lifecycle_pb2.SagaTimedOut.DESCRIPTOR.full_name
+ENDINGS = frozenset(
+    message_class.DESCRIPTOR.full_name
+    for message_class in (lifecycle_pb2.SagaCompleted, lifecycle_pb2.SagaCompensated, lifecycle_pb2.SagaFailed)
+)
+"""What tells that a saga has ended, beside a time-out."""
 OPERATOR_VERBS = frozenset(
     message_class.DESCRIPTOR.full_name
     for message_class in (dead_letter_events_pb2.DeadLetterRedriven, dead_letter_events_pb2.DeadLetterDiscarded)
@@ -36,7 +39,7 @@ class Reaction:
 
     step: Step
     direction: Direction
-    handler: Callable[[Any, Transaction], Outcome] | None
+    handler: Callable[..., Outcome] | None
     """None where the event can only void the step."""
 
     @property
@@ -49,6 +52,8 @@ class Reaction:
                 return self.step.undo_signature.produces
             case Direction.CONFIRM:
                 return self.step.irrevocable_signature.produces
+            case Direction.END:
+                return ()
 
 
 class Participant:
@@ -96,7 +101,8 @@ class Participant:
 
     @cached_property
     def reactions(self) -> Mapping[str, tuple[Reaction, ...]]:
-        """What each consumed event type may mean, by full type. A time-out reaches every step."""
+        """What each consumed event type may mean, by full type. A time-out reaches every step, and the end of a saga
+        those of which something may wait for other events."""
         reactions: dict[str, list[Reaction]] = {TIMED_OUT: []}
         for step in self.steps:
             for consumed in step.forward_signature.consumes:
@@ -111,6 +117,9 @@ class Participant:
                 reactions.setdefault(read_back.DESCRIPTOR.full_name, []).append(
                     Reaction(step, Direction.CONFIRM, step.irrevocable)
                 )
+            if step.needs:
+                for name in sorted(ENDINGS | {TIMED_OUT}):
+                    reactions.setdefault(name, []).append(Reaction(step, Direction.END, None))
         return {name: tuple(found) for name, found in reactions.items()}
 
     def concerned(self, event: Event) -> tuple[Reaction, ...]:
@@ -123,7 +132,7 @@ class Participant:
         It is where all that the dead letter would do is to trigger steps that `undo` undoes: nobody needs it any more.
         """
         needed = self.concerned(dead_letter)
-        undone = self.concerned(undo)
+        undone = [r for r in self.concerned(undo) if r.direction is not Direction.END]
         if not needed or any(r.direction is not Direction.FORWARD for r in needed):
             return False
         return all(r.direction is Direction.UNDO for r in undone) and {r.step for r in needed} <= {
@@ -135,8 +144,16 @@ class Participant:
             return event.source == self.name
         body = event.body
         if isinstance(body, lifecycle_pb2.SagaTimedOut):
-            return body.definition == reaction.step.saga and reaction.step.name in body.steps
+            is_named = reaction.step.name in body.steps
+            return body.definition == reaction.step.saga and is_named is (reaction.direction is not Direction.END)
+        if reaction.direction is Direction.END:
+            return getattr(body, "definition", "") == reaction.step.saga
         return True
+
+    @cached_property
+    def needs_several(self) -> bool:
+        """Whether any step needs several events, so that some may have to wait for the others."""
+        return any(step.needs for step in self.steps)
 
     @cached_property
     def undo_types(self) -> frozenset[str]:

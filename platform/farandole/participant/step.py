@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from google.protobuf.message import Message
 
@@ -19,6 +19,7 @@ from farandole.participant.transaction import Transaction
 E = TypeVar("E", bound=Message)
 U = TypeVar("U", bound=Message)
 A = TypeVar("A", bound=Message)
+Es = TypeVarTuple("Es")
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -29,12 +30,19 @@ class Step:
 
     name: str
     saga: str
-    forward: Callable[[Any, Transaction], Outcome]
+    forward: Callable[..., Outcome]
+    """Called with its events, in the order of its parameters, and then the transaction."""
     forward_signature: Signature
     undo: Callable[[Any, Transaction], Outcome] | None
     undo_signature: Signature
     irrevocable: Callable[[Any, Transaction], Outcome] | None
     irrevocable_signature: Signature
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Full types of the events that it needs all of, in the order of its parameters; of none where any one event
+        that it consumes starts it."""
+        return tuple(_names(self.forward_signature.consumes)) if self.forward_signature.needs_all else ()
 
     @property
     def contract(self) -> participant_pb2.StepContract:
@@ -47,12 +55,13 @@ class Step:
             undo_consumes=_names(self.undo_signature.consumes),
             undo_produces=_names(self.undo_signature.produces),
             reads_back=_names(self.irrevocable_signature.consumes),
+            needs_all=self.forward_signature.needs_all,
         )
 
 
 def step(
     name: str,
-    forward: Callable[[E, Transaction], Outcome],
+    forward: Callable[[E, Unpack[Es], Transaction], Outcome],
     *,
     saga: str,
     undo: Callable[[U, Transaction], Outcome] | None = None,
@@ -63,6 +72,9 @@ def step(
     `forward` runs once a saga, for the first of its triggering events; `undo` runs once, and only where `forward`
     succeeded. Both are plain functions `(event, tx) -> events`; what they consume and produce is read from their
     annotations.
+
+    A `forward` that takes several events, `(picked: ItemsPicked, paid: PaymentProcessed, tx)`, runs once all of them
+    have come, in whatever order; what came early waits in the participant's database.
 
     `irrevocable` is what can't be undone. It takes a success event of `forward`, and runs once, when the participant
     reads that event back from the stream and no undoing stood before it. Where one did, the act never happens and
@@ -80,6 +92,9 @@ def step(
     both = set(forward_signature.consumes) & set(undo_signature.consumes)
     if both:
         raise ContractError(f"step {name}: {', '.join(_names(tuple(both)))} can't both trigger and undo it")
+    for what, signature in (("undo", undo_signature), ("irrevocable act", irrevocable_signature)):
+        if signature.needs_all:
+            raise ContractError(f"step {name}: its {what} takes one event; only `forward` may need several")
     if irrevocable is not None:
         _check_irrevocable(name, forward_signature, undo_signature, irrevocable_signature)
     return Step(
