@@ -15,12 +15,14 @@ from functools import partial
 import sqlalchemy as sa
 import structlog
 
+from choreography.v1 import participant_pb2
 from farandole.database import Database
 from farandole.envelope import Event, StoredMessage, decode
 from farandole.outbox import OutboxRow
 from farandole.participant.intake import HandlerFailedError, Intake
 from farandole.participant.outgoing import Outgoing
 from farandole.participant.participant import OPERATOR_VERBS, TIMED_OUT, Participant
+from farandole.participant.prerequisites import early_events
 from farandole.participant.schedule import Schedule, ScheduleChanges
 from farandole.participant.tables import ParticipantTables
 from farandole.participant.unfinished import Unfinished
@@ -77,6 +79,10 @@ class ParticipantBatchHandler:
     def check_owner(self, connection: sa.Connection) -> None:
         """Raises `FencedError` where another process has taken over, which publishes what this one writes no more."""
         self._tables.check_owner(connection, self._epoch)
+
+    def early(self, connection: sa.Connection, saga_id: str) -> list[participant_pb2.QueuedEvent]:
+        """What of a saga waits for the other events that its steps need, in stream order."""
+        return early_events(self._participant.steps, self._tables.prerequisites.waiting(connection, [saga_id]))
 
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""

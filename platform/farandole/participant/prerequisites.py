@@ -7,14 +7,16 @@ its saga has ended, what waits is late.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from choreography.v1 import participant_pb2
 from farandole.envelope import StoredMessage
 from farandole.participant.barrier import BarrierKey
 from farandole.participant.message_columns import columns_of, message_columns, message_of
+from farandole.participant.step import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +97,24 @@ def _row(place: BarrierKey, event_type: str, prerequisite: Prerequisite) -> dict
         "digest": prerequisite.digest,
         **columns_of(prerequisite.message),
     }
+
+
+def early_events(steps: Iterable[Step], waiting: Mapping[BarrierKey, Waiting]) -> list[participant_pb2.QueuedEvent]:
+    """What waits of one saga, with what its steps still need, in stream order. Pure.
+
+    An event that several steps need is told once, with all that those lack.
+    """
+    found: dict[int, participant_pb2.QueuedEvent] = {}
+    needs = {(step.saga, step.name): step.needs for step in steps}
+    for (definition, _, step), came in waiting.items():
+        missing = [name for name in needs.get((definition, step), ()) if name not in came]
+        for prerequisite in came.values():
+            message = prerequisite.message
+            event = found.setdefault(
+                message.sequence,
+                participant_pb2.QueuedEvent(
+                    sequence=message.sequence, event_type=message.type, state=participant_pb2.QUEUED_EVENT_STATE_EARLY
+                ),
+            )
+            event.missing.extend(name for name in missing if name not in event.missing)
+    return [found[sequence] for sequence in sorted(found)]

@@ -54,9 +54,9 @@ class StatusReader:
         # before the queue: an event taken in between is then in the queue and behind the position, never in neither
         position = self._handler.position
         try:
-            queued, dead, entries = await self._database.read(lambda connection: self._queue(connection, saga_id))
+            queued, dead, queue = await self._database.read(lambda connection: self._queue(connection, saga_id))
         except StoreUnavailableError as error:
-            queued, dead, entries = 0, 0, []
+            queued, dead, queue = 0, 0, []
             problems = {"store": str(error), **self._problems()}
         else:
             problems = dict(self._problems())
@@ -66,7 +66,7 @@ class StatusReader:
             problems=[f"{check}: {problem}" for check, problem in sorted(problems.items())],
             queued_events=queued,
             dead_letters=dead,
-            queue=[queued_event(entry, is_first=number == 0) for number, entry in enumerate(entries)],
+            queue=queue,
             refused=[_refused_publication(refused, utc_now()) for refused in self._refused()[:MOST_REFUSED]],
         )
 
@@ -84,11 +84,14 @@ class StatusReader:
         status = await self.read(asked.saga_id)
         return participant_service_pb2.GetStatusResponse(status=status).SerializeToString()
 
-    def _queue(self, connection: sa.Connection, saga_id: str) -> tuple[int, int, Sequence[QueueEntry]]:
+    def _queue(self, connection: sa.Connection, saga_id: str) -> tuple[int, int, Sequence[participant_pb2.QueuedEvent]]:
         self._handler.check_owner(connection)
         queued, dead = self._tables.queue_counts(connection)
         entries = self._tables.queued(connection, [saga_id], MOST_QUEUED_EVENTS) if saga_id and queued else []
-        return queued, dead, entries
+        queue = [queued_event(entry, is_first=number == 0) for number, entry in enumerate(entries)]
+        if saga_id:
+            queue += self._handler.early(connection, saga_id)
+        return queued, dead, sorted(queue, key=lambda event: event.sequence)
 
 
 def _refused_publication(refused: Refused, now: datetime) -> participant_pb2.RefusedPublication:
