@@ -17,10 +17,20 @@ from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.dead_letters import DeadLetterState
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.store import FoldedBatch
+from farandole.envelope import Publication
+from farandole.errors import BrokerUnavailableError
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.testing.store_conformance import INCARNATION, closed, dead_letter, given_up
 from orders.v1 import order_events_pb2
+from tests.integration.scripted_correlator import Script, scripted_sagas
+
+
+class NoStream:
+    """An `EventsStream` that stores nothing."""
+
+    async def publish(self, publication: Publication) -> None:
+        raise BrokerUnavailableError(f"there is no broker for {publication.subject}")
 
 
 @pytest.fixture
@@ -36,9 +46,9 @@ async def address() -> AsyncIterator[str]:
     rpc: Rpc[Any] = Rpc(
         dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"],
         dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server,
-        DeadLetterService(store, Registry.of_classes([order_events_pb2.OrderCreated])),
+        DeadLetterService(store, Registry.of_classes([order_events_pb2.OrderCreated]), NoStream()),
     )
-    async with serve("127.0.0.1:0", [rpc], HealthMonitor(), grace_seconds=0.1) as server:
+    async with serve("127.0.0.1:0", [rpc, scripted_sagas(Script())], HealthMonitor(), grace_seconds=0.1) as server:
         yield server.address
 
 

@@ -16,7 +16,7 @@ from choreography.v1.participant_pb2 import (
     ParticipantStatus,
     QueuedEvent,
 )
-from farandole.cli.saga_commands import next_commands
+from farandole.cli.saga_diagnosis import next_commands
 from farandole.correlator.dead_letters import DeadLetter
 from farandole.correlator.diagnosis import Consumer, Standing, awaited, diagnose
 from farandole.correlator.inquiry import consumer_of
@@ -255,7 +255,13 @@ CASES = [
             ),
             UNTIL_THE_TIME_OUT,
         ],
-        ["farandole deadletters show shipping-30", "farandole logs shipping", "farandole sagas watch ord-1"],
+        [
+            "farandole deadletters show shipping-30",
+            "farandole deadletters redrive shipping-30 --reason WHY",
+            "farandole deadletters discard shipping-30 --reason WHY",
+            "farandole logs shipping",
+            "farandole sagas watch ord-1",
+        ],
         [dead_letter()],
     ),
     Case(
@@ -276,7 +282,13 @@ CASES = [
             ),
             UNTIL_THE_TIME_OUT,
         ],
-        ["farandole deadletters show shipping-30", "farandole start shipping", "farandole sagas watch ord-1"],
+        [
+            "farandole deadletters show shipping-30",
+            "farandole deadletters redrive shipping-30 --reason WHY",
+            "farandole deadletters discard shipping-30 --reason WHY",
+            "farandole start shipping",
+            "farandole sagas watch ord-1",
+        ],
         [dead_letter(reason=Reason.REJECTED, detail="bad address", attempts=0)],
     ),
     Case(
@@ -416,7 +428,13 @@ CASES = [
             ),
             UNTIL_THE_TIME_OUT,
         ],
-        ["farandole deadletters show shipping-30", "farandole logs shipping", "farandole sagas watch ord-1"],
+        [
+            "farandole deadletters show shipping-30",
+            "farandole deadletters redrive shipping-30 --reason WHY",
+            "farandole deadletters discard shipping-30 --reason WHY",
+            "farandole logs shipping",
+            "farandole sagas watch ord-1",
+        ],
         [dead_letter()],
     ),
     Case(
@@ -437,7 +455,13 @@ CASES = [
             ),
             "Still to be undone after that: reserve-items, place-order.",
         ],
-        ["farandole deadletters show payments-40", "farandole logs payments", "farandole sagas watch ord-1"],
+        [
+            "farandole deadletters show payments-40",
+            "farandole deadletters redrive payments-40 --reason WHY",
+            "farandole deadletters discard payments-40 --reason WHY",
+            "farandole logs payments",
+            "farandole sagas watch ord-1",
+        ],
         [
             dead_letter(
                 "payments",

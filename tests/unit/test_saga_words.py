@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from datetime import datetime, timedelta
 
@@ -10,7 +11,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from choreography.v1 import saga_pb2
-from farandole.cli.output import cell_time, colored, printable, timestamp
+from farandole.cli.output import cell_time, colored, printable, shell_word, timestamp
 from farandole.cli.saga_words import about, held_up_by
 
 GIVEN_UP = {
@@ -158,3 +159,26 @@ def test_nothing_that_is_shown_does_anything_to_the_terminal() -> None:
     hostile = "no\x1b[2J\x9b2J\x07 card\r\x7f\nnext\tline"
     assert printable(hostile) == "no\ufffd[2J\ufffd2J\ufffd card\ufffd\ufffd\nnext\tline"
     assert "\x1b" not in colored(hostile).plain
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain",
+        "state = OPEN",
+        "it's $HOME",
+        'a "b" \\ c',
+        "Zoë 🎈",
+        "two\nlines\tand a tab",
+        "it's \x1b[2J \\n",
+        "\x9b",
+        "",
+    ],
+)
+def test_a_text_is_one_word_of_a_command_line_and_does_nothing_to_the_terminal(text: str) -> None:
+    word = shell_word(text)
+    assert word.isprintable()
+    read = subprocess.run(
+        ["bash", "-c", f"printf %s {word}"], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}
+    )
+    assert read.stdout.decode() == text

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from farandole.cli import dead_letter_commands, event_commands, health_commands, saga_commands, stack_commands
+from farandole.cli import (
+    dead_letter_commands,
+    dead_letter_verbs,
+    event_commands,
+    health_commands,
+    saga_commands,
+    stack_commands,
+)
 
 application = typer.Typer(
     name="farandole",
@@ -33,7 +40,9 @@ sagas.command("watch")(saga_commands.watch)
 sagas.command("diagnose")(saga_commands.diagnose)
 application.add_typer(sagas, name="sagas")
 
-dead_letters = typer.Typer(help="What was given up on, and why.", no_args_is_help=True)
+dead_letters = typer.Typer(help="What was given up on, why, and what to do about it.", no_args_is_help=True)
 dead_letters.command("list")(dead_letter_commands.list_dead_letters)
 dead_letters.command("show")(dead_letter_commands.show)
+dead_letters.command("redrive")(dead_letter_verbs.redrive)
+dead_letters.command("discard")(dead_letter_verbs.discard)
 application.add_typer(dead_letters, name="deadletters")

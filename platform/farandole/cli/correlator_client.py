@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farandole.errors import FarandoleError, InvalidArgumentError, NotFoundError, QueryError
+from farandole.errors import AmbiguousSagaError, FarandoleError, InvalidArgumentError, NotFoundError, QueryError
 
 if TYPE_CHECKING:
     import grpc
@@ -25,6 +25,7 @@ AddressOption = Annotated[
 FilterOption = Annotated[str, typer.Option("--filter", help="AIP-160, such as 'status = RUNNING'.", show_default=False)]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs: ProtoJSON.")]
+DEFINITION_OPTION = "--definition"
 
 ANSWER_TIMEOUT_SECONDS = 10.0
 PAGE_SIZE = 1000
@@ -47,12 +48,29 @@ def correlator(address: str | None) -> Iterator[grpc.Channel]:
         ("grpc.max_receive_message_length", _LONGEST_ANSWER_BYTES),
         # A proxy that the environment names is not meant for this machine itself.
         ("grpc.enable_http_proxy", 0 if target.startswith(_THIS_MACHINE) else 1),
+        # A correlator that hangs, or is gone without a word, is noticed also in the middle of a stream.
+        ("grpc.keepalive_time_ms", 15_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
     )
     with grpc.insecure_channel(target, options=options) as channel:
         try:
             yield channel
         except grpc.RpcError as error:
             raise _readable(error, target) from error
+
+
+def saga_arguments(channel: grpc.Channel, saga_id: str, definition: str) -> str:
+    """How a command names a saga: by its key, and by its definition too where several have a saga under the key."""
+    from choreography.v1 import saga_service_pb2, saga_service_pb2_grpc
+
+    request = saga_service_pb2.ListSagasRequest(filter=f'saga_id = "{saga_id}"', page_size=2)
+    sagas = saga_service_pb2_grpc.SagaServiceStub(channel).ListSagas(request, timeout=ANSWER_TIMEOUT_SECONDS).sagas
+    return named_saga(saga_id, definition if len(sagas) > 1 else "")
+
+
+def named_saga(saga_id: str, definition: str) -> str:
+    """The arguments of `sagas show`, `watch` and `diagnose`; `definition` is empty where it need not be named."""
+    return f"{saga_id} {DEFINITION_OPTION} {definition}" if definition else saga_id
 
 
 def _readable(error: grpc.RpcError, target: str) -> FarandoleError:
@@ -71,6 +89,11 @@ def _readable(error: grpc.RpcError, target: str) -> FarandoleError:
         case grpc.StatusCode.INVALID_ARGUMENT if problem.fields:
             wrong = problem.fields[0]
             return InvalidArgumentError(wrong.field, "; ".join(field.description for field in problem.fields))
+        case grpc.StatusCode.FAILED_PRECONDITION if problem.reason == AmbiguousSagaError.reason:
+            saga_id, names = problem.metadata.get("saga_id", ""), problem.metadata.get("definitions", "").split(",")
+            return InvalidArgumentError(
+                DEFINITION_OPTION, f"several definitions have a saga {saga_id}: {', '.join(names)}; name one of them"
+            )
         case grpc.StatusCode.NOT_FOUND:
             return NotFoundError(str(problem), reason=problem.reason, metadata=problem.metadata)
         case _:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -72,6 +74,27 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("\ufffd", text)
 
 
+def shell_word(text: str) -> str:
+    """A text as one word of a shell's command line, in which nothing does anything to a terminal."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = "".join(_shell_escape(character) for character in text)
+    return f"$'{escaped}'"
+
+
+def _shell_escape(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    return character if character.isprintable() else f"\\U{ord(character):08x}"
+
+
+def print_next(commands: Iterable[str]) -> None:
+    """What to try next. A command is one line, however long, so that it can be copied."""
+    lines = "".join(f"  {command}\n" for command in commands)
+    sys.stdout.write(f"\nTry next:\n{printable(lines)}" if lines else "")
+    sys.stdout.flush()
+
+
 def duration(seconds: float | None) -> str:
     """`3s`, `2m05s`, `1h07m`, `3d04h`; empty for none."""
     if seconds is None:
@@ -125,11 +148,12 @@ def word(enumeration: Any, number: int, prefix: str) -> str:  # noqa: ANN401 - a
 
 _COLORS = {
     "SERVING": "green", "COMPLETED": "green", "running": "green", "SUCCEEDED": "green", "APPLIED": "green",
-    "ON_TIME": "green",
+    "ON_TIME": "green", "SNOOZED": "cyan", "RETRYING": "yellow", "DEPENDENCY_DOWN": "yellow",
     "NOT_SERVING": "yellow", "restarting": "yellow", "stopping": "yellow", "COMPENSATING": "yellow", "RUNNING": "cyan",
     "OVERDUE": "yellow", "DUPLICATE": "yellow", "EARLY": "yellow", "LATE": "yellow", "COMPENSATED": "magenta",
     "unsupervised": "yellow",
     "UNREACHABLE": "red", "FAILED": "red", "COMPENSATION_FAILED": "red", "STALLED": "red", "QUARANTINED": "red",
-    "UNEXPECTED": "red", "UNMATCHED": "red", "OPEN": "red",
+    "UNEXPECTED": "red", "UNMATCHED": "red", "OPEN": "red", "DEAD_LETTERED": "red", "UNREADABLE": "red",
     "stopped": "dim", "PENDING": "dim", "VOIDED": "dim", "REDRIVEN": "dim", "DISCARDED": "dim", "SUPERSEDED": "dim",
+    "WAITING": "dim",
 }  # fmt: skip

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from farandole.cli.correlator_client import (
     ANSWER_TIMEOUT_SECONDS,
+    DEFINITION_OPTION,
     PAGE_SIZE,
     AddressOption,
     FilterOption,
     JsonOption,
     LimitOption,
     correlator,
+    named_saga,
 )
 
 if TYPE_CHECKING:
-    from choreography.v1.saga_diagnosis_pb2 import AwaitedOutcome, SagaDiagnosis
     from choreography.v1.saga_pb2 import HistoryEntry, Saga
 
 SagaArgument = Annotated[
     str, typer.Argument(help="The saga's correlation key, such as an order id.", show_default=False)
 ]
 DefinitionOption = Annotated[
-    str, typer.Option("--definition", help="Needed only where several definitions have a saga under the key.")
+    str, typer.Option(DEFINITION_OPTION, help="Needed only where several definitions have a saga under the key.")
 ]
 
 
@@ -88,7 +88,7 @@ def show(
     if as_json:
         print_json(MessageToDict(saga))
     else:
-        console().print(_view(saga))
+        console().print(_view(saga, definition))
 
 
 def watch(
@@ -116,7 +116,7 @@ def watch(
         elif sys.stdout.isatty():
             with Live(f"waiting for the saga {saga_id} to start", console=console(), refresh_per_second=8) as live:
                 for change in changes:
-                    live.update(_view(change.saga))
+                    live.update(_view(change.saga, definition))
         else:
             _print_changes(changes)
 
@@ -131,7 +131,8 @@ def diagnose(
     from google.protobuf.json_format import MessageToDict
 
     from choreography.v1 import saga_service_pb2, saga_service_pb2_grpc
-    from farandole.cli.output import console, print_json, printable
+    from farandole.cli.output import print_json
+    from farandole.cli.saga_diagnosis import print_diagnosis
 
     with correlator(address) as channel:
         request = saga_service_pb2.DiagnoseSagaRequest(saga_id=saga_id, definition=definition)
@@ -140,63 +141,7 @@ def diagnose(
     if as_json:
         print_json(MessageToDict(diagnosis))
         return
-    out = console()
-    for line in diagnosis.summary.splitlines():
-        out.print(printable(line), markup=False, soft_wrap=not out.is_terminal)
-    if diagnosis.awaited:
-        out.print("", _awaited_table(diagnosis.awaited), sep="\n")
-    out.print("\nTry next:")
-    for command in next_commands(diagnosis):
-        out.print(f"  {command}", markup=False)
-
-
-def next_commands(diagnosis: SagaDiagnosis) -> list[str]:
-    """The commands that a diagnosis suggests, the most telling first."""
-    from choreography.v1 import participant_pb2, saga_pb2
-
-    commands = [f"farandole deadletters show {dead_letter}" for dead_letter in diagnosis.dead_letter_ids]
-    for outcome in diagnosis.awaited:
-        found = outcome.participant_diagnosis
-        if not outcome.HasField("participant_diagnosis"):
-            commands.append("farandole status")
-        elif not found.is_answering:
-            commands.append(f"farandole start {outcome.participant}")
-        elif found.status.problems or found.status.queue:
-            commands.append(f"farandole logs {outcome.participant}")
-            commands.extend(
-                f"farandole deadletters show {outcome.participant}-{event.sequence}"
-                for event in found.status.queue
-                if event.state == participant_pb2.QUEUED_EVENT_STATE_DEAD_LETTERED
-            )
-    ended = (saga_pb2.SAGA_STATUS_COMPLETED, saga_pb2.SAGA_STATUS_COMPENSATED, saga_pb2.SAGA_STATUS_FAILED)
-    follow = "show" if diagnosis.status in ended else "watch"
-    commands.append(f"farandole sagas {follow} {diagnosis.saga_id}")
-    return list(dict.fromkeys(commands))
-
-
-def _awaited_table(awaited: Sequence[AwaitedOutcome]) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
-    from farandole.cli.output import cell_time, table
-
-    made = table("WAITS FOR", "FROM", "SINCE", "DUE", "TRIGGER", "POSITION", "LAG", "ENDS WITH")
-    for outcome in awaited:
-        made.add_row(
-            f"undoing {outcome.step}" if outcome.compensation else outcome.step,
-            outcome.participant,
-            cell_time(outcome, "since"),
-            cell_time(outcome, "deadline"),
-            str(outcome.trigger_sequence or ""),
-            *_progress(outcome),
-            " or ".join(outcome.event_types),
-        )
-    return made
-
-
-def _progress(outcome: AwaitedOutcome) -> tuple[str, str]:
-    """How far the participant has come in the stream, and how many events are before it; empty where nobody knows."""
-    found = outcome.participant_diagnosis
-    if found.is_answering:
-        return str(found.status.position), str(found.lag)
-    return (str(found.acknowledged_sequence), str(found.lag)) if found.has_consumer else ("", "")
+    print_diagnosis(diagnosis, definition)
 
 
 def _print_changes(changes: Any) -> None:  # noqa: ANN401 - a gRPC call, which has no type
@@ -261,7 +206,8 @@ def _current(saga: Saga) -> str:
     return ", ".join(f"{step.name} ({step.participant})" for step in saga.steps if step.status in busy)
 
 
-def _view(saga: Saga) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
+def _view(saga: Saga, definition: str) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
+    """`definition` is the one that was asked for, which a next command must then name too."""
     from rich.console import Group
     from rich.text import Text
 
@@ -302,7 +248,7 @@ def _view(saga: Saga) -> Any:  # noqa: ANN401 - rich's own type, loaded when use
     if saga.history_omitted:
         parts.append(f"and {saga.history_omitted} more events, counted but not kept")
     if _unwell(saga):
-        parts += ["", "Try next:", Text(f"  farandole sagas diagnose {saga.saga_id}")]
+        parts += ["", "Try next:", Text(f"  farandole sagas diagnose {named_saga(saga.saga_id, definition)}")]
     return Group(*parts)
 
 
