@@ -18,6 +18,8 @@ FarandoleError
     ├── InvalidArgumentError      names the field
     ├── NotFoundError
     ├── AmbiguousSagaError        several definitions have a saga under the key
+    ├── PreconditionError         as things stand it can't be done
+    ├── UnfinishedError           a part was done before the broker went away; to ask again is safe
     └── AlreadyExistsError
 """
 
@@ -142,6 +144,20 @@ class AmbiguousSagaError(QueryError):
     """Several definitions have a saga under the key and the request names none."""
 
     reason = "SAGA_AMBIGUOUS"
+
+
+class PreconditionError(QueryError):
+    """As things stand it can't be done; asking again changes nothing."""
+
+    def __init__(self, message: str, *, reason: str, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, metadata=metadata)
+        self.reason = reason
+
+
+class UnfinishedError(QueryError):
+    """A part of what was asked for was done before the broker went away. To ask again is safe."""
+
+    reason = "BROKER_UNAVAILABLE"
 
 
 class AlreadyExistsError(QueryError):

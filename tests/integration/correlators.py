@@ -24,6 +24,7 @@ from farandole.correlator.store import CorrelatorStore
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
 from farandole.envelope import Publication, StoredMessage
+from farandole.errors import BrokerUnavailableError
 from farandole.saga import Disposition, Saga, Status
 from farandole.worker import Handled, Worker
 
@@ -53,6 +54,13 @@ HAPPY: tuple[tuple[str, dict[str, object]], ...] = (
     ("shipping.v1.OrderShipped", {"trackingNumber": "t"}),
     ("orders.v1.OrderCompleted", {"trackingNumber": "t"}),
 )
+
+
+class NoStream:
+    """An `EventsStream` of a broker that is away."""
+
+    async def publish(self, publication: Publication) -> None:
+        raise BrokerUnavailableError(f"{publication.subject} was not sent: there is no broker")
 
 
 class Problems:

@@ -51,6 +51,7 @@ from farandole.testing.store_conformance import (
     saga,
 )
 from orders.v1 import order_events_pb2
+from tests.integration.correlators import NoStream
 from tests.unit import saga_histories as histories
 
 CREATED = "orders.v1.OrderCreated"
@@ -150,7 +151,7 @@ async def correlator(store: CorrelatorStore) -> AsyncIterator[Correlator]:
         Rpc(
             dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"],
             dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server,
-            DeadLetterService(store, REGISTRY),
+            DeadLetterService(store, REGISTRY, NoStream()),
         ),
     ]
     async with (

@@ -17,20 +17,12 @@ from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.dead_letters import DeadLetterState
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.store import FoldedBatch
-from farandole.envelope import Publication
-from farandole.errors import BrokerUnavailableError
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.testing.store_conformance import INCARNATION, closed, dead_letter, given_up
 from orders.v1 import order_events_pb2
+from tests.integration.correlators import NoStream
 from tests.integration.scripted_correlator import Script, scripted_sagas
-
-
-class NoStream:
-    """An `EventsStream` that stores nothing."""
-
-    async def publish(self, publication: Publication) -> None:
-        raise BrokerUnavailableError(f"there is no broker for {publication.subject}")
 
 
 @pytest.fixture

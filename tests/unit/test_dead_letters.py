@@ -260,19 +260,25 @@ def test_no_one_records_dead_letters_in_the_correlators_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "state"),
+    ("body", "state", "said"),
     [
-        (dead_letter_events_pb2.DeadLetterRedriven(actor="ann", reason="fixed"), DeadLetterState.REDRIVEN),
-        (dead_letter_events_pb2.DeadLetterDiscarded(actor="ann"), DeadLetterState.DISCARDED),
-        (dead_letter_events_pb2.DeadLetterSuperseded(), DeadLetterState.SUPERSEDED),
+        (
+            dead_letter_events_pb2.DeadLetterRedriven(actor="ann", reason="fixed"),
+            DeadLetterState.REDRIVEN,
+            ("ann", "fixed"),
+        ),
+        (dead_letter_events_pb2.DeadLetterDiscarded(actor="ann"), DeadLetterState.DISCARDED, ("ann", "")),
+        (dead_letter_events_pb2.DeadLetterSuperseded(), DeadLetterState.SUPERSEDED, ("", "")),
     ],
 )
-def test_a_dead_letter_is_closed_by_each_of_three_events(body: Message, state: DeadLetterState) -> None:
+def test_a_dead_letter_is_closed_by_each_of_three_events(
+    body: Message, state: DeadLetterState, said: tuple[str, str]
+) -> None:
     body.MergeFrom(
         type(body)(saga_id="ord-1", definition="order-fulfilment", step="ship", participant="drone-fleet", sequence=7)
     )
     told = event(body)
-    assert closing(told) == ClosedDeadLetter("drone-fleet", 7, "order-fulfilment", "ship", state, NOW, 42)
+    assert closing(told) == ClosedDeadLetter("drone-fleet", 7, "order-fulfilment", "ship", state, NOW, 42, *said)
     assert participant_dead_letter(told) is None
 
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 
 from choreography.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc
-from farandole.correlator.dead_letters import parse_dead_letter_id
+from farandole.correlator.events_stream import EventsStream
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, parse_filter
 from farandole.correlator.messages import dead_letter_message, dead_letter_with_body
+from farandole.correlator.operator_verbs import DISCARD, REDRIVE, Decision, OperatorVerbs, Progress
 from farandole.correlator.pages import page_size, page_token, position_of
-from farandole.correlator.queries import CorrelatorQueries, DeadLetterQuery
-from farandole.errors import NotFoundError
+from farandole.correlator.queries import CorrelatorQueries, DeadLetterQuery, find_dead_letter
 from farandole.registry import Registry
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
-    """Answers from a store."""
+    """Answers from a store, and tells the stream what operators decide."""
 
-    def __init__(self, queries: CorrelatorQueries, registry: Registry) -> None:
+    def __init__(self, queries: CorrelatorQueries, registry: Registry, stream: EventsStream) -> None:
         self._queries = queries
         self._registry = registry
+        self._verbs = OperatorVerbs(queries, registry, stream)
 
     async def ListDeadLetters(  # noqa: N802 - the RPC's name
         self, request: dead_letter_service_pb2.ListDeadLettersRequest, _context: Context
@@ -45,12 +48,32 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
         self, request: dead_letter_service_pb2.GetDeadLetterRequest, _context: Context
     ) -> dead_letter_service_pb2.GetDeadLetterResponse:
         """One dead letter with its headers and what may be shown of its body."""
-        identity = parse_dead_letter_id(request.dead_letter_id)
-        found = None if identity is None else await self._queries.get_dead_letter(*identity)
-        if found is None:
-            raise NotFoundError(
-                f"there is no dead letter {request.dead_letter_id!r}; an id is <participant>-<sequence>",
-                reason="DEAD_LETTER_NOT_FOUND",
-                metadata={"dead_letter_id": request.dead_letter_id},
-            )
+        found = await find_dead_letter(self._queries, request.dead_letter_id)
         return dead_letter_service_pb2.GetDeadLetterResponse(dead_letter=dead_letter_with_body(found, self._registry))
+
+    async def RedriveDeadLetters(  # noqa: N802 - the RPC's name
+        self, request: dead_letter_service_pb2.RedriveDeadLettersRequest, _context: Context
+    ) -> AsyncIterator[dead_letter_service_pb2.RedriveDeadLettersResponse]:
+        """The progress of having dead letters tried again."""
+        decision = Decision(REDRIVE, request.actor, request.reason, request.dead_letter_id, request.filter)
+        async with aclosing(self._verbs.tell(decision)) as told:
+            async for progress in told:
+                yield dead_letter_service_pb2.RedriveDeadLettersResponse(progress=_progress_message(progress))
+
+    async def DiscardDeadLetters(  # noqa: N802 - the RPC's name
+        self, request: dead_letter_service_pb2.DiscardDeadLettersRequest, _context: Context
+    ) -> AsyncIterator[dead_letter_service_pb2.DiscardDeadLettersResponse]:
+        """The progress of going on without dead letters."""
+        decision = Decision(DISCARD, request.actor, request.reason, request.dead_letter_id, request.filter)
+        async with aclosing(self._verbs.tell(decision)) as told:
+            async for progress in told:
+                yield dead_letter_service_pb2.DiscardDeadLettersResponse(progress=_progress_message(progress))
+
+
+def _progress_message(progress: Progress) -> dead_letter_service_pb2.DeadLetterProgress:
+    return dead_letter_service_pb2.DeadLetterProgress(
+        matched=progress.matched,
+        told=progress.told,
+        passed_over=progress.passed_over,
+        dead_letter_id=progress.dead_letter_id,
+    )

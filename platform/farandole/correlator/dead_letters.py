@@ -13,6 +13,7 @@ from choreography.v1 import dead_letter_events_pb2
 from farandole.dead_letter_copy import PREFIX_BYTES, dead_letter_copy, dead_letter_id
 from farandole.envelope import Event, Publication, Reason, Unreadable
 from farandole.lifecycle import CORRELATOR
+from farandole.partitions import PARTITIONS
 from farandole.registry import Registry
 from farandole.saga import HistoryEntry
 
@@ -24,6 +25,9 @@ class DeadLetterState(enum.IntEnum):
     REDRIVEN = 2
     DISCARDED = 3
     SUPERSEDED = 4
+
+
+_PARTITIONS = {str(partition): partition for partition in range(PARTITIONS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,20 @@ class DeadLetter:
     state: DeadLetterState = DeadLetterState.OPEN
     close_time: datetime | None = None
     """The stream's time of the event that closed it; None while it is open."""
+    close_actor: str = ""
+    """Which operator closed it; empty while it is open, and where no operator did."""
+    close_reason: str = ""
+    """The operator's reason, in words."""
 
     @property
     def id(self) -> str:
         """`<participant>-<sequence>`."""
         return dead_letter_id(self.participant, self.sequence)
+
+    @property
+    def partition(self) -> int:
+        """The partition in which the event is stored; 0 where the broker chose none."""
+        return _PARTITIONS.get(self.subject.split(".", 2)[1], 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,10 @@ class ClosedDeadLetter:
     """When the stream stored the event that closed it."""
     state_sequence: int
     """The stream sequence of that event."""
+    actor: str = ""
+    """Which operator decided it; empty where none did."""
+    reason: str = ""
+    """The operator's reason, in words."""
 
 
 def parse_dead_letter_id(text: str) -> tuple[str, int] | None:
@@ -160,17 +177,26 @@ def participant_dead_letter(event: Event, history: Iterable[HistoryEntry] = ()) 
 def closing(event: Event) -> ClosedDeadLetter | None:
     """The end of a dead letter that an event tells of; None for any other event."""
     body = event.body
+    actor, reason = "", ""
     match body:
         case dead_letter_events_pb2.DeadLetterRedriven():
-            state = DeadLetterState.REDRIVEN
+            state, actor, reason = DeadLetterState.REDRIVEN, body.actor, body.reason
         case dead_letter_events_pb2.DeadLetterDiscarded():
-            state = DeadLetterState.DISCARDED
+            state, actor, reason = DeadLetterState.DISCARDED, body.actor, body.reason
         case dead_letter_events_pb2.DeadLetterSuperseded():
             state = DeadLetterState.SUPERSEDED
         case _:
             return None
     return ClosedDeadLetter(
-        body.participant, body.sequence, body.definition, body.step, state, event.stream_time, event.sequence
+        participant=body.participant,
+        sequence=body.sequence,
+        definition=body.definition,
+        step=body.step,
+        state=state,
+        time=event.stream_time,
+        state_sequence=event.sequence,
+        actor=actor,
+        reason=reason,
     )
 
 

@@ -109,8 +109,11 @@ SAGA_FIELDS: Mapping[str, FilterField] = {
 
 DEAD_LETTER_FIELDS: Mapping[str, FilterField] = {
     "participant": FilterField(str),
+    "definition": FilterField(str),
+    "step": FilterField(str),
     "event_type": FilterField(str),
     "reason": FilterField(Reason, "DEAD_LETTER_REASON_"),
+    "detail": FilterField(str),
     "state": FilterField(DeadLetterState, "DEAD_LETTER_STATE_"),
     "saga_id": FilterField(str),
     "sequence": FilterField(int),

@@ -17,6 +17,7 @@ from farandole.broker.stored import last_stored_on, stored_on
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.definitions import Definitions
+from farandole.correlator.events_stream import BrokerEventsStream
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.saga_service import SagaService
@@ -59,6 +60,7 @@ async def _serve(settings: Settings) -> None:
     try:
         broker = Broker(settings)
         changes = SagaChanges()
+        events = BrokerEventsStream(broker)
         sagas, dead_letters = saga_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR
         rpcs: list[Rpc[Any]] = [
             Rpc(
@@ -69,14 +71,17 @@ async def _serve(settings: Settings) -> None:
             Rpc(
                 dead_letters.services_by_name["DeadLetterService"],
                 add_DeadLetterServiceServicer_to_server,
-                DeadLetterService(store, registry),
+                DeadLetterService(store, registry, events),
             ),
         ]
         async with serve(settings.grpc_address, rpcs, monitor):
             definitions = await when_available(lambda: open_store(store, active), monitor)
             handler = correlator_handler(store, definitions, broker=broker, registry=registry, changes=changes)
             worker = correlator_worker(handler, broker=broker, batch_size=settings.batch_size, report=monitor.set)
-            await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=store.check)
+            try:
+                await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=store.check)
+            finally:
+                await events.stop()
     finally:
         await close_or_exit(store.close())
 

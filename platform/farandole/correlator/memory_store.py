@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.filters import Filter, Value, matches
 from farandole.correlator.queries import (
     DeadLetterPage,
     DeadLetterQuery,
     DueSaga,
+    OpenDeadLetters,
     RecordedSaga,
     SagaCount,
     SagaCursor,
@@ -222,6 +223,34 @@ class MemoryCorrelatorStore:
             tuple(dead_letter for _, dead_letter in page), page[-1][0] if len(found) > len(page) else None
         )
 
+    async def count_open_dead_letters(self, filter: Filter | None = None) -> OpenDeadLetters:  # noqa: A002
+        """See `CorrelatorQueries.count_open_dead_letters`."""
+        found = self._open_dead_letters(filter)
+        return OpenDeadLetters(
+            count=len(found),
+            last_row=found[-1][0] if found else 0,
+            last_state_sequence=max((dead_letter.state_sequence for _, dead_letter in found), default=0),
+        )
+
+    async def open_dead_letters(
+        self,
+        counted: OpenDeadLetters,
+        filter: Filter | None = None,  # noqa: A002 - the API's word
+        *,
+        after: int = 0,
+        limit: int = 500,
+    ) -> DeadLetterPage:
+        """See `CorrelatorQueries.open_dead_letters`."""
+        found = [
+            (row, dead_letter)
+            for row, dead_letter in self._open_dead_letters(filter)
+            if after < row <= counted.last_row and dead_letter.state_sequence <= counted.last_state_sequence
+        ]
+        page = found[:limit]
+        return DeadLetterPage(
+            tuple(dead_letter for _, dead_letter in page), page[-1][0] if len(found) > len(page) else None
+        )
+
     async def get_dead_letter(self, participant: str, sequence: int) -> DeadLetter | None:
         """See `CorrelatorQueries.get_dead_letter`."""
         found = self._dead_letters.get((participant, sequence))
@@ -232,6 +261,14 @@ class MemoryCorrelatorStore:
     async def definitions(self) -> tuple[StoredDefinition, ...]:
         """See `CorrelatorQueries.definitions`."""
         return tuple(sorted(self._definitions.values(), key=lambda stored: (stored.name, -stored.version)))
+
+    def _open_dead_letters(self, filter: Filter | None) -> list[tuple[int, DeadLetter]]:  # noqa: A002
+        """Those that match, with their row numbers, the one recorded first first."""
+        return [
+            (row, dead_letter)
+            for row, dead_letter in enumerate(self._dead_letters.values(), start=1)
+            if dead_letter.state is DeadLetterState.OPEN and _dead_letter_matches(dead_letter, filter)
+        ]
 
     def _refuse_stale(self, change: SagaChange) -> None:
         after = change.after
@@ -301,7 +338,10 @@ _SAGA_VALUES: Mapping[str, Callable[[Saga], Value | None]] = {
 
 _DEAD_LETTER_VALUES: Mapping[str, Callable[[DeadLetter], Value | None]] = {
     "participant": lambda dead_letter: dead_letter.participant,
+    "definition": lambda dead_letter: dead_letter.definition or None,
+    "step": lambda dead_letter: dead_letter.step or None,
     "event_type": lambda dead_letter: dead_letter.event_type,
+    "detail": lambda dead_letter: dead_letter.detail,
     "reason": lambda dead_letter: dead_letter.reason,
     "state": lambda dead_letter: dead_letter.state,
     "saga_id": lambda dead_letter: dead_letter.key or None,

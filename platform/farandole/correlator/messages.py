@@ -114,6 +114,8 @@ def dead_letter_message(dead_letter: DeadLetter) -> dead_letter_pb2.DeadLetter:
         attempts=dead_letter.attempts,
         state=dead_letter_pb2.DeadLetterState.ValueType(dead_letter.state),
         close_time=_timestamp(dead_letter.close_time),
+        close_actor=dead_letter.close_actor,
+        close_reason=dead_letter.close_reason,
     )
 
 

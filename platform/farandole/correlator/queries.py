@@ -11,10 +11,10 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from choreography.v1 import saga_definition_pb2
-from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.dead_letters import DeadLetter, parse_dead_letter_id
 from farandole.correlator.filters import Filter
 from farandole.definition import Definition
-from farandole.errors import StoreError
+from farandole.errors import NotFoundError, StoreError
 from farandole.saga import Health, Saga, Status
 
 
@@ -93,7 +93,18 @@ class DeadLetterPage:
 
     dead_letters: tuple[DeadLetter, ...]
     next: int | None
-    """`before` of the next page; None where there is none."""
+    """`before` of the next page, or `after` of `open_dead_letters`; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDeadLetters:
+    """The open dead letters that matched a filter at one moment."""
+
+    count: int
+    last_row: int
+    """The greatest of the numbers that the store gave them; 0 where there is none."""
+    last_state_sequence: int
+    """The greatest of their `state_sequence`s: what has changed since then has a greater one. 0 where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +167,24 @@ class CorrelatorQueries(Protocol):
         """A page of dead letters."""
         ...
 
+    async def count_open_dead_letters(self, filter: Filter | None = None) -> OpenDeadLetters:  # noqa: A002
+        """How many open dead letters match now, and which those are, for `open_dead_letters`."""
+        ...
+
+    async def open_dead_letters(
+        self,
+        counted: OpenDeadLetters,
+        filter: Filter | None = None,  # noqa: A002 - the API's word
+        *,
+        after: int = 0,
+        limit: int = 500,
+    ) -> DeadLetterPage:
+        """A page of those that were counted by the same filter, and have neither been closed nor changed since.
+
+        Unlike lists, the one recorded first comes first. `after` is `next` of the page before.
+        """
+        ...
+
     async def get_dead_letter(self, participant: str, sequence: int) -> DeadLetter | None:
         """One dead letter; None where there is none.
 
@@ -166,3 +195,16 @@ class CorrelatorQueries(Protocol):
     async def definitions(self) -> tuple[StoredDefinition, ...]:
         """Every version of every definition, by name and falling version."""
         ...
+
+
+async def find_dead_letter(queries: CorrelatorQueries, dead_letter_id: str) -> DeadLetter:
+    """The dead letter with this id, `<participant>-<sequence>`. Raises `NotFoundError` where there is none."""
+    identity = parse_dead_letter_id(dead_letter_id)
+    found = None if identity is None else await queries.get_dead_letter(*identity)
+    if found is None:
+        raise NotFoundError(
+            f"there is no dead letter {dead_letter_id!r}; an id is <participant>-<sequence>",
+            reason="DEAD_LETTER_NOT_FOUND",
+            metadata={"dead_letter_id": dead_letter_id},
+        )
+    return found

@@ -21,6 +21,7 @@ from farandole.correlator.queries import (
     DeadLetterPage,
     DeadLetterQuery,
     DueSaga,
+    OpenDeadLetters,
     RecordedSaga,
     SagaCount,
     SagaCursor,
@@ -164,12 +165,14 @@ _DEAD_LETTER = sa.Table(
     sa.Column("state_sequence", sa.BigInteger, nullable=False),
     sa.Column("payload", _Bytes),
     sa.Column("body_prefix", _Bytes, nullable=False),
-    sa.Column("definition", sa.Text, nullable=False),
-    sa.Column("step", sa.Text, nullable=False),
+    sa.Column("definition", sa.Text),
+    sa.Column("step", sa.Text),
     sa.Column("compensation", sa.Boolean, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("state", sa.SmallInteger, nullable=False),
     sa.Column("close_time", sa.BigInteger),
+    sa.Column("close_actor", sa.Text, nullable=False),
+    sa.Column("close_reason", sa.Text, nullable=False),
     sa.UniqueConstraint("participant", "sequence"),
 )
 sa.Index("dead_letter_by_key", _DEAD_LETTER.c.key, _DEAD_LETTER.c.id)
@@ -455,6 +458,42 @@ class SqlCorrelatorStore:
         page = rows[: query.limit]
         return DeadLetterPage(tuple(_dead_letter(row) for row in page), page[-1].id if len(rows) > len(page) else None)
 
+    async def count_open_dead_letters(self, filter: Filter | None = None) -> OpenDeadLetters:  # noqa: A002
+        """See `CorrelatorQueries.count_open_dead_letters`."""
+        columns = _DEAD_LETTER.c
+        statement = sa.select(
+            sa.func.count(),
+            sa.func.coalesce(sa.func.max(columns.id), 0),
+            sa.func.coalesce(sa.func.max(columns.state_sequence), 0),
+        ).where(*_open_and(filter))
+        row = await self._database.read(lambda connection: connection.execute(statement).one())
+        return OpenDeadLetters(*row)
+
+    async def open_dead_letters(
+        self,
+        counted: OpenDeadLetters,
+        filter: Filter | None = None,  # noqa: A002 - the API's word
+        *,
+        after: int = 0,
+        limit: int = 500,
+    ) -> DeadLetterPage:
+        """See `CorrelatorQueries.open_dead_letters`."""
+        columns = _DEAD_LETTER.c
+        statement = (
+            sa.select(_DEAD_LETTER)
+            .where(
+                *_open_and(filter),
+                columns.id > after,
+                columns.id <= counted.last_row,
+                columns.state_sequence <= counted.last_state_sequence,
+            )
+            .order_by(columns.id)
+            .limit(limit + 1)
+        )
+        rows = await self._database.read(lambda connection: connection.execute(statement).all())
+        page = rows[:limit]
+        return DeadLetterPage(tuple(_dead_letter(row) for row in page), page[-1].id if len(rows) > len(page) else None)
+
     async def get_dead_letter(self, participant: str, sequence: int) -> DeadLetter | None:
         """See `CorrelatorQueries.get_dead_letter`."""
         return await self._database.read(lambda connection: _get_dead_letter(connection, participant, sequence))
@@ -654,9 +693,11 @@ _DEAD_LETTER_FILTER_COLUMNS: Mapping[str, sa.Column[Any]] = {
     "saga_id": _DEAD_LETTER.c.key,
     **{
         name: _DEAD_LETTER.c[name]
-        for name in ("participant", "event_type", "reason", "state", "sequence", "stream_time")
+        for name in (
+            "participant", "definition", "step", "event_type", "reason", "detail", "state", "sequence", "stream_time",
+        )
     },
-}
+}  # fmt: skip
 
 
 def saga_page_statement(query: SagaQuery) -> sa.Select[Any]:
@@ -673,6 +714,12 @@ def saga_page_statement(query: SagaQuery) -> sa.Select[Any]:
     if query.descending:
         return statement.order_by(place.desc(), row.desc())
     return statement.order_by(place, row)
+
+
+def _open_and(filter: Filter | None) -> list[sa.ColumnElement[bool]]:  # noqa: A002 - the API's word
+    """The conditions of an open dead letter that matches."""
+    is_open = _DEAD_LETTER.c.state == DeadLetterState.OPEN.value
+    return [is_open] if filter is None else [is_open, _condition(filter, _DEAD_LETTER_FILTER_COLUMNS)]
 
 
 def _condition(filter: Filter, columns: Mapping[str, sa.Column[Any]]) -> sa.ColumnElement[bool]:  # noqa: A002
@@ -839,12 +886,14 @@ def _dead_letter_parameters(dead_letter: DeadLetter) -> Parameters:
         "state_sequence": dead_letter.state_sequence,
         "payload": dead_letter.payload,
         "body_prefix": dead_letter.body_prefix,
-        "definition": dead_letter.definition,
-        "step": dead_letter.step,
+        "definition": dead_letter.definition or None,
+        "step": dead_letter.step or None,
         "compensation": dead_letter.compensation,
         "attempts": dead_letter.attempts,
         "state": dead_letter.state.value,
         "close_time": _maybe_micros(dead_letter.close_time),
+        "close_actor": dead_letter.close_actor,
+        "close_reason": dead_letter.close_reason,
     }
 
 
@@ -864,12 +913,14 @@ def _dead_letter(row: Row) -> DeadLetter:
         state_sequence=row.state_sequence,
         payload=row.payload,
         body_prefix=row.body_prefix,
-        definition=row.definition,
-        step=row.step,
+        definition=row.definition or "",
+        step=row.step or "",
         compensation=row.compensation,
         attempts=row.attempts,
         state=DeadLetterState(row.state),
         close_time=_maybe_time(row.close_time),
+        close_actor=row.close_actor,
+        close_reason=row.close_reason,
     )
 
 

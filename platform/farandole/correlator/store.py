@@ -232,10 +232,17 @@ def dead_letter_change(stored: Mapping[tuple[str, int], DeadLetter], batch: Fold
                 after[identity] = dead_letter
                 if publication is not None:
                     publications.append(publication)
-            case ClosedDeadLetter(state=state, time=time, state_sequence=at) if known is not None and is_open:
+            case ClosedDeadLetter() if known is not None and is_open:
                 if (known.definition, known.step) != (step.definition, step.step):
                     continue
-                after[identity] = replace(known, state=state, close_time=time, state_sequence=at)
+                after[identity] = replace(
+                    known,
+                    state=step.state,
+                    state_sequence=step.state_sequence,
+                    close_time=step.time,
+                    close_actor=step.actor,
+                    close_reason=step.reason,
+                )
     return DeadLetterChange(
         added=tuple(one for identity, one in after.items() if identity not in stored),
         changed=tuple(one for identity, one in after.items() if identity in stored and one is not stored[identity]),

@@ -5,6 +5,8 @@
 | `InvalidArgumentError` | INVALID_ARGUMENT, with `BadRequest` | INVALID_ARGUMENT |
 | `NotFoundError` | NOT_FOUND | the error's own |
 | `AmbiguousSagaError` | FAILED_PRECONDITION | SAGA_AMBIGUOUS |
+| `PreconditionError` | FAILED_PRECONDITION | the error's own |
+| `UnfinishedError` | UNAVAILABLE | BROKER_UNAVAILABLE |
 | `AlreadyExistsError` | ALREADY_EXISTS | ALREADY_EXISTS |
 | `InvalidEventError` | INVALID_ARGUMENT | INVALID_EVENT |
 | `StoreUnavailableError`, `FencedError` | UNAVAILABLE | STORE_UNAVAILABLE |
@@ -30,8 +32,10 @@ from farandole.errors import (
     InvalidArgumentError,
     InvalidEventError,
     NotFoundError,
+    PreconditionError,
     QueryError,
     StoreUnavailableError,
+    UnfinishedError,
 )
 from farandole.rpc.guarding import GuardInterceptor
 from farandole.rpc.status import FieldViolation, status_of
@@ -42,6 +46,8 @@ _QUERY_CODES: dict[type[QueryError], grpc.StatusCode] = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     AmbiguousSagaError: grpc.StatusCode.FAILED_PRECONDITION,
+    PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnfinishedError: grpc.StatusCode.UNAVAILABLE,
     AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
 }
 

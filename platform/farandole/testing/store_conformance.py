@@ -168,10 +168,12 @@ def closed(
     state: DeadLetterState = DeadLetterState.REDRIVEN,
     participant: str = "payments",
     step: str = "take-payment",
+    actor: str = "",
+    reason: str = "",
 ) -> ClosedDeadLetter:
     """That the event at `at_sequence` closes a dead letter; of `correlator` one that no step has."""
     definition, step = ("", "") if participant == "correlator" else ("order-fulfilment", step)
-    return ClosedDeadLetter(participant, sequence, definition, step, state, at(at_sequence), at_sequence)
+    return ClosedDeadLetter(participant, sequence, definition, step, state, at(at_sequence), at_sequence, actor, reason)
 
 
 def key_of(partition: int, number: int = 0) -> str:
@@ -531,10 +533,17 @@ class CorrelatorStoreConformance:
         claim = await store.claim(INCARNATION)
         letters = (given_up(3, at_sequence=5), given_up(3, at_sequence=6, participant="shipping"))
         claim = (await store.commit(claim, FoldedBatch(6, dead_letters=letters))).claim
-        ends = (closed(3, at_sequence=8, state=state), closed(4, at_sequence=9))
+        ends = (closed(3, at_sequence=8, state=state, actor="ada@büro", reason="paid"), closed(4, at_sequence=9))
         committed = await store.commit(claim, FoldedBatch(9, closed_dead_letters=ends))
         assert committed.publications == ()
-        expected = replace(letters[0].dead_letter, state=state, close_time=at(8), state_sequence=8)
+        expected = replace(
+            letters[0].dead_letter,
+            state=state,
+            close_time=at(8),
+            state_sequence=8,
+            close_actor="ada@büro",
+            close_reason="paid",
+        )
         assert await store.get_dead_letter("payments", 3) == expected
         assert await store.get_dead_letter("shipping", 3) == letters[1].dead_letter
         assert await store.get_dead_letter("payments", 4) is None
@@ -564,7 +573,8 @@ class CorrelatorStoreConformance:
         claim = await store.claim(INCARNATION)
         letters = (given_up(3, at_sequence=5), given_up(4, at_sequence=6))
         claim = (await store.commit(claim, FoldedBatch(6, dead_letters=letters))).claim
-        claim = (await store.commit(claim, FoldedBatch(8, closed_dead_letters=(closed(3, at_sequence=8),)))).claim
+        end = closed(3, at_sequence=8, actor="ada", reason="paid")
+        claim = (await store.commit(claim, FoldedBatch(8, closed_dead_letters=(end,)))).claim
         again = given_up(3, at_sequence=9, attempts=6)
         again = replace(again, dead_letter=replace(again.dead_letter, reason=Reason.REJECTED))
         await store.commit(claim, FoldedBatch(9, dead_letters=(again,)))
@@ -668,14 +678,20 @@ class CorrelatorStoreConformance:
     @pytest.mark.parametrize(
         ("text", "sequences"),
         [
-            ("saga_id = a", [3]),
-            ("saga_id:*", [3]),
+            ("saga_id = a", [5, 3]),
+            ("saga_id:*", [5, 3]),
             ("NOT saga_id:*", [4, 2, 1]),
-            ("reason = TOO_LARGE OR participant = payments", [4, 2]),
-            ("reason != TOO_LARGE AND sequence >= 3", [4, 3]),
+            ("reason = TOO_LARGE OR participant = payments", [5, 4, 2]),
+            ("reason != TOO_LARGE AND sequence >= 3", [5, 4, 3]),
             (f'stream_time < "{at(2).isoformat()}"', [1]),
             ("event_type = orders.v1.OrderShipped", []),
-            ("state = OPEN", [4, 3, 2]),
+            ("definition = order-fulfilment", [5]),
+            ("step = take-payment AND definition != drone-delivery", [5]),
+            ("step:* OR definition:*", [5]),
+            ("step != take-payment", [4, 3, 2, 1]),
+            ('detail = "tried 3 times"', [5]),
+            ('detail != "tried 3 times" AND sequence > 3', [4]),
+            ("state = OPEN", [5, 4, 3, 2]),
             ("NOT state = DEAD_LETTER_STATE_OPEN", [1]),
             ("state = DISCARDED OR sequence = 2", [2, 1]),
             ("state = SUPERSEDED", []),
@@ -688,11 +704,55 @@ class CorrelatorStoreConformance:
             dead_letter(2, reason=Reason.TOO_LARGE),
             dead_letter(3, key="a"),
             dead_letter(4, participant="payments"),
+            given_up(5, at_sequence=5),
         )
         end = closed(1, at_sequence=5, state=DeadLetterState.DISCARDED, participant="correlator")
         await store.commit(claim, FoldedBatch(5, dead_letters=letters, closed_dead_letters=(end,)))
         page = await store.list_dead_letters(DeadLetterQuery(parse_filter(text, DEAD_LETTER_FIELDS)))
         assert [letter.sequence for letter in page.dead_letters] == sequences
+
+    async def test_open_dead_letters_are_counted_and_found_oldest_first(self, store: CorrelatorStore) -> None:
+        claim = await store.claim(INCARNATION)
+        letters = [*(given_up(n, at_sequence=10 + n) for n in range(1, 7)), dead_letter(20)]
+        ends = (closed(2, at_sequence=21), closed(4, at_sequence=22, state=DeadLetterState.DISCARDED))
+        await store.commit(claim, FoldedBatch(22, dead_letters=letters, closed_dead_letters=ends))
+        of_payments = parse_filter("participant = payments", DEAD_LETTER_FIELDS)
+        assert (await store.count_open_dead_letters()).count == 5
+        counted = await store.count_open_dead_letters(of_payments)
+        assert (counted.count, counted.last_state_sequence) == (4, 16)
+        pages = []
+        after: int | None = 0
+        while after is not None:
+            page = await store.open_dead_letters(counted, of_payments, after=after, limit=2)
+            pages.append(page.dead_letters)
+            after = page.next
+        one, three, five, six = (letters[n - 1].dead_letter for n in (1, 3, 5, 6))
+        assert pages == [(one, three), (five, six)]
+        nothing = parse_filter("participant = shipping", DEAD_LETTER_FIELDS)
+        counted = await store.count_open_dead_letters(nothing)
+        assert counted.count == 0
+        assert (await store.open_dead_letters(counted, nothing)).dead_letters == ()
+
+    async def test_what_has_changed_since_it_was_counted_is_not_among_the_open_dead_letters(
+        self, store: CorrelatorStore
+    ) -> None:
+        claim = await store.claim(INCARNATION)
+        letters = [given_up(n, at_sequence=10 + n) for n in range(1, 6)]
+        end = closed(5, at_sequence=16)
+        claim = (await store.commit(claim, FoldedBatch(16, dead_letters=letters, closed_dead_letters=(end,)))).claim
+        counted = await store.count_open_dead_letters()
+        assert counted.count == 4
+        meanwhile = FoldedBatch(
+            30,
+            # closed, closed and open again, open again that was closed when it was counted, and a new one
+            dead_letters=[given_up(n, at_sequence=20 + n, attempts=6) for n in (2, 5, 6)],
+            closed_dead_letters=(closed(1, at_sequence=17), closed(2, at_sequence=18)),
+        )
+        await store.commit(claim, meanwhile)
+        page = await store.open_dead_letters(counted)
+        assert page.dead_letters == (letters[2].dead_letter, letters[3].dead_letter)
+        assert page.next is None
+        assert (await store.count_open_dead_letters()).count == 5
 
     # definitions
 

@@ -1,0 +1,40 @@
+"""What the correlator publishes for operators, and reads for them, at once: a port to the stream `EVENTS`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from farandole.broker.connection import Broker
+from farandole.broker.publisher import Publisher
+from farandole.envelope import Publication
+from farandole.errors import BrokerUnavailableError
+
+
+class EventsStream(Protocol):
+    """The stream `EVENTS`, for who waits for its answer."""
+
+    async def publish(self, publication: Publication) -> None:
+        """Returns once the stream has it, now or from before.
+
+        Raises `BrokerUnavailableError` where it is not known whether the stream has it, `BrokerError` where the stream
+        refused it.
+        """
+        ...
+
+
+class BrokerEventsStream:
+    """An `EventsStream` over a broker. What is published at the same time is pipelined."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._publisher = Publisher(broker)
+
+    async def publish(self, publication: Publication) -> None:
+        """See `EventsStream.publish`. Answers within seconds, also where there is no connection."""
+        if self._broker.problem is not None:
+            raise BrokerUnavailableError(self._broker.problem)
+        await self._publisher.publish(publication)
+
+    async def stop(self) -> None:
+        """Gives up on what is under way."""
+        await self._publisher.stop()

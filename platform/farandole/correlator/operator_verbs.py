@@ -1,0 +1,191 @@
+"""What operators decide about dead letters: an event for each, which the participants carry out.
+
+An event's id follows from the dead letter, from the event that opened it, and from the verb. So to call a verb again is
+safe: where the stream has the event, it is a duplicate; and a dead letter that was redriven and was given up on again
+gets another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+import structlog
+
+from choreography.v1 import dead_letter_events_pb2
+from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
+from farandole.correlator.events_stream import EventsStream
+from farandole.correlator.filters import DEAD_LETTER_FIELDS, Filter, parse_filter
+from farandole.correlator.queries import CorrelatorQueries, OpenDeadLetters, find_dead_letter
+from farandole.envelope import Publication, derived_id, encode
+from farandole.errors import BrokerError, InvalidArgumentError, PreconditionError, UnfinishedError
+from farandole.lifecycle import CORRELATOR
+from farandole.partitions import partition_key
+from farandole.registry import Registry
+
+Verb: TypeAlias = type[dead_letter_events_pb2.DeadLetterRedriven] | type[dead_letter_events_pb2.DeadLetterDiscarded]
+
+REDRIVE: Verb = dead_letter_events_pb2.DeadLetterRedriven
+DISCARD: Verb = dead_letter_events_pb2.DeadLetterDiscarded
+
+_AT_ONCE = 500
+_REPORT_SECONDS = 0.1
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What an operator has decided, and about which dead letters: the one that is named, or all open ones that match
+    the filter."""
+
+    verb: Verb
+    actor: str
+    reason: str
+    dead_letter_id: str = ""
+    filter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a decision has been told (`choreography.v1.DeadLetterProgress`)."""
+
+    matched: int
+    told: int = 0
+    passed_over: int = 0
+    dead_letter_id: str = ""
+    """The one that came last; empty before the first."""
+
+
+class OperatorVerbs:
+    """Carries operators' decisions into the stream."""
+
+    def __init__(
+        self,
+        queries: CorrelatorQueries,
+        registry: Registry,
+        stream: EventsStream,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        at_once: int = _AT_ONCE,
+    ) -> None:
+        """`clock` only says when something was decided, for people. `at_once` is how many are under way together."""
+        self._queries = queries
+        self._registry = registry
+        self._stream = stream
+        self._clock = clock
+        self._at_once = at_once
+
+    async def tell(self, decision: Decision) -> AsyncGenerator[Progress, None]:
+        """Publishes the events of a decision; tells at once how many there are, then how far it has come, at most ten
+        times a second, and at last the whole.
+
+        A dead letter counts as told once the broker has its event. Raises `InvalidArgumentError`; of one that is named
+        `NotFoundError` and `PreconditionError`; and `UnfinishedError` where the broker went away.
+        """
+        matched, pages = await self._found(decision)
+        progress = Progress(matched)
+        yield progress
+        loop = asyncio.get_running_loop()
+        due = loop.time() + _REPORT_SECONDS
+        async for page in pages:
+            telling = {asyncio.create_task(self._tell_one(decision, one)): one for one in page}
+            waiting = set(telling)
+            try:
+                while waiting:
+                    done, waiting = await asyncio.wait(waiting, timeout=max(due - loop.time(), 0))
+                    told = [telling[task] for task in done if task.exception() is None]
+                    if told:
+                        last = max(told, key=lambda one: one.sequence)
+                        progress = replace(progress, told=progress.told + len(told), dead_letter_id=last.id)
+                    if waiting and loop.time() >= due:
+                        yield progress
+                        due = loop.time() + _REPORT_SECONDS
+            finally:
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*telling, return_exceptions=True)
+            _raise_trouble(telling, progress)
+            if loop.time() >= due:
+                yield progress
+                due = loop.time() + _REPORT_SECONDS
+        whole = replace(progress, passed_over=matched - progress.told)
+        _log.info(
+            "dead letters decided",
+            type=decision.verb.DESCRIPTOR.full_name,
+            actor=decision.actor,
+            reason=decision.reason,
+            told=whole.told,
+            passed_over=whole.passed_over,
+        )
+        if matched:
+            yield whole
+
+    async def _found(self, decision: Decision) -> tuple[int, AsyncIterator[Sequence[DeadLetter]]]:
+        """How many dead letters a decision is about, and those, page by page."""
+        wanted = decision.filter.strip()
+        if bool(decision.dead_letter_id) == bool(wanted):
+            raise InvalidArgumentError("dead_letter_id", "is given, or filter is: one of the two")
+        if decision.dead_letter_id:
+            return 1, _alone(await self._named(decision.dead_letter_id))
+        filter_ = parse_filter(wanted, DEAD_LETTER_FIELDS)
+        counted = await self._queries.count_open_dead_letters(filter_)
+        return counted.count, self._counted(counted, filter_)
+
+    async def _named(self, dead_letter_id: str) -> DeadLetter:
+        found = await find_dead_letter(self._queries, dead_letter_id)
+        if found.state is not DeadLetterState.OPEN:
+            by = f" by {found.close_actor}" if found.close_actor else ""
+            raise PreconditionError(
+                f"the dead letter {found.id} is {found.state.name}{by}: it is not open any more",
+                reason="DEAD_LETTER_CLOSED",
+                metadata={"dead_letter_id": found.id, "state": found.state.name},
+            )
+        return found
+
+    async def _counted(self, counted: OpenDeadLetters, filter_: Filter | None) -> AsyncIterator[Sequence[DeadLetter]]:
+        after: int | None = 0
+        while after is not None:
+            page = await self._queries.open_dead_letters(counted, filter_, after=after, limit=self._at_once)
+            after = page.next
+            yield page.dead_letters
+
+    async def _tell_one(self, decision: Decision, dead_letter: DeadLetter) -> None:
+        await self._stream.publish(self._publication(decision, dead_letter))
+
+    def _publication(self, decision: Decision, dead_letter: DeadLetter) -> Publication:
+        body = decision.verb(
+            saga_id=dead_letter.key or partition_key(dead_letter.partition),
+            definition=dead_letter.definition,
+            step=dead_letter.step,
+            participant=dead_letter.participant,
+            sequence=dead_letter.sequence,
+            actor=decision.actor,
+            reason=decision.reason,
+        )
+        event_type = self._registry.types[body.DESCRIPTOR.full_name]
+        event_id = derived_id((CORRELATOR, event_type.name, dead_letter.id, str(dead_letter.state_sequence)))
+        return encode(event_type, body, source=CORRELATOR, event_id=event_id, time=self._clock())
+
+
+async def _alone(dead_letter: DeadLetter) -> AsyncIterator[Sequence[DeadLetter]]:
+    yield [dead_letter]
+
+
+def _raise_trouble(tasks: Iterable[asyncio.Task[None]], progress: Progress) -> None:
+    """Raises what kept any of these from being told."""
+    errors = [error for task in tasks if (error := task.exception()) is not None]
+    if not errors:
+        return
+    for error in errors:
+        if not isinstance(error, BrokerError):
+            raise error
+    _log.warning("dead letters decided in part", told=progress.told, matched=progress.matched, error=str(errors[0]))
+    raise UnfinishedError(
+        f"the broker can't be reached now; it has {progress.told} of {progress.matched} events. Call it again: none "
+        "counts twice",
+        metadata={"told": str(progress.told), "matched": str(progress.matched)},
+    )
