@@ -73,7 +73,7 @@ _NOT_PLAIN = re.compile(r"[^\x21\x23\x24\x26-\x7e]")
 class Reason(enum.IntEnum):
     """Why a delivery is given up on (`choreography.v1.DeadLetterReason`).
 
-    The last two are a participant's; for all others no one can read the message.
+    The last three are a participant's; for all others no one can read the message.
     """
 
     TOO_LARGE = 1
@@ -88,6 +88,7 @@ class Reason(enum.IntEnum):
     WRONG_PARTITION = 10
     REJECTED = 11
     RETRIES_EXHAUSTED = 12
+    CRASHED = 13
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
     tables = ParticipantTables()
     try:
         broker = Broker(settings)
-        handler = ParticipantBatchHandler(participant, database, tables)
+        handler = ParticipantBatchHandler(participant, database, tables, batch_size=settings.batch_size)
         worker = participant_worker(
             participant, handler, broker=broker, batch_size=settings.batch_size, report=monitor.set
         )

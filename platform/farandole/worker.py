@@ -186,6 +186,9 @@ class Worker:
                         raise error from None
                     self._trouble = str(error)
                     failures = await self._pause(error, failures)
+        except asyncio.CancelledError:
+            await self._release()
+            raise
         finally:
             await self._publisher.stop()
 
@@ -197,6 +200,12 @@ class Worker:
     def publish_rows(self, rows: Sequence[OutboxRow]) -> None:
         """Publishes outbox rows that were committed elsewhere, as by a remote procedure call."""
         self._relay.add(rows)
+
+    async def _release(self) -> None:
+        try:
+            await self._handler.release()
+        except StoreError as error:
+            _log.info("the store was not left in order", error=str(error))
 
     async def _session(self) -> None:
         self._relay = OutboxRelay(self._publisher)

@@ -159,6 +159,7 @@ async def test_a_batch_without_trouble_takes_the_same_few_statements_however_lar
     def nothing(_event: ItemsReserved, tx: Transaction) -> PaymentFailed:
         return PaymentFailed(order_id=tx.key, reason="declined")
 
+    await bench.handler.release()
     bench.with_steps(step("take-payment", nothing, saga="order-fulfilment"))
     await bench.handler.claim("stream-1")
     statements: list[str] = []
@@ -246,6 +247,7 @@ class TestAHandlerThatRaises:
                 raise RuntimeError("broken")
             tx.execute(charges.insert(), {"key": tx.key, "what": "x" * 5_000_000})
 
+        await bench.handler.release()
         bench.with_steps(step("hoard", hoard, saga="order-fulfilment"))
         await bench.handler.claim("stream-1")
         batch = [bench.message(reserved(key)) for key in ("bad", "big", "other")]

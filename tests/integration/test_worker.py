@@ -347,6 +347,9 @@ class Asking:
     async def remove(self, published: Collection[int]) -> None:
         return
 
+    async def release(self) -> None:
+        return
+
 
 @pytest.mark.parametrize("holds", [True, False])
 async def test_who_catches_up_attempts_nothing(broker: Broker, holds: bool) -> None:

@@ -166,6 +166,9 @@ class CorrelatorBatchHandler:
         """See `BatchHandler.remove`."""
         await self._store.remove_publications(published)
 
+    async def release(self) -> None:
+        """See `BatchHandler.release`: the store keeps no account of how a process ended."""
+
     def due_in(self) -> float | None:
         """See `BatchHandler.due_in`."""
         return min((wait for wait in (self._watch.due_in(), self._races.due_in()) if wait is not None), default=None)

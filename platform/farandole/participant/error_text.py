@@ -1,4 +1,4 @@
-"""What a handler raised, as a text that may be shown: without the values that its event marks as not to be shown."""
+"""What a handler raised, as a text that may be shown: without the values that its events mark as not to be shown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from urllib.parse import quote
 from google.protobuf import text_encoding
 
 from farandole.envelope import Event
+from farandole.participant.crashes import CrashedError
 from farandole.participant.retries import Reject
 from farandole.redaction import REDACTED
 
@@ -21,23 +22,26 @@ _SHORT = 4
 """A value of fewer characters is blanked only where it stands alone: it would be found in every other word."""
 
 
-def text_of(error: BaseException, event: Event) -> str:
-    """What went wrong, in one text: a rejection's reason, or the kind of error and what it says."""
+def text_of(error: BaseException, *events: Event) -> str:
+    """What went wrong with events, in one text: a rejection's reason, or the kind of error and what it says."""
     if isinstance(error, Reject):
         text = _said_by(error) or "rejected without a reason"
+    elif isinstance(error, CrashedError):
+        text = _said_by(error)
     else:
         text = ": ".join(filter(None, (type(error).__name__, _said_by(error))))
-    return blanked(text, event)[:MAX_TEXT]
+    return blanked(text, *events)[:MAX_TEXT]
 
 
-def traceback_of(error: BaseException, event: Event) -> str:
+def traceback_of(error: BaseException, *events: Event) -> str:
     """Where it was raised, for the log."""
-    return blanked("".join(traceback.format_exception(error)), event)
+    return blanked("".join(traceback.format_exception(error)), *events)
 
 
-def blanked(text: str, event: Event) -> str:
-    """A text in which every value that the event hides reads `[REDACTED]`, however it is written there."""
-    patterns = {p for value in event.event_type.redactor.hidden_values(event.body) for p in _patterns(value)}
+def blanked(text: str, *events: Event) -> str:
+    """A text in which every value that the events hide reads `[REDACTED]`, however it is written there."""
+    hidden = (value for event in events for value in event.event_type.redactor.hidden_values(event.body))
+    patterns = {pattern for value in hidden for pattern in _patterns(value)}
     if patterns:
         longest_first = sorted(patterns, key=len, reverse=True)
         text = re.sub("|".join(longest_first), REDACTED, text, flags=re.IGNORECASE)

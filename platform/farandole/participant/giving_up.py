@@ -11,6 +11,7 @@ from choreography.v1.dead_letter_events_pb2 import DeadLetterRecorded, DeadLette
 from farandole.dead_letter_copy import dead_letter_copy, dead_letter_id
 from farandole.envelope import Event, Reason
 from farandole.participant.barrier import Direction
+from farandole.participant.crashes import CrashedError
 from farandole.participant.error_text import text_of, traceback_of
 from farandole.participant.intake import Failure
 from farandole.participant.outgoing import Outgoing
@@ -22,14 +23,13 @@ _log = structlog.get_logger(__name__)
 
 def after_failure(entry: QueueEntry, event: Event, failure: Failure, retries: Retries, now: datetime) -> QueueEntry:
     """The entry after a try that failed: due again later, or given up. Pure."""
-    attempts = entry.attempts + 1
-    rejected = isinstance(failure.error, Reject)
-    pause = None if rejected else retries.pause_after(attempts - entry.attempts_before)
+    attempts = entry.attempts + (failure.error.times if isinstance(failure.error, CrashedError) else 1)
+    pause = retries.pause_after(attempts - entry.attempts_before) if _may_try_again(failure.error) else None
     return replace(
         entry,
         attempts=attempts,
         due=now if pause is None else now + pause,
-        error=text_of(failure.error, event),
+        error=text_of(failure.error, event, *failure.earlier),
         given_up=pause is None,
         definition=failure.reaction.step.saga,
         step=failure.reaction.step.name,
@@ -51,12 +51,12 @@ def tell(entry: QueueEntry, event: Event, failure: Failure, outgoing: Outgoing, 
         "attempts": entry.attempts,
         "error": entry.error,
     }
-    if first and not isinstance(failure.error, Reject):
-        about["exception"] = traceback_of(failure.error, event)
+    if first and _may_try_again(failure.error):
+        about["exception"] = traceback_of(failure.error, event, *failure.earlier)
     if not entry.given_up:
         _log.warning("handler failed, trying again", retry_seconds=(entry.due - now).total_seconds(), **about)
         return
-    reason = Reason.REJECTED if isinstance(failure.error, Reject) else Reason.RETRIES_EXHAUSTED
+    reason = _reason(failure.error)
     participant = outgoing.participant
     _log.error(
         "dead letter",
@@ -82,6 +82,20 @@ def tell(entry: QueueEntry, event: Event, failure: Failure, outgoing: Outgoing, 
         attempts=entry.attempts,
     )
     outgoing.add_about_dead_letter(recorded, dead_letter=event, attempts=entry.attempts, cause=event)
+
+
+def _may_try_again(error: BaseException) -> bool:
+    return not isinstance(error, Reject | CrashedError)
+
+
+def _reason(error: BaseException) -> Reason:
+    match error:
+        case Reject():
+            return Reason.REJECTED
+        case CrashedError():
+            return Reason.CRASHED
+        case _:
+            return Reason.RETRIES_EXHAUSTED
 
 
 def tell_superseded(entry: QueueEntry, event: Event, by: Event, outgoing: Outgoing) -> None:

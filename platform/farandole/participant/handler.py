@@ -3,14 +3,16 @@
 A batch runs first without savepoints. Where a handler raises, the whole batch is rolled back and run again with a
 savepoint for each event, and the failing event moves to the queue of what isn't finished, with the saga's later
 events behind it; the position goes on, and so do all other sagas.
+
+Where the process before did not end in order, what may have ended it runs alone, counted: see `crashes`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 
 import sqlalchemy as sa
 import structlog
@@ -19,12 +21,14 @@ from choreography.v1 import participant_pb2
 from farandole.database import Database
 from farandole.envelope import Event, StoredMessage, decode
 from farandole.outbox import OutboxRow
+from farandole.participant.crashes import CountFirstError, Crashes
 from farandole.participant.intake import HandlerFailedError, Intake
 from farandole.participant.outgoing import Outgoing
 from farandole.participant.participant import OPERATOR_VERBS, TIMED_OUT, Participant
 from farandole.participant.prerequisites import early_events
+from farandole.participant.run_check import RunCheck
 from farandole.participant.schedule import Schedule, ScheduleChanges
-from farandole.participant.tables import ParticipantTables
+from farandole.participant.tables import Claim, ParticipantTables
 from farandole.participant.unfinished import Unfinished
 from farandole.worker import FirstHeard, Handled, Position
 
@@ -34,8 +38,16 @@ _DUE_MESSAGES = 500
 _log = structlog.get_logger(__name__)
 
 Clock = Callable[[], datetime]
-Settled = tuple[list[OutboxRow], ScheduleChanges]
-"""What a transaction has come to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """What a transaction has come to."""
+
+    rows: list[OutboxRow]
+    changes: ScheduleChanges
+    counts_removed: Collection[int]
+    """The events whose counts are gone."""
 
 
 def utc_now() -> datetime:
@@ -47,8 +59,15 @@ class ParticipantBatchHandler:
     """A participant's `farandole.worker.BatchHandler`."""
 
     def __init__(
-        self, participant: Participant, database: Database, tables: ParticipantTables, *, clock: Clock = utc_now
+        self,
+        participant: Participant,
+        database: Database,
+        tables: ParticipantTables,
+        *,
+        clock: Clock = utc_now,
+        batch_size: int = 500,
     ) -> None:
+        """`batch_size` is the most events that one call of `handle` has."""
         self._participant = participant
         self._database = database
         self._tables = tables
@@ -56,6 +75,7 @@ class ParticipantBatchHandler:
         self._epoch = 0
         self._position = 0
         self._schedule = Schedule(participant.retries.longest)
+        self._crashes = Crashes(batch_size)
         self.first_heard = FirstHeard((TIMED_OUT,))
         self.problem: str | None = None
         self.ownership = asyncio.Lock()
@@ -87,14 +107,26 @@ class ParticipantBatchHandler:
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
 
-        def work(connection: sa.Connection) -> tuple[Position, int, dict[str, datetime]]:
-            return *self._tables.claim(connection, incarnation, self._epoch), self._tables.queue_heads(connection)
+        def work(connection: sa.Connection) -> tuple[Claim, dict[str, datetime], dict[int, int]]:
+            claim = self._tables.claim(connection, incarnation, self._epoch)
+            return claim, self._tables.queue_heads(connection), self._tables.started.all(connection)
 
         async with self.ownership:
-            position, self._epoch, heads = await self._database.write(work)
-        self._position = position.sequence
+            is_first = self._epoch == 0
+            claim, heads, counts = await self._database.write(work)
+            self._epoch = claim.epoch
+        self._position = claim.position.sequence
         self._schedule.load(heads)
-        return position
+        if is_first:
+            self._crashes.begin(counts, heads.keys(), is_unclean=claim.is_unclean)
+            if claim.is_unclean:
+                _log.info("the process before did not end in order: what may have ended it is run alone at first")
+        return claim.position
+
+    async def release(self) -> None:
+        """See `BatchHandler.release`."""
+        if self._epoch:
+            await self._database.write(lambda connection: self._tables.release(connection, self._epoch))
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
         """Undoes and voids what the time-outs behind the position name, before any step of theirs runs.
@@ -102,9 +134,13 @@ class ParticipantBatchHandler:
         One whose saga has something in the queue, or whose handler raises, is left for its place in the stream, unless
         it overtakes a dead letter. Otherwise see `BatchHandler.hear`; the outbox rows are among those `waiting`.
         """
+
+        async def hear(messages: Sequence[StoredMessage]) -> list[OutboxRow]:
+            events = [event for _, event in self._decoded(messages)]
+            return await self._settle(lambda connection: self._hear(connection, events))
+
         async for page in pages:
-            events = [event for _, event in self._decoded(page)]
-            await self._settle(partial(self._hear, events=events))
+            await self._one_by_one_where_doubtful(page, hear)
         return Handled()
 
     async def waiting(self) -> Sequence[OutboxRow]:
@@ -117,18 +153,26 @@ class ParticipantBatchHandler:
 
     async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
         """See `BatchHandler.handle`."""
-        events = list(self._decoded(messages))
-        last = messages[-1].sequence
+        removable = published
 
-        def attempt(*, isolated: bool) -> Callable[[sa.Connection], Settled]:
-            return lambda connection: self._take_in(connection, events, last, published, isolated=isolated)
+        async def take_in(part: Sequence[StoredMessage]) -> list[OutboxRow]:
+            nonlocal removable
+            events = list(self._decoded(part))
+            last = part[-1].sequence
 
-        try:
-            rows = await self._settle(attempt(isolated=False))
-        except HandlerFailedError:
-            rows = await self._settle(attempt(isolated=True))
-        self._position = last
-        return Handled(rows)
+            def attempt(*, isolated: bool) -> Callable[[sa.Connection], _Settled]:
+                return lambda connection: self._take_in(connection, events, last, removable, isolated=isolated)
+
+            try:
+                rows = await self._settle(attempt(isolated=False))
+            except HandlerFailedError:
+                rows = await self._settle(attempt(isolated=True))
+            self._position = last
+            self._crashes.took_in(len(part))
+            removable = ()
+            return rows
+
+        return Handled(await self._one_by_one_where_doubtful(messages, take_in))
 
     def due_in(self) -> float | None:
         """See `BatchHandler.due_in`."""
@@ -140,12 +184,64 @@ class ParticipantBatchHandler:
         keys = self._schedule.due(now, _DUE_SAGAS)
         if not keys:
             return Handled()
-        return Handled(await self._settle(lambda connection: self._try_again(connection, keys)))
+        if doubtful := next(filter(self._crashes.doubts, keys), None):
+            return Handled(await self._try_alone(doubtful))
+        try:
+            return Handled(await self._settle(lambda connection: self._try_again(connection, keys, _DUE_MESSAGES)))
+        except CountFirstError as first:
+            self._crashes.doubt(first.key)
+            return Handled()
 
-    async def _settle(self, work: Callable[[sa.Connection], Settled]) -> list[OutboxRow]:
-        rows, changes = await self._database.write(work)
-        self._schedule.apply(changes)
+    async def _try_alone(self, key: str) -> list[OutboxRow]:
+        """Goes on with one event of a saga whose queue may have ended the process before."""
+        while True:
+            try:
+                rows = await self._settle(lambda connection: self._try_again(connection, [key], 1))
+            except CountFirstError as first:
+                await self._count(first.sequence)
+            else:
+                if not self._schedule.is_due(key, self._clock()):
+                    self._crashes.trust(key)
+                return rows
+
+    async def _one_by_one_where_doubtful(
+        self,
+        messages: Sequence[StoredMessage],
+        take: Callable[[Sequence[StoredMessage]], Awaitable[list[OutboxRow]]],
+    ) -> list[OutboxRow]:
+        """Has `take` deal with the messages, in order, so that each that is to be counted is, and then runs alone.
+
+        What stands before such a message is taken in before it: nothing of that is doubtful, or it runs no handler.
+        """
+        rows: list[OutboxRow] = []
+        while messages:
+            try:
+                return rows + await take(messages)
+            except CountFirstError as first:
+                place = next(n for n, message in enumerate(messages) if message.sequence == first.sequence)
+                if place:
+                    rows += await take(messages[:place])
+                await self._count(first.sequence)
+                rows += await take(messages[place : place + 1])
+                messages = messages[place + 1 :]
         return rows
+
+    async def _count(self, sequence: int) -> None:
+        """Counts an event in a transaction of its own."""
+        times = self._crashes.next_count(sequence)
+
+        def work(connection: sa.Connection) -> None:
+            self._tables.move(connection, epoch=self._epoch, old=self._position, new=self._position)
+            self._tables.started.put(connection, sequence, times)
+
+        await self._database.write(work)
+        self._crashes.counted(sequence, times)
+
+    async def _settle(self, work: Callable[[sa.Connection], _Settled]) -> list[OutboxRow]:
+        settled = await self._database.write(work)
+        self._schedule.apply(settled.changes)
+        self._crashes.dealt_with(settled.counts_removed)
+        return settled.rows
 
     def _take_in(
         self,
@@ -155,10 +251,11 @@ class ParticipantBatchHandler:
         published: Collection[int],
         *,
         isolated: bool,
-    ) -> Settled:
+    ) -> _Settled:
         self._tables.move(connection, epoch=self._epoch, old=self._position, new=last)
         self._tables.outbox.remove(connection, published)
-        intake, unfinished = self._begin(connection, [event for _, event in events])
+        check = RunCheck(self._crashes, doubtful=self._crashes.doubts_events)
+        intake, unfinished = self._begin(connection, [event for _, event in events], check)
         for message, event in events:
             if event.type in OPERATOR_VERBS:
                 unfinished.decide(event)
@@ -167,11 +264,12 @@ class ParticipantBatchHandler:
             elif failure := intake.run(event, isolated=isolated):
                 unfinished.add_failed(message, event, failure)
         unfinished.save()
-        return intake.save(), unfinished.changes
+        return self._settled(intake, unfinished, check.ran | check.crashed)
 
-    def _hear(self, connection: sa.Connection, events: Sequence[Event]) -> Settled:
+    def _hear(self, connection: sa.Connection, events: Sequence[Event]) -> _Settled:
         self._tables.move(connection, epoch=self._epoch, old=self._position, new=self._position)
-        intake, unfinished = self._begin(connection, events)
+        check = RunCheck(self._crashes, doubtful=self._crashes.doubts_events)
+        intake, unfinished = self._begin(connection, events, check)
         for event in events:
             if unfinished.holds(event.key):
                 unfinished.overtake(event)
@@ -182,22 +280,30 @@ class ParticipantBatchHandler:
                     sequence=event.sequence,
                     step=failure.reaction.step.name,
                 )
-        return intake.save(), unfinished.changes
+        # what must not run keeps its count: it becomes a dead letter at its place
+        return self._settled(intake, unfinished, check.ran)
 
-    def _try_again(self, connection: sa.Connection, keys: Sequence[str]) -> Settled:
+    def _try_again(self, connection: sa.Connection, keys: Sequence[str], most: int) -> _Settled:
+        """Goes on with so many of the events that wait, in stream order."""
         self._tables.move(connection, epoch=self._epoch, old=self._position, new=self._position)
-        entries = self._tables.queued(connection, keys, _DUE_MESSAGES)
-        intake, unfinished = self._begin(
-            connection, [e for e in map(self._readable, (q.message for q in entries)) if e]
-        )
-        unfinished.try_again(keys, entries, is_cut=len(entries) == _DUE_MESSAGES)
-        return intake.save(), unfinished.changes
+        check = RunCheck(self._crashes, doubtful=any(map(self._crashes.doubts, keys)))
+        entries = self._tables.queued(connection, keys, most)
+        events = [event for event in map(self._readable, (entry.message for entry in entries)) if event]
+        intake, unfinished = self._begin(connection, events, check)
+        unfinished.try_again(keys, entries, is_cut=len(entries) == most)
+        return self._settled(intake, unfinished, check.ran | check.crashed)
 
-    def _begin(self, connection: sa.Connection, events: Collection[Event]) -> tuple[Intake, Unfinished]:
-        intake = Intake(self._participant, self._tables, connection, self.outgoing(), events)
+    def _begin(
+        self, connection: sa.Connection, events: Collection[Event], check: RunCheck
+    ) -> tuple[Intake, Unfinished]:
+        intake = Intake(self._participant, self._tables, connection, self.outgoing(), events, before_run=check)
         return intake, Unfinished(
             self._participant, self._tables, intake, self._schedule, self._readable, self._clock()
         )
+
+    def _settled(self, intake: Intake, unfinished: Unfinished, counts_removed: Collection[int]) -> _Settled:
+        self._tables.started.remove(intake.connection, counts_removed)
+        return _Settled(intake.save(), unfinished.changes, counts_removed)
 
     def _decoded(self, messages: Sequence[StoredMessage]) -> Iterator[tuple[StoredMessage, Event]]:
         for message in messages:

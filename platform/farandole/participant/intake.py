@@ -29,6 +29,7 @@ from farandole.participant.barrier import (
     gathering_move,
     undo_move,
 )
+from farandole.participant.crashes import CountFirstError
 from farandole.participant.outgoing import Outgoing, events_of
 from farandole.participant.participant import Participant, Reaction
 from farandole.participant.prerequisites import Prerequisite, Waiting
@@ -48,7 +49,7 @@ class Failure:
     """What a handler raised, and which."""
 
     reaction: Reaction
-    error: Exception
+    error: BaseException
     earlier: tuple[Event, ...] = ()
     """What the handler was given beside the event: what it raised may quote them too."""
 
@@ -71,6 +72,11 @@ class _Changes:
                 self.decided[prerequisite.identity] = disposition
 
 
+BeforeRun = Callable[[Event, Reaction], None]
+"""Called before a handler runs. What it raises counts as raised by the handler, which does not run then;
+`CountFirstError` goes through to whoever runs the transaction."""
+
+
 class Intake:
     """What one transaction has come to so far. Nothing of it is written before `save`, but what handlers write."""
 
@@ -81,12 +87,15 @@ class Intake:
         connection: sa.Connection,
         outgoing: Outgoing,
         events: Collection[Event],
+        *,
+        before_run: BeforeRun,
     ) -> None:
         """Reads what is known of the events that are to be run, and of their sagas' steps."""
         self.connection = connection
         self.outgoing = outgoing
         self._participant = participant
         self._tables = tables
+        self._before_run = before_run
         self._known = tables.handled(connection, {_identity(event) for event in events})
         self._before = tables.barriers(connection, {event.key for event in events})
         self._barriers = dict(self._before)
@@ -114,7 +123,7 @@ class Intake:
         """Lets every step react to the event. Returns what a handler raised, with nothing of the event done.
 
         Raises `HandlerFailedError` instead where it is not `isolated` by a savepoint, and lets the database's own
-        trouble through.
+        trouble through, and a `CountFirstError`.
         """
         if self.knows(event):
             _log.info("duplicate event", saga_id=event.key, event_id=event.id, type=event.type)
@@ -127,7 +136,9 @@ class Intake:
             with _savepoint(self.connection) if isolated else _no_savepoint():
                 for running in self._participant.concerned(event):
                     dispositions.append(self._react(event, running, changes))
-        except Exception as error:
+        except CountFirstError:
+            raise
+        except (Exception, SystemExit) as error:  # no handler may end the process
             if is_store_trouble(error) or running is None:
                 raise  # the database's trouble is not the handler's: the whole batch is tried again
             # whatever else a handler raises is an outcome
@@ -201,6 +212,7 @@ class Intake:
     ) -> Barrier:
         """Runs the handler, adds what it publishes, and returns the barrier that the step has then."""
         assert reaction.handler is not None, "a move runs only what there is"
+        self._before_run(event, reaction)
         given = [event]
         if reaction.direction is Direction.FORWARD and reaction.step.needs:
             given = [event if name == event.type else self._waited_for(waiting[name]) for name in reaction.step.needs]

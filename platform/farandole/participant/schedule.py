@@ -57,6 +57,11 @@ class Schedule:
             first = latest
         return (first - now).total_seconds()
 
+    def is_due(self, key: str, now: datetime) -> bool:
+        """Whether a saga is to be looked at now."""
+        due = self._held.get(key)
+        return due is not None and due <= now
+
     def due(self, now: datetime, most: int) -> list[str]:
         """The sagas that are due, longest waiting first, and no more than so many."""
         due = ((time, key) for key, time in self._held.items() if time is not None and time <= now)

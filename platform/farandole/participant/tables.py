@@ -13,6 +13,7 @@ from farandole.envelope import StoredMessage
 from farandole.errors import FencedError
 from farandole.outbox import Outbox
 from farandole.participant.barrier import Barrier, BarrierKey, BarrierState
+from farandole.participant.crashes import StartedTable
 from farandole.participant.message_columns import (
     EPOCH_START,
     columns_of,
@@ -59,13 +60,24 @@ class QueueEntry:
     step: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a process finds that takes over."""
+
+    position: Position
+    epoch: int
+    is_unclean: bool
+    """Whether the process before it did not end in order."""
+
+
 class ParticipantTables:
-    """Position, inbox, barrier, prerequisites, queue and outbox of one participant."""
+    """Position, inbox, barrier, prerequisites, queue, counts and outbox of one participant."""
 
     def __init__(self) -> None:
         self.metadata = sa.MetaData()
         self.outbox = Outbox(self.metadata)
         self.prerequisites = PrerequisiteTable(self.metadata)
+        self.started = StartedTable(self.metadata)
         position = self._position = sa.Table(
             "farandole_position",
             self.metadata,
@@ -73,6 +85,7 @@ class ParticipantTables:
             sa.Column("incarnation", sa.Text, nullable=False),
             sa.Column("epoch", sa.BigInteger, nullable=False),
             sa.Column("position", sa.BigInteger, nullable=False),
+            sa.Column("in_use", sa.Boolean, nullable=False),
         )
         inbox = self._inbox = sa.Table(
             "farandole_inbox",
@@ -107,7 +120,14 @@ class ParticipantTables:
         )
         self._select_position = sa.select(position).where(position.c.lane == _LANE)
         self._insert_position = sa.insert(position)
-        self._raise_epoch = sa.update(position).where(position.c.lane == _LANE).values(epoch=position.c.epoch + 1)
+        self._raise_epoch = (
+            sa.update(position).where(position.c.lane == _LANE).values(epoch=position.c.epoch + 1, in_use=True)
+        )
+        self._release = (
+            sa.update(position)
+            .where(position.c.lane == _LANE, position.c.epoch == sa.bindparam("own_epoch"))
+            .values(in_use=False)
+        )
         self._move = (
             sa.update(position)
             .where(
@@ -170,19 +190,24 @@ class ParticipantTables:
             .values({column: sa.bindparam(f"new_{column}") for column in _CHANGING})
         )
 
-    def claim(self, connection: sa.Connection, incarnation: str, own_epoch: int) -> tuple[Position, int]:
-        """Raises the epoch, so that an earlier owner's writes fail; returns the position and the new epoch.
+    def claim(self, connection: sa.Connection, incarnation: str, own_epoch: int) -> Claim:
+        """Raises the epoch, so that an earlier owner's writes fail, and marks the store as in use.
 
         `own_epoch` is that of the caller's last claim, 0 for its first. Raises `FencedError` where it is outdated.
         """
         self.check_owner(connection, own_epoch)
-        if connection.execute(self._select_position).first() is None:
-            connection.execute(
-                self._insert_position, {"lane": _LANE, "incarnation": incarnation, "epoch": 0, "position": 0}
-            )
+        before = connection.execute(self._select_position).first()
+        if before is None:
+            new = {"lane": _LANE, "incarnation": incarnation, "epoch": 0, "position": 0, "in_use": False}
+            connection.execute(self._insert_position, new)
         connection.execute(self._raise_epoch)
         row = connection.execute(self._select_position).one()
-        return Position(row.position, row.incarnation), row.epoch
+        is_unclean = before is not None and before.in_use and not own_epoch
+        return Claim(Position(row.position, row.incarnation), row.epoch, is_unclean)
+
+    def release(self, connection: sa.Connection, own_epoch: int) -> None:
+        """Takes the mark away that the store is in use; does nothing where another owner has taken over."""
+        connection.execute(self._release, {"own_epoch": own_epoch})
 
     def check_owner(self, connection: sa.Connection, own_epoch: int) -> None:
         """Raises `FencedError` where another owner has taken over since `own_epoch`; 0 has nothing to lose yet."""
