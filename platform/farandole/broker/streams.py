@@ -5,8 +5,10 @@ Every setting is given, since clients' defaults differ. Provisioning is idempote
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from farandole.broker.connection import Broker
@@ -16,9 +18,12 @@ from farandole.partitions import PARTITIONS
 EVENTS = "EVENTS"
 DEADLETTERS = "DEADLETTERS"
 PARTITIONS_METADATA = "farandole.partitions"
+INCARNATION_METADATA = "farandole.made"
+"""When the stream was provisioned, and by chance which time of several. A restored backup has it too."""
 
 _STREAM_NOT_FOUND = 10059
 _NO_MESSAGE_FOUND = 10037
+_STREAM_NAME_IN_USE = 10058
 _SECOND = 1_000_000_000
 _DUPLICATE_WINDOW_NANOSECONDS = 120 * _SECOND
 
@@ -72,7 +77,10 @@ class StreamState:
     """What a stream is and how far it reaches."""
 
     incarnation: str
-    """When the stream was made; another value means another stream, into which stored positions do not point."""
+    """When the stream was made; another value means another stream, into which stored positions do not point.
+
+    What `nats stream restore` makes of a backup is the same stream, though the broker says that it was made just now.
+    """
     last_sequence: int
     config: Mapping[str, Any]
 
@@ -97,7 +105,8 @@ async def stream_state(broker: Broker, name: str) -> StreamState:
                 code=error.code,
             ) from None
         raise
-    return StreamState(info["created"], info["state"]["last_seq"], info["config"])
+    made = (info["config"].get("metadata") or {}).get(INCARNATION_METADATA)
+    return StreamState(made or info["created"], info["state"]["last_seq"], info["config"])
 
 
 async def events_state(broker: Broker) -> StreamState:
@@ -154,9 +163,10 @@ async def provision(broker: Broker, *, replicas: int = 1) -> list[Provisioned]:
         try:
             state = await stream_state(broker, name)
         except StreamMissingError:
-            await broker.request(f"$JS.API.STREAM.CREATE.{name}", {**wanted, "num_replicas": replicas})
-            outcomes.append(Provisioned(name, "created"))
-            continue
+            if await _create(broker, name, wanted, replicas):
+                outcomes.append(Provisioned(name, "created"))
+                continue
+            state = await stream_state(broker, name)
         drift = _drift(wanted, state.config)
         if drift:
             drifted.append(f"the stream {name} is not as Farandole needs it: {'; '.join(drift)}")
@@ -165,6 +175,21 @@ async def provision(broker: Broker, *, replicas: int = 1) -> list[Provisioned]:
     if drifted:
         raise StreamDriftError("\n".join(drifted))
     return outcomes
+
+
+async def _create(broker: Broker, name: str, wanted: Mapping[str, Any], replicas: int) -> bool:
+    """Makes a stream. Returns False where another one who provisions has just made it."""
+    made = f"{datetime.now(UTC).isoformat()} ({uuid.uuid4().hex[:8]})"
+    metadata = {**wanted["metadata"], INCARNATION_METADATA: made}
+    try:
+        await broker.request(
+            f"$JS.API.STREAM.CREATE.{name}", {**wanted, "num_replicas": replicas, "metadata": metadata}
+        )
+    except BrokerError as error:
+        if error.code != _STREAM_NAME_IN_USE:
+            raise
+        return False
+    return True
 
 
 def _drift(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
