@@ -12,7 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _MOST_AT_ONE_TIME = 1_000_000
 """Callbacks at one moment of virtual time; a program that needs more waits for something by asking again and again."""
@@ -31,8 +31,8 @@ class NoProgressError(RuntimeError):
 class VirtualTimeLoop(asyncio.BaseEventLoop):
     """An event loop without sockets, threads or signals; its time begins at 0 and is counted in virtual seconds.
 
-    `run_until_complete` raises `NothingLeftToHappenError` where its future can't be done any more, and
-    `NoProgressError` where time stands still.
+    `run_until_complete` raises `NothingLeftToHappenError` where its future can't be done any more,
+    `NoProgressError` where time stands still, and whatever a callback raises.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = itertools.count()
         self._cancelled = 0
+        self._failure: BaseException | None = None
         self.iterations = 0
         """Rounds of callbacks so far, as a measure of a run's cost."""
 
@@ -51,13 +52,13 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         """The virtual time, in seconds since the loop was made."""
         return self._now
 
-    def call_later(  # type: ignore[override]  # the arguments are the callback's
+    def call_later(
         self, delay: float, callback: Callable[..., object], *args: object, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See `asyncio.loop.call_later`."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
-    def call_at(  # type: ignore[override]  # the arguments are the callback's
+    def call_at(
         self, when: float, callback: Callable[..., object], *args: object, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See `asyncio.loop.call_at`. Timers of one time come in the order in which they were asked for."""
@@ -67,13 +68,13 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         heapq.heappush(self._timers, (when, next(self._order), handle))
         return handle
 
-    def call_soon_threadsafe(  # type: ignore[override]  # the arguments are the callback's
+    def call_soon_threadsafe(
         self, callback: Callable[..., object], *args: object, context: Context | None = None
     ) -> asyncio.Handle:
         """See `asyncio.loop.call_soon_threadsafe`; there is one thread only."""
         return self.call_soon(callback, *args, context=context)
 
-    def run_in_executor(self, executor: object, func: object, *args: object) -> NoReturn:  # type: ignore[override]  # noqa: ARG002
+    def run_in_executor(self, executor: object, func: object, *args: object) -> NoReturn:  # noqa: ARG002
         """Raises: what other threads do is not reproducible."""
         raise RuntimeError("a simulation has one thread; nothing can run in another")
 
@@ -92,6 +93,9 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
                 handle = callbacks.popleft()
                 if not handle._cancelled:  # noqa: SLF001 - as asyncio's own loop does
                     handle._run()  # noqa: SLF001
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
             if self._stopping:  # type: ignore[attr-defined]
                 return
             at_this_time += count
@@ -130,6 +134,13 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
             # the handle that tells is not yet marked, and stays until its time comes
             heapq.heapify(self._timers)
             self._cancelled = 1
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """What a callback raises ends the run, where asyncio's own loop would log it; a task keeps what it raises."""
+        if "handle" in context and context.get("exception") is not None:
+            self._failure = context["exception"]
+        else:
+            super().call_exception_handler(context)
 
     def _process_events(self, event_list: object) -> None:
         """There are no sockets to hear of."""
