@@ -640,6 +640,58 @@ async def test_dead_letters_are_listed_without_what_is_large(correlator: Correla
         assert (problem.code, problem.fields[0].field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
 
 
+async def test_groups_of_dead_letters_come_with_the_filter_that_lists_them(correlator: Correlator) -> None:
+    claim = await correlator.store.claim(INCARNATION)
+    long = 'the "card" \\ of ü\n' * 100  # of itself longer than a filter may be
+    letters = [
+        *(given_up(n, at_sequence=n) for n in range(1, 6)),
+        dead_letter(6),
+        *(NewDeadLetter(replace(given_up(n, at_sequence=n).dead_letter, detail=long * 3), None) for n in (7, 8)),
+    ]
+    ends = [closed(2, at_sequence=9)]
+    await correlator.store.commit(claim, FoldedBatch(9, dead_letters=letters, closed_dead_letters=ends))
+    request = dead_letter_service_pb2.ListDeadLettersRequest
+    by_failure = dead_letter_service_pb2.DEAD_LETTER_FIELD_FAILURE
+    asked = request(group_by=[by_failure], filter="sequence < 9 OR state = OPEN", page_size=2)
+    first = await correlator.dead_letters.ListDeadLetters(asked)
+    asked.page_token = first.next_page_token
+    rest = await correlator.dead_letters.ListDeadLetters(asked)
+    assert (list(first.dead_letters), rest.next_page_token) == ([], "")
+    largest, longest, smallest = (*first.groups, *rest.groups)
+    assert json_format.MessageToDict(largest) == {
+        "filter": "sequence < 9 OR state = OPEN AND participant = payments AND definition = order-fulfilment AND "
+        "step = take-payment AND event_type = orders.v1.OrderCreated AND reason = RETRIES_EXHAUSTED AND "
+        'detail = "tried 3 times"',
+        "count": "5",
+        "open": "4",
+        "participant": "payments",
+        "eventType": CREATED,
+        "reason": "DEAD_LETTER_REASON_RETRIES_EXHAUSTED",
+        "detail": "tried 3 times",
+        "definition": "order-fulfilment",
+        "step": "take-payment",
+        "firstTime": "2026-03-01T09:00:01.123456Z",
+        "lastTime": "2026-03-01T09:00:05.123456Z",
+    }
+    assert "NOT definition:* AND NOT step:* AND" in smallest.filter
+    for group, sequences in ((largest, [5, 4, 3, 2, 1]), (longest, [8, 7]), (smallest, [6])):
+        listed = await correlator.dead_letters.ListDeadLetters(request(filter=group.filter))
+        assert [one.sequence for one in listed.dead_letters] == sequences
+    by_saga = dead_letter_service_pb2.DEAD_LETTER_FIELD_SAGA
+    groups = (await correlator.dead_letters.ListDeadLetters(request(group_by=[by_saga]))).groups
+    assert [(group.filter, group.saga_id, group.count) for group in groups] == [
+        ("saga_id = a", "a", 7),
+        ("NOT saga_id:*", "", 1),
+    ]
+    for wrong, field in (
+        (request(group_by=[by_saga], page_token=first.next_page_token), "page_token"),
+        (request(group_by=[by_saga, by_saga]), "group_by"),
+        (request(group_by=[dead_letter_service_pb2.DEAD_LETTER_FIELD_UNSPECIFIED]), "group_by[0]"),
+    ):
+        problem = await refused(correlator.dead_letters.ListDeadLetters(wrong))
+        assert (problem.code, problem.fields[0].field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+
+
 async def test_a_dead_letter_is_told_whole(correlator: Correlator) -> None:
     readable = dead_letter(2, key="ord-1")
     body = order(card="4111", currency="EUR")

@@ -21,6 +21,7 @@ from farandole.correlator.filters import (
     Or,
     Present,
     Value,
+    filter_text,
     matches,
     parse_filter,
 )
@@ -88,6 +89,7 @@ def test_a_filter_says_what_it_means(text: str, meaning: Filter | None) -> None:
         ("status < RUNNING", "at position 8: status compares with = and != only"),
         ("saga_id > a", "saga_id compares with = and != only"),
         ("saga_id = ord-*", "saga_id is compared as a whole"),
+        (r'saga_id = "\\*"', r'a * in quotes is written "\*"'),
         ("status = *", "status can't be '*'"),
         ("version = one", "version takes a whole number, not 'one'"),
         ("version = 1.5", "version takes a whole number"),
@@ -163,3 +165,36 @@ def test_what_is_absent_satisfies_no_comparison_but_being_other(text: str, holds
     wanted = parse_filter(text, SAGA_FIELDS)
     assert wanted is not None
     assert matches(wanted, values.__getitem__) is holds
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@given(
+    values=st.fixed_dictionaries(
+        {},
+        optional={
+            "saga_id": TEXTS | st.none(),
+            "detail": TEXTS | st.sampled_from(["AND", "NOT", "*", "", '"', "\\", "a\nb"]),
+            "reason": st.sampled_from(list(Reason)),
+            "sequence": st.integers(0, 2**62),
+            "stream_time": st.datetimes(timezones=st.just(UTC)),
+        },
+    ),
+    text=st.sampled_from(["", "  ", "state = OPEN", "state = OPEN OR sequence > 3 AND reason:*"]),
+)
+def test_a_filter_that_is_written_matches_what_it_was_written_for(values: dict[str, Value | None], text: str) -> None:
+    written = parse_filter(filter_text(text, values), DEAD_LETTER_FIELDS)
+    narrowed = parse_filter(text, DEAD_LETTER_FIELDS)
+    terms = list(narrowed.terms if isinstance(narrowed, And) else [narrowed] if narrowed is not None else [])
+    terms += [
+        Not(Present(field)) if value is None else Comparison(field, Operator.EQUAL, value)
+        for field, value in values.items()
+    ]
+    assert written == (And(tuple(terms)) if len(terms) > 1 else terms[0] if terms else None)
+
+
+def test_a_filter_that_would_be_too_long_is_not_written() -> None:
+    assert len(filter_text("", {"detail": "x" * (MAX_BYTES - len("detail = "))})) == MAX_BYTES
+    assert filter_text("", {"detail": "x" * MAX_BYTES}) == ""
+    assert filter_text("", {"detail": "ü" * (MAX_BYTES // 2)}) == ""

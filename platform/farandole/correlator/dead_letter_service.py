@@ -11,10 +11,17 @@ import grpc
 from choreography.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc
 from farandole.correlator.events_stream import EventsStream
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, parse_filter
-from farandole.correlator.messages import dead_letter_message, dead_letter_with_body
+from farandole.correlator.messages import dead_letter_message, dead_letter_with_body, group_message
 from farandole.correlator.operator_verbs import DISCARD, REDRIVE, Decision, OperatorVerbs, Progress
 from farandole.correlator.pages import page_size, page_token, position_of
-from farandole.correlator.queries import CorrelatorQueries, DeadLetterQuery, find_dead_letter
+from farandole.correlator.queries import (
+    CorrelatorQueries,
+    DeadLetterField,
+    DeadLetterGroupQuery,
+    DeadLetterQuery,
+    GroupCursor,
+    find_dead_letter,
+)
 from farandole.registry import Registry
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -31,7 +38,9 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
     async def ListDeadLetters(  # noqa: N802 - the RPC's name
         self, request: dead_letter_service_pb2.ListDeadLettersRequest, _context: Context
     ) -> dead_letter_service_pb2.ListDeadLettersResponse:
-        """A page of dead letters, newest first."""
+        """A page of dead letters, newest first, or of groups of them, the largest first."""
+        if request.group_by:
+            return await self._groups(request)
         listing = ("dead_letters", request.filter)
         before = None
         if request.page_token:
@@ -42,6 +51,24 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
         return dead_letter_service_pb2.ListDeadLettersResponse(
             dead_letters=[dead_letter_message(one) for one in page.dead_letters],
             next_page_token="" if page.next is None else page_token((page.next,), listing=listing),
+        )
+
+    async def _groups(
+        self, request: dead_letter_service_pb2.ListDeadLettersRequest
+    ) -> dead_letter_service_pb2.ListDeadLettersResponse:
+        group_by = tuple(DeadLetterField(field) for field in request.group_by)
+        listing = ("dead_letter_groups", request.filter, *(field.name for field in group_by))
+        after = None
+        if request.page_token:
+            count, row = position_of(request.page_token, listing=listing, shape=(int, int))
+            after = GroupCursor(int(count), int(row))
+        filter_ = parse_filter(request.filter, DEAD_LETTER_FIELDS)
+        page = await self._queries.group_dead_letters(
+            DeadLetterGroupQuery(group_by, filter_, page_size(request.page_size), after)
+        )
+        return dead_letter_service_pb2.ListDeadLettersResponse(
+            groups=[group_message(one, request.filter) for one in page.groups],
+            next_page_token=page_token((page.next.count, page.next.row), listing=listing) if page.next else "",
         )
 
     async def GetDeadLetter(  # noqa: N802 - the RPC's name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,12 @@ class DeadLetter:
     def id(self) -> str:
         """`<participant>-<sequence>`."""
         return dead_letter_id(self.participant, self.sequence)
+
+    @property
+    def failure(self) -> str:
+        """32 hexadecimal digits: the same for what the same step gave up on for the same reason, in the same words."""
+        alike = (self.participant, self.definition, self.step, self.event_type, self.reason.name, self.detail)
+        return hashlib.sha256(json.dumps(alike).encode()).hexdigest()[:32]
 
     @property
     def partition(self) -> int:

@@ -4,7 +4,7 @@
     factor     = term {"OR" term}                  OR binds tighter than AND, as AIP-160 has it
     term       = ["NOT" | "-"] ("(" filter ")" | comparison)
     comparison = field ("=" | "!=" | "<" | "<=" | ">" | ">=" | ":") value
-    value      = a bare word, or a text in " or ' with \\ before a quote or a backslash
+    value      = a bare word, or a text in " or ' with \\ before a quote, a backslash or a *
 
 `field:*` asks whether the field is there at all; `field:value` is `field = value`. Texts and enumerations compare
 with `=`, `!=` and `:` only. A field that is absent (the `end_time` of an open saga) satisfies no comparison but `!=`.
@@ -114,6 +114,7 @@ DEAD_LETTER_FIELDS: Mapping[str, FilterField] = {
     "event_type": FilterField(str),
     "reason": FilterField(Reason, "DEAD_LETTER_REASON_"),
     "detail": FilterField(str),
+    "failure": FilterField(str),
     "state": FilterField(DeadLetterState, "DEAD_LETTER_STATE_"),
     "saga_id": FilterField(str),
     "sequence": FilterField(int),
@@ -130,6 +131,33 @@ def parse_filter(text: str, fields: Mapping[str, FilterField]) -> Filter | None:
     if size > MAX_BYTES:
         raise InvalidArgumentError("filter", f"has {size} bytes; a filter has at most {MAX_BYTES}")
     return _Parser(text, fields).whole()
+
+
+def filter_text(text: str, values: Mapping[str, Value | None]) -> str:
+    """The filter `text`, narrowed to what has these values; None stands for a field that is absent.
+
+    Empty where no filter may be as long.
+    """
+    terms = [text.strip()] if text.strip() else []
+    for name, value in values.items():
+        terms.append(f"NOT {name}:*" if value is None else f"{name} = {_written(value)}")
+    written = " AND ".join(terms)  # binds loosest of all: nothing needs parentheses
+    return written if len(written.encode()) <= MAX_BYTES else ""
+
+
+def _written(value: Value) -> str:
+    """A value as a filter has it."""
+    match value:
+        case enum.IntEnum():
+            return value.name
+        case int():
+            return str(value)
+        case datetime():
+            return f'"{value.isoformat()}"'
+        case str() if _PLAIN_VALUE.fullmatch(value) and value not in _KEYWORDS:
+            return value
+        case str():
+            return '"' + _TO_ESCAPE.sub(r"\\\g<0>", value) + '"'
 
 
 def matches(filter: Filter, value_of: Callable[[str], Value | None]) -> bool:  # noqa: A002 - the API's word
@@ -164,6 +192,8 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _OPERATOR = re.compile(r"<=|>=|!=|[=<>:]")
 _BARE_VALUE = re.compile(r"[^\s()\"']+")
 _QUOTED_VALUE = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'", re.DOTALL)
+_PLAIN_VALUE = re.compile(r"[A-Za-z0-9_.-]+")
+_TO_ESCAPE = re.compile(r"[\"\\*]")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
 _KEYWORDS = frozenset({"AND", "OR", "NOT"})
@@ -233,25 +263,28 @@ class _Parser:
             self._refuse(f"{name} compares with = and != only")
         self._move(sign.end())
         at = self._at
-        text, is_quoted = self._value(name)
-        if text == "*" and not is_quoted and sign[0] == ":":
+        text, is_bare, has_star = self._value(name)
+        if text == "*" and is_bare and sign[0] == ":":
             return Present(name)
+        if has_star and field.kind is str:
+            self._refuse(f'{name} is compared as a whole; a * in quotes is written "\\*"', at)
         how = Operator.EQUAL if sign[0] == ":" else Operator(sign[0])
         return Comparison(name, how, self._converted(name, field, text, at))
 
-    def _value(self, name: str) -> tuple[str, bool]:
-        """The text of a value, and whether it stood in quotes."""
+    def _value(self, name: str) -> tuple[str, bool, bool]:
+        """The text of a value, whether it stood without quotes, and whether it has a * that nothing escapes."""
         if self._peek('"') or self._peek("'"):
             quoted = _QUOTED_VALUE.match(self._text, self._at)
             if quoted is None:
                 self._refuse("a quote that is not closed")
             self._move(quoted.end())
-            return _ESCAPE.sub(r"\1", quoted[1] if quoted[1] is not None else quoted[2]), True
+            inside = quoted[1] if quoted[1] is not None else quoted[2]
+            return _ESCAPE.sub(r"\1", inside), False, "*" in _ESCAPE.sub("", inside)
         bare = _BARE_VALUE.match(self._text, self._at)
         if bare is None or bare[0] in _KEYWORDS:
             self._refuse(f"expected a value for {name}, found {self._rest()}")
         self._move(bare.end())
-        return bare[0], False
+        return bare[0], True, "*" in bare[0]
 
     def _converted(self, name: str, field: FilterField, text: str, at: int) -> Value:
         kind = field.kind
@@ -272,8 +305,6 @@ class _Parser:
             if not _INTEGER.fullmatch(text) or int(text) not in _INT64:
                 self._refuse(f"{name} takes a whole number, not {text!r}", at)
             return int(text)
-        if "*" in text:
-            self._refuse(f"{name} is compared as a whole; * stands for nothing else", at)
         return text
 
     def _peek(self, sign: str) -> bool:

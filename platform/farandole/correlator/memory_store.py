@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.filters import Filter, Value, matches
 from farandole.correlator.queries import (
+    DeadLetterGroup,
+    DeadLetterGroupPage,
+    DeadLetterGroupQuery,
     DeadLetterPage,
     DeadLetterQuery,
     DueSaga,
+    GroupCursor,
     OpenDeadLetters,
     RecordedSaga,
     SagaCount,
@@ -223,6 +227,21 @@ class MemoryCorrelatorStore:
             tuple(dead_letter for _, dead_letter in page), page[-1][0] if len(found) > len(page) else None
         )
 
+    async def group_dead_letters(self, query: DeadLetterGroupQuery) -> DeadLetterGroupPage:
+        """See `CorrelatorQueries.group_dead_letters`."""
+        alike: dict[tuple[Value | None, ...], list[tuple[int, DeadLetter]]] = {}
+        for row, dead_letter in enumerate(self._dead_letters.values(), start=1):
+            if _dead_letter_matches(dead_letter, query.filter):
+                values = tuple(_DEAD_LETTER_VALUES[key](dead_letter) for key in query.keys)
+                alike.setdefault(values, []).append((row, dead_letter))
+        groups = sorted((_group(query, rows) for rows in alike.values()), key=lambda group: (-group.count, group.row))
+        if query.after is not None:
+            last = (-query.after.count, query.after.row)
+            groups = [group for group in groups if (-group.count, group.row) > last]
+        page = groups[: query.limit]
+        more = len(groups) > len(page)
+        return DeadLetterGroupPage(tuple(page), GroupCursor(page[-1].count, page[-1].row) if more else None)
+
     async def count_open_dead_letters(self, filter: Filter | None = None) -> OpenDeadLetters:  # noqa: A002
         """See `CorrelatorQueries.count_open_dead_letters`."""
         found = self._open_dead_letters(filter)
@@ -342,12 +361,27 @@ _DEAD_LETTER_VALUES: Mapping[str, Callable[[DeadLetter], Value | None]] = {
     "step": lambda dead_letter: dead_letter.step or None,
     "event_type": lambda dead_letter: dead_letter.event_type,
     "detail": lambda dead_letter: dead_letter.detail,
+    "failure": lambda dead_letter: dead_letter.failure,
     "reason": lambda dead_letter: dead_letter.reason,
     "state": lambda dead_letter: dead_letter.state,
     "saga_id": lambda dead_letter: dead_letter.key or None,
     "sequence": lambda dead_letter: dead_letter.sequence,
     "stream_time": lambda dead_letter: dead_letter.stream_time,
 }
+
+
+def _group(query: DeadLetterGroupQuery, rows: Sequence[tuple[int, DeadLetter]]) -> DeadLetterGroup:
+    """The group of the dead letters in `rows`, which have row numbers."""
+    first_row, any_one = rows[0]
+    times = [dead_letter.stream_time for _, dead_letter in rows]
+    return DeadLetterGroup(
+        values={field: _DEAD_LETTER_VALUES[field](any_one) for field in dict.fromkeys((*query.fields, *query.keys))},
+        count=len(rows),
+        open=sum(dead_letter.state is DeadLetterState.OPEN for _, dead_letter in rows),
+        first_time=min(times),
+        last_time=max(times),
+        row=first_row,
+    )
 
 
 def _is_listed(saga: Saga, filter: Filter | None) -> bool:  # noqa: A002 - the API's word

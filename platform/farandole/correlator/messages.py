@@ -9,9 +9,10 @@ from functools import lru_cache
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.protobuf.message import DecodeError
 
-from choreography.v1 import dead_letter_pb2, saga_definition_pb2, saga_pb2, saga_service_pb2
+from choreography.v1 import dead_letter_pb2, dead_letter_service_pb2, saga_definition_pb2, saga_pb2, saga_service_pb2
 from farandole.correlator.dead_letters import DeadLetter
-from farandole.correlator.queries import RecordedSaga, SagaCount, StoredDefinition
+from farandole.correlator.filters import filter_text
+from farandole.correlator.queries import DeadLetterField, DeadLetterGroup, RecordedSaga, SagaCount, StoredDefinition
 from farandole.registry import Registry
 from farandole.saga import HistoryEntry, Saga
 
@@ -116,6 +117,29 @@ def dead_letter_message(dead_letter: DeadLetter) -> dead_letter_pb2.DeadLetter:
         close_time=_timestamp(dead_letter.close_time),
         close_actor=dead_letter.close_actor,
         close_reason=dead_letter.close_reason,
+    )
+
+
+def group_message(group: DeadLetterGroup, listed: str) -> dead_letter_service_pb2.DeadLetterGroup:
+    """A group of the dead letters that match the filter `listed`.
+
+    Its own filter is empty where it would be longer than a filter may be: what participants tell is never so long.
+    """
+    values = dict(group.values)
+    failure = values.pop("failure", None)
+    filter_ = filter_text(listed, values)
+    if not filter_ and failure is not None:
+        rest = {name: value for name, value in values.items() if name not in DeadLetterField.FAILURE.fields}
+        filter_ = filter_text(listed, {"failure": failure, **rest})
+    reason = values.pop("reason", None)
+    return dead_letter_service_pb2.DeadLetterGroup(
+        filter=filter_,
+        count=group.count,
+        open=group.open,
+        reason=dead_letter_pb2.DeadLetterReason.ValueType(reason if isinstance(reason, int) else 0),
+        first_time=_timestamp(group.first_time),
+        last_time=_timestamp(group.last_time),
+        **{name: str(value) for name, value in values.items() if value is not None},
     )
 
 

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from choreography.v1 import saga_definition_pb2
 from farandole.correlator.dead_letters import DeadLetter, parse_dead_letter_id
-from farandole.correlator.filters import Filter
+from farandole.correlator.filters import Filter, Value
 from farandole.definition import Definition
 from farandole.errors import NotFoundError, StoreError
 from farandole.saga import Health, Saga, Status
@@ -96,6 +96,89 @@ class DeadLetterPage:
     """`before` of the next page, or `after` of `open_dead_letters`; None where there is none."""
 
 
+class DeadLetterField(enum.IntEnum):
+    """What dead letters can be grouped by (`choreography.v1.DeadLetterField`)."""
+
+    PARTICIPANT = 1
+    EVENT_TYPE = 2
+    REASON = 3
+    SAGA = 4
+    STEP = 5
+    FAILURE = 6
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of a filter that the dead letters of a group have in common."""
+        return _GROUPED_BY[self]
+
+
+_GROUPED_BY: Mapping[DeadLetterField, tuple[str, ...]] = {
+    DeadLetterField.PARTICIPANT: ("participant",),
+    DeadLetterField.EVENT_TYPE: ("event_type",),
+    DeadLetterField.REASON: ("reason",),
+    DeadLetterField.SAGA: ("saga_id",),
+    DeadLetterField.STEP: ("definition", "step"),
+    DeadLetterField.FAILURE: ("participant", "definition", "step", "event_type", "reason", "detail"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCursor:
+    """The place of the last group of a page."""
+
+    count: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterGroupQuery:
+    """A page of groups of dead letters, the largest first; among equals the one that began first."""
+
+    group_by: tuple[DeadLetterField, ...]
+    """At least one, each once."""
+    filter: Filter | None = None
+    limit: int = 50
+    after: GroupCursor | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that the dead letters of a group have in common, each once."""
+        return tuple(dict.fromkeys(field for by in self.group_by for field in by.fields))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The fields that tell groups apart: `failure` stands for all that it is made of."""
+        if DeadLetterField.FAILURE not in self.group_by:
+            return self.fields
+        return ("failure", *(field for field in self.fields if field not in DeadLetterField.FAILURE.fields))
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterGroup:
+    """Dead letters that have something in common."""
+
+    values: Mapping[str, Value | None]
+    """By the query's `fields` what they have in common, None where they lack it; with `failure` where they are grouped
+    by that."""
+    count: int
+    open: int
+    """How many of them are open."""
+    first_time: datetime
+    """When the stream stored the first of the events."""
+    last_time: datetime
+    row: int
+    """The number that the store gave the first of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterGroupPage:
+    """Groups of dead letters."""
+
+    groups: tuple[DeadLetterGroup, ...]
+    next: GroupCursor | None
+    """Where the next page begins; None where there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenDeadLetters:
     """The open dead letters that matched a filter at one moment."""
@@ -165,6 +248,10 @@ class CorrelatorQueries(Protocol):
 
     async def list_dead_letters(self, query: DeadLetterQuery) -> DeadLetterPage:
         """A page of dead letters."""
+        ...
+
+    async def group_dead_letters(self, query: DeadLetterGroupQuery) -> DeadLetterGroupPage:
+        """A page of groups of dead letters. A group that grows between two pages may be met twice, or not at all."""
         ...
 
     async def count_open_dead_letters(self, filter: Filter | None = None) -> OpenDeadLetters:  # noqa: A002

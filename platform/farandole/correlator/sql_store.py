@@ -18,9 +18,13 @@ import sqlalchemy as sa
 from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.filters import COMPARE, And, Comparison, Filter, Not, Operator, Or, Present, Value
 from farandole.correlator.queries import (
+    DeadLetterGroup,
+    DeadLetterGroupPage,
+    DeadLetterGroupQuery,
     DeadLetterPage,
     DeadLetterQuery,
     DueSaga,
+    GroupCursor,
     OpenDeadLetters,
     RecordedSaga,
     SagaCount,
@@ -158,6 +162,7 @@ _DEAD_LETTER = sa.Table(
     sa.Column("key", sa.Text),
     sa.Column("reason", sa.SmallInteger, nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
     sa.Column("stream_time", sa.BigInteger, nullable=False),
     sa.Column("headers", sa.Text, nullable=False),
     sa.Column("body_size", sa.BigInteger, nullable=False),
@@ -458,6 +463,14 @@ class SqlCorrelatorStore:
         page = rows[: query.limit]
         return DeadLetterPage(tuple(_dead_letter(row) for row in page), page[-1].id if len(rows) > len(page) else None)
 
+    async def group_dead_letters(self, query: DeadLetterGroupQuery) -> DeadLetterGroupPage:
+        """See `CorrelatorQueries.group_dead_letters`."""
+        statement = _groups_statement(query)
+        rows = await self._database.read(lambda connection: connection.execute(statement).all())
+        page = tuple(_group(query, row) for row in rows[: query.limit])
+        more = len(rows) > len(page)
+        return DeadLetterGroupPage(page, GroupCursor(page[-1].count, page[-1].row) if more else None)
+
     async def count_open_dead_letters(self, filter: Filter | None = None) -> OpenDeadLetters:  # noqa: A002
         """See `CorrelatorQueries.count_open_dead_letters`."""
         columns = _DEAD_LETTER.c
@@ -694,7 +707,8 @@ _DEAD_LETTER_FILTER_COLUMNS: Mapping[str, sa.Column[Any]] = {
     **{
         name: _DEAD_LETTER.c[name]
         for name in (
-            "participant", "definition", "step", "event_type", "reason", "detail", "state", "sequence", "stream_time",
+            "participant", "definition", "step", "event_type", "reason", "detail", "failure", "state", "sequence",
+            "stream_time",
         )
     },
 }  # fmt: skip
@@ -714,6 +728,46 @@ def saga_page_statement(query: SagaQuery) -> sa.Select[Any]:
     if query.descending:
         return statement.order_by(place.desc(), row.desc())
     return statement.order_by(place, row)
+
+
+def _groups_statement(query: DeadLetterGroupQuery) -> sa.Select[Any]:
+    """The statement of a page and one group more: the groups' own columns, then what their dead letters share."""
+    columns = _DEAD_LETTER_FILTER_COLUMNS
+    keys = [columns[key] for key in query.keys]
+    alike = dict.fromkeys((*query.fields, *query.keys))
+    groups = (
+        sa.select(
+            sa.func.count().label("group_count"),
+            sa.func.min(_DEAD_LETTER.c.id).label("group_row"),
+            sa.func.sum(sa.case((_DEAD_LETTER.c.state == DeadLetterState.OPEN.value, 1), else_=0)).label("group_open"),
+            sa.func.min(_DEAD_LETTER.c.stream_time).label("group_first"),
+            sa.func.max(_DEAD_LETTER.c.stream_time).label("group_last"),
+            *(sa.func.min(columns[name]).label(f"alike_{name}") for name in alike),
+        )
+        .where(*([] if query.filter is None else [_condition(query.filter, columns)]))
+        .group_by(*keys)
+        .subquery()
+    )
+    count, row = groups.c.group_count, groups.c.group_row
+    statement = sa.select(groups).order_by(count.desc(), row).limit(query.limit + 1)
+    if query.after is not None:
+        after = query.after
+        statement = statement.where(sa.or_(count < after.count, sa.and_(count == after.count, row > after.row)))
+    return statement
+
+
+def _group(query: DeadLetterGroupQuery, row: Row) -> DeadLetterGroup:
+    values = {name: getattr(row, f"alike_{name}") for name in dict.fromkeys((*query.fields, *query.keys))}
+    if "reason" in values:
+        values["reason"] = Reason(values["reason"])
+    return DeadLetterGroup(
+        values=values,
+        count=row.group_count,
+        open=row.group_open,
+        first_time=_time(row.group_first),
+        last_time=_time(row.group_last),
+        row=row.group_row,
+    )
 
 
 def _open_and(filter: Filter | None) -> list[sa.ColumnElement[bool]]:  # noqa: A002 - the API's word
@@ -879,6 +933,7 @@ def _dead_letter_parameters(dead_letter: DeadLetter) -> Parameters:
         "key": dead_letter.key or None,
         "reason": dead_letter.reason.value,
         "detail": dead_letter.detail,
+        "failure": dead_letter.failure,
         "stream_time": _micros(dead_letter.stream_time),
         "headers": _dump(dict(dead_letter.headers)),
         "body_size": dead_letter.body_size,

@@ -13,15 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from farandole.correlator.dead_letters import ClosedDeadLetter, DeadLetter, DeadLetterState
-from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
-from farandole.correlator.queries import DeadLetterQuery, SagaCount, SagaOrder, SagaQuery
+from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, filter_text, parse_filter
+from farandole.correlator.queries import (
+    DeadLetterField,
+    DeadLetterGroup,
+    DeadLetterGroupQuery,
+    DeadLetterQuery,
+    SagaCount,
+    SagaOrder,
+    SagaQuery,
+)
 from farandole.correlator.store import (
     ALL_PARTITIONS,
     Claim,
@@ -215,6 +223,18 @@ async def walk(store: CorrelatorStore, query: SagaQuery) -> list[str]:
         keys.extend(found.key for found in page.sagas)
         if page.next is None:
             return keys
+        query = replace(query, after=page.next)
+
+
+async def groups_of(store: CorrelatorStore, query: DeadLetterGroupQuery) -> AsyncIterator[DeadLetterGroup]:
+    """The groups of every page."""
+    while True:
+        page = await store.group_dead_letters(query)
+        assert len(page.groups) <= query.limit
+        for group in page.groups:
+            yield group
+        if page.next is None:
+            return
         query = replace(query, after=page.next)
 
 
@@ -710,6 +730,56 @@ class CorrelatorStoreConformance:
         await store.commit(claim, FoldedBatch(5, dead_letters=letters, closed_dead_letters=(end,)))
         page = await store.list_dead_letters(DeadLetterQuery(parse_filter(text, DEAD_LETTER_FIELDS)))
         assert [letter.sequence for letter in page.dead_letters] == sequences
+
+    @pytest.mark.parametrize("group_by", [(one,) for one in DeadLetterField] + [tuple(DeadLetterField)[:5]])
+    async def test_groups_are_what_their_dead_letters_have_in_common(
+        self, store: CorrelatorStore, group_by: tuple[DeadLetterField, ...]
+    ) -> None:
+        letters = [
+            dead_letter(1),
+            dead_letter(2, key="a", reason=Reason.RULE_VIOLATION),
+            dead_letter(3, key="b"),
+            *(given_up(n, at_sequence=n, attempts=3 + n % 2) for n in range(4, 9)),
+            given_up(9, at_sequence=9, participant="shipping"),
+        ]
+        ends = (closed(5, at_sequence=10), closed(7, at_sequence=11))
+        await store.commit(
+            await store.claim(INCARNATION), FoldedBatch(11, dead_letters=letters, closed_dead_letters=ends)
+        )
+        found = [group async for group in groups_of(store, DeadLetterGroupQuery(group_by, limit=2))]
+        assert [(-group.count, group.row) for group in found] == sorted((-group.count, group.row) for group in found)
+        assert sum(group.count for group in found) == len(letters)
+        assert sum(group.open for group in found) == len(letters) - len(ends)
+        for group in found:
+            values = {name: value for name, value in group.values.items() if name != "failure"}
+            assert tuple(values) == DeadLetterGroupQuery(group_by).fields
+            text = filter_text("sequence > 0", values)
+            page = await store.list_dead_letters(DeadLetterQuery(parse_filter(text, DEAD_LETTER_FIELDS)))
+            assert len(page.dead_letters) == group.count
+            assert sum(one.state is DeadLetterState.OPEN for one in page.dead_letters) == group.open
+            times = [one.stream_time for one in page.dead_letters]
+            assert (group.first_time, group.last_time) == (min(times), max(times))
+            if DeadLetterField.FAILURE in group_by:
+                alike = parse_filter(f"failure = {group.values['failure']}", DEAD_LETTER_FIELDS)
+                assert await store.list_dead_letters(DeadLetterQuery(alike)) == page
+                assert {one.failure for one in page.dead_letters} == {group.values["failure"]}
+
+    async def test_dead_letters_of_no_saga_are_a_group_and_so_are_those_of_no_step(
+        self, store: CorrelatorStore
+    ) -> None:
+        letters = [dead_letter(1), dead_letter(2), dead_letter(3, key="a"), given_up(4, at_sequence=4)]
+        await store.commit(await store.claim(INCARNATION), FoldedBatch(4, dead_letters=letters))
+        both = DeadLetterGroupQuery((DeadLetterField.SAGA, DeadLetterField.STEP))
+        assert [(dict(group.values), group.count) async for group in groups_of(store, both)] == [
+            ({"saga_id": None, "definition": None, "step": None}, 2),
+            ({"saga_id": "a", "definition": None, "step": None}, 1),
+            ({"saga_id": "a", "definition": "order-fulfilment", "step": "take-payment"}, 1),
+        ]
+        of_payments = parse_filter("participant = payments", DEAD_LETTER_FIELDS)
+        (group,) = (await store.group_dead_letters(replace(both, filter=of_payments))).groups
+        assert (group.count, group.row) == (1, 4)
+        nobodys = parse_filter("participant = nobody", DEAD_LETTER_FIELDS)
+        assert (await store.group_dead_letters(replace(both, filter=nobodys))).groups == ()
 
     async def test_open_dead_letters_are_counted_and_found_oldest_first(self, store: CorrelatorStore) -> None:
         claim = await store.claim(INCARNATION)
