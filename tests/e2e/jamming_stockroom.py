@@ -15,13 +15,14 @@ from choreography.v1.lifecycle_pb2 import SagaTimedOut
 from farandole import Participant, Transaction, run, step
 from inventory.v1.inventory_events_pb2 import ItemsReleased, ItemsReserved
 from orders.v1.order_events_pb2 import OrderCreated
-from payments.v1.payment_events_pb2 import PaymentFailed
+from payments.v1.payment_events_pb2 import PaymentFailed, PaymentProcessed
+from shipping.v1.shipping_events_pb2 import OrderShipped
 
 METADATA = sa.MetaData()
 WORK = sa.Table(
     "work", METADATA, sa.Column("number", sa.Integer, primary_key=True), sa.Column("done", sa.Text, nullable=False)
 )
-"""What was done, in order: `reserve KEY`, `release KEY`."""
+"""What was done, in order: `reserve KEY`, `release KEY`, `pack-CENTS KEY`."""
 
 
 class GateJammedError(Exception):
@@ -47,6 +48,12 @@ def release(_event: PaymentFailed | SagaTimedOut, tx: Transaction) -> ItemsRelea
     return ItemsReleased(order_id=tx.key, reservation_id=tx.step_id, reason="nobody pays for it")
 
 
+def pack(event: PaymentProcessed, tx: Transaction) -> OrderShipped:
+    """Hands them over, against what was paid."""
+    work(tx, f"pack-{event.amount_cents}", "out of the door")
+    return OrderShipped(order_id=event.order_id, tracking_number="collected")
+
+
 def work(tx: Transaction, what: str, where: str) -> None:
     """Writes down that something was done, and only then looks at the gate: a try that fails must leave nothing."""
     tx.execute(sa.insert(WORK), {"done": f"{what} {tx.key}"})
@@ -56,6 +63,11 @@ def work(tx: Transaction, what: str, where: str) -> None:
 
 if __name__ == "__main__":
     run(
-        Participant("stockroom", step("reserve", reserve, undo=release, saga="stock-keeping"), metadata=METADATA),
+        Participant(
+            "stockroom",
+            step("reserve", reserve, undo=release, saga="stock-keeping"),
+            step("pack", pack, saga="stock-keeping"),
+            metadata=METADATA,
+        ),
         grpc_port=50052,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ DISCARDED = "choreography.v1.DeadLetterDiscarded"
 SUPERSEDED = "choreography.v1.DeadLetterSuperseded"
 VOIDED = "choreography.v1.StepVoided"
 TIMED_OUT = "choreography.v1.SagaTimedOut"
+OPEN = "state = OPEN"
+INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION = 3, 5, 9
 GET_STATUS = "choreography.v1.ParticipantService/GetStatus"
 
 ILLEGIBLE, NOWHERE, FROZEN = "illegible", "nowhere", "card-frozen"
@@ -105,8 +108,18 @@ def when_state(stack: Stack, saga_id: str, state: str) -> JSON:
     return eventually(look, f"the dead letter of {saga_id} is {state}")
 
 
-def decide(stack: Stack, event_type: str, letter: JSON, reason: str) -> None:
-    """What an operator publishes about a dead letter."""
+def redrive(stack: Stack, letter: JSON, reason: str) -> str:
+    """Has a dead letter tried again, as ada; what is printed."""
+    return stack.farandole("deadletters", "redrive", letter["dead_letter_id"], "--reason", reason, "--actor", "ada")
+
+
+def discard(stack: Stack, letter: JSON, reason: str) -> str:
+    """Goes on without a dead letter, as ada; what is printed."""
+    return stack.farandole("deadletters", "discard", letter["dead_letter_id"], "--reason", reason, "--actor", "ada")
+
+
+def decide_by_event(stack: Stack, event_type: str, letter: JSON, reason: str) -> None:
+    """The same by an event of one's own, as any program may publish it."""
     names = {"sagaId": "saga_id", "definition": "definition", "step": "step", "participant": "participant"}
     body = {name: letter[field] for name, field in names.items()}
     body |= {"sequence": letter["sequence"], "actor": "ada", "reason": reason}
@@ -240,7 +253,12 @@ def test_people_see_it_at_the_command_line(own_stack: Stack) -> None:
     shown = own_stack.farandole("deadletters", "show", identity)
     for word in ("OPEN", "shipping", "ship-order", "once", "REJECTED", "nobody can read the address", "[REDACTED]"):
         assert word in shown
-    assert f"farandole deadletters show {identity}" in own_stack.farandole("sagas", "diagnose", "unread")
+    diagnosed = own_stack.farandole("sagas", "diagnose", "unread")
+    for command in (f"show {identity}", f"redrive {identity} --reason WHY", f"discard {identity} --reason WHY"):
+        assert f"  farandole deadletters {command}\n" in diagnosed
+        assert command.startswith("show") or f"  farandole deadletters {command}\n" in shown
+    [line] = [line for line in diagnosed.splitlines() if line.startswith("shipping ")]
+    assert "DEAD_LETTERED" in line
     [line] = [line for line in own_stack.farandole("sagas", "list").splitlines() if line.startswith("unread ")]
     for word in ("RUNNING", "QUARANTINED", "ship-order (shipping)"):
         assert word in line
@@ -285,13 +303,13 @@ def test_later_events_wait_behind_it_across_a_crash_until_it_is_discarded(own_st
     letter = dead_letter(stack, key)
     assert (letter["state"], letter["attempts"]) == ("DEAD_LETTER_STATE_OPEN", 1)
 
-    decide(stack, REDRIVEN, letter, "perhaps it dries")
+    assert f"farandole sagas watch {key}\n" in redrive(stack, letter, "perhaps it dries")
     eventually(lambda: dead_letter(stack, key)["attempts"] == 2, "it was tried once more")
     assert queue(stack, "shipping", key) == stuck
     saga = quarantined(stack, key)
     assert [len(of_type(saga, event_type)) for event_type in (RECORDED, REDRIVEN)] == [2, 1]
 
-    decide(stack, DISCARDED, letter, "the customer has sent the address again")
+    discard(stack, letter, "the customer has sent the address again")
     saga = stack.completed(key)
     assert saga["health"] == "SAGA_HEALTH_ON_TIME"
     assert [(e["payload"]["actor"], e["disposition"]) for e in of_type(saga, DISCARDED)] == [
@@ -325,12 +343,12 @@ def test_a_compensation_that_is_given_up_on(own_stack: Stack) -> None:
     assert "COMPENSATION_FAILED" in line
 
     kill(stack, "payments")
-    decide(stack, REDRIVEN, letter, "the bank has been asked")
+    redrive(stack, letter, "the bank has been asked")
     eventually(lambda: dead_letter(stack, key)["attempts"] == 2, "it was tried once more")
     saga = when(stack, key, status="COMPENSATION_FAILED", health="QUARANTINED")
     assert [entry["payload"]["attempts"] for entry in of_type(saga, RECORDED)] == [1, 2]
 
-    decide(stack, DISCARDED, letter, "paid out in cash")
+    discard(stack, letter, "paid out in cash")
     when_state(stack, key, "DISCARDED")
     when(stack, key, status="COMPENSATING", health="ON_TIME")
     assert queue(stack, "payments", key) == []
@@ -452,7 +470,7 @@ def test_two_participants_that_give_up_on_one_saga(hasty: Stack) -> None:
     assert letters["payments"]["event_type"] == TIMED_OUT
     assert letters["payments"]["compensation"]
     assert diagnosis(hasty, key)["dead_letter_ids"] == [letters["payments"]["dead_letter_id"]]
-    decide(hasty, DISCARDED, letters["payments"], "paid out in cash")
+    discard(hasty, letters["payments"], "paid out in cash")
     refunded = {"orderId": key, "paymentId": "cash", "amountCents": 2500, "reason": "paid out in cash"}
     hasty.nats.store(f"events.{key}.payments.v1.PaymentRefunded", refunded)
     saga = hasty.ended(key)
@@ -492,6 +510,12 @@ steps:
     triggers: [inventory.v1.ItemsReserved]
     success: payments.v1.PaymentProcessed
     failures: [payments.v1.PaymentFailed]
+
+  - name: pack
+    participant: stockroom
+    kind: RETRIABLE
+    triggers: [payments.v1.PaymentProcessed]
+    success: shipping.v1.OrderShipped
 """
 
 STACK_FILE = """\
@@ -529,9 +553,14 @@ class Stockroom:
         """The shop publishes an event about an order."""
         self.stack.nats.store(f"events.{key}.{event_type}", {"orderId": key, **fields})
 
-    def pay(self, key: str) -> None:
+    def pay(self, key: str, cents: int = 2500) -> None:
         self.shop(
-            "payments.v1.PaymentProcessed", key, paymentId="cash", amountCents=2500, currency="EUR", address="collected"
+            "payments.v1.PaymentProcessed",
+            key,
+            paymentId="cash",
+            amountCents=cents,
+            currency="EUR",
+            address="collected",
         )
 
     def done(self, key: str) -> list[str]:
@@ -594,13 +623,13 @@ def test_a_step_is_tried_thrice_with_growing_pauses_and_redriven_when_its_troubl
         assert "GateJammedError" in first["exception"]
         assert stockroom.done(key) == []
 
-        decide(stack, REDRIVEN, letter, "too soon")
+        redrive(stack, letter, "too soon")
         eventually(lambda: dead_letter(stack, key)["attempts"] == 6, "it was tried as often again")
         assert quarantined(stack, key)["status"] == "SAGA_STATUS_RUNNING"
         kill(stack, "stockroom")
         assert queue(stack, "stockroom", key) == [("orders.v1.OrderCreated", "DEAD_LETTERED")]
 
-    decide(stack, REDRIVEN, letter, "the gate is open")
+    redrive(stack, letter, "the gate is open")
     saga = when(stack, key, health="ON_TIME")
     when_state(stack, key, "REDRIVEN")
     eventually(lambda: all_applied(stack.saga(key), "inventory.v1.ItemsReserved"), "the items are reserved")
@@ -610,10 +639,10 @@ def test_a_step_is_tried_thrice_with_growing_pauses_and_redriven_when_its_troubl
     assert [disposition for _, disposition in dispositions(saga)] == ["APPLIED"] * len(saga["history"])
     assert [entry["payload"]["attempts"] for entry in of_type(saga, RECORDED)] == [3, 6]
     assert len(of_type(saga, REDRIVEN)) == 2
-    assert stockroom.done(key) == ["reserve"]
+    assert stockroom.done(key) == ["reserve", "pack-2500"]
     assert queue(stack, "stockroom", key) == []
     letter = dead_letter(stack, key)
-    assert letter["attempts"] == 6
+    assert (letter["attempts"], letter["close_actor"], letter["close_reason"]) == (6, "ada", "the gate is open")
     assert letter["close_time"] == of_type(saga, REDRIVEN)[1]["stream_time"]
     assert_nothing_is_shown(stack, key)
 
@@ -639,7 +668,7 @@ def test_an_undoing_whose_trouble_is_gone_is_redriven_to_compensated(stockroom: 
         assert queue(stack, "stockroom", key) == [("payments.v1.PaymentFailed", "DEAD_LETTERED")]
         assert stack.saga(key)["status"] == "SAGA_STATUS_COMPENSATION_FAILED"
 
-    decide(stack, REDRIVEN, letter, "the gate is open")
+    redrive(stack, letter, "the gate is open")
     saga = stack.ended(key)
     assert (saga["status"], saga["health"]) == ("SAGA_STATUS_COMPENSATED", "SAGA_HEALTH_ON_TIME")
     assert steps(saga)["reserve"] == "COMPENSATED"
@@ -657,20 +686,135 @@ def test_an_undoing_whose_trouble_is_gone_is_redriven_to_compensated(stockroom: 
     assert_nothing_is_shown(stack, key)
 
 
+def test_a_failure_that_many_share_is_redriven_at_once_and_each_saga_goes_on_where_it_stood(
+    stockroom: Stockroom,
+) -> None:
+    """Ten of one failure, one of which is discarded, beside one of another failure that stays as it is."""
+    stack, other = stockroom.stack, "another-failure"
+    place(stack, other)
+    eventually(lambda: stockroom.done(other) == ["reserve"], "its items are reserved")
+    keys = [f"alike-{number}" for number in range(10)]
+    with stockroom.jammed("reserve"), stockroom.jammed("release"):
+        in_parallel(lambda key: place(stack, key), keys, 4)
+        stockroom.shop("payments.v1.PaymentFailed", other, reason="nobody pays")
+        for key in keys:
+            quarantined(stack, key)
+            for cents in (2500, 2600):  # which of them was heard first is seen by what is packed
+                stockroom.pay(key, cents)
+        when(stack, other, status="COMPENSATION_FAILED", health="QUARANTINED")
+        stuck = [
+            ("orders.v1.OrderCreated", "DEAD_LETTERED"),
+            ("payments.v1.PaymentProcessed", "WAITING"),
+            ("payments.v1.PaymentProcessed", "WAITING"),
+        ]
+        eventually(lambda: all(queue(stack, "stockroom", key) == stuck for key in keys), "all are stuck")
+
+    of_one, of_other = groups_by_failure(stack)
+    assert (of_one["open"], of_one["step"], of_one["eventType"]) == ("10", "reserve", "orders.v1.OrderCreated")
+    assert of_one["detail"] == "GateJammedError: the gate is jammed on the way to [REDACTED], paid by '[REDACTED]'"
+    assert (of_other["open"], of_other["step"], of_other["eventType"]) == (
+        "1",
+        "reserve",
+        "payments.v1.PaymentFailed",
+    )
+    listed = stack.farandole("deadletters", "list", "--group-by", "failure", "--filter", OPEN)
+    suggested = [shlex.split(line) for line in listed.splitlines() if "deadletters redrive" in line]
+    assert [words[-2:] for words in suggested] == [["--filter", of_one["filter"]], ["--filter", of_other["filter"]]]
+
+    without = keys.pop()
+    told = stack.answers(
+        f"{DEAD_LETTERS}/DiscardDeadLetters",
+        {
+            "dead_letter_id": dead_letter(stack, without)["dead_letter_id"],
+            "actor": "grace",
+            "reason": "reserved by hand",
+        },
+    )
+    assert [(one["progress"]["matched"], one["progress"].get("told", "0")) for one in told] == [("1", "0"), ("1", "1")]
+    eventually(lambda: stockroom.done(without) == ["pack-2500"], "it goes on without the event")
+    when_state(stack, without, "DISCARDED")
+
+    command = [*suggested[0][1:], "--yes", "--actor", "ada"]
+    refused = stack.try_farandole(*suggested[0][1:])
+    assert (refused.returncode, "9 open dead letters match" in refused.stderr) == (2, True), "nobody can be asked"
+    assert "9 dead letters are redriven" in stack.farandole(*command)
+    for key in keys:
+        saga = stack.completed(key)
+        assert stockroom.done(key) == ["reserve", "pack-2500"]
+        assert queue(stack, "stockroom", key) == []
+        [redriven] = of_type(saga, REDRIVEN)
+        assert (redriven["payload"]["actor"], redriven["payload"]["reason"]) == ("ada", "WHY")
+    assert stack.farandole(*command) == "no open dead letter matches\n"
+
+    assert stockroom.done(other) == ["reserve"]
+    assert stack.saga(other)["status"] == "SAGA_STATUS_COMPENSATION_FAILED"
+    [*_, last] = stack.answers(
+        f"{DEAD_LETTERS}/RedriveDeadLetters", {"filter": of_other["filter"], "actor": "ada", "reason": "it is free"}
+    )
+    assert (last["progress"]["matched"], last["progress"]["told"]) == ("1", "1")
+    assert stack.ended(other)["status"] == "SAGA_STATUS_COMPENSATED"
+    assert stockroom.done(other) == ["reserve", "release"]
+
+    reserved = {"reservationId": "by-hand", "amountCents": 2500, "currency": "EUR", "card": CARD, "address": "here"}
+    stockroom.shop("inventory.v1.ItemsReserved", without, **reserved)
+    stack.completed(without)
+    shown = stack.farandole("sagas", "show", without)
+    [line] = [line for line in shown.splitlines() if DISCARDED in line]
+    assert line.rstrip().endswith(", by grace: reserved by hand")
+    assert "closed by    grace" in stack.farandole("deadletters", "show", dead_letter(stack, without)["dead_letter_id"])
+    assert_nothing_is_shown(stack, without)
+
+
+def groups_by_failure(stack: Stack) -> list[JSON]:
+    """The groups of open dead letters, as the command line tells programs."""
+    printed = stack.farandole("deadletters", "list", "--group-by", "failure", "--filter", OPEN, "--json")
+    found: list[JSON] = json.loads(printed)["groups"]
+    return found
+
+
+def test_what_is_closed_or_not_there_is_not_decided(stockroom: Stockroom) -> None:
+    stack, key = stockroom.stack, "closed"
+    with stockroom.jammed("reserve"):
+        place(stack, key)
+        quarantined(stack, key)
+    letter = dead_letter(stack, key)
+    redrive(stack, letter, "the gate is open")
+    when_state(stack, key, "REDRIVEN")
+    eventually(lambda: stockroom.done(key) == ["reserve"], "it is reserved")
+    for verb in ("redrive", "discard"):
+        done = stack.try_farandole("deadletters", verb, letter["dead_letter_id"], "--reason", "again")
+        assert (done.returncode, "FAILED_PRECONDITION" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+    ask = {"actor": "ada", "reason": "again"}
+    for request, code in (
+        ({"dead_letter_id": letter["dead_letter_id"]} | ask, FAILED_PRECONDITION),
+        ({"dead_letter_id": "stockroom-999999"} | ask, NOT_FOUND),
+        (ask, INVALID_ARGUMENT),
+        ({"dead_letter_id": letter["dead_letter_id"], "filter": OPEN} | ask, INVALID_ARGUMENT),
+        ({"filter": "colour = RED"} | ask, INVALID_ARGUMENT),
+        ({"filter": OPEN, "reason": "nobody"}, INVALID_ARGUMENT),
+        ({"filter": OPEN, "actor": "ada"}, INVALID_ARGUMENT),
+    ):
+        for method in ("RedriveDeadLetters", "DiscardDeadLetters"):
+            assert stack.refusal(f"{DEAD_LETTERS}/{method}", request).code == code, request
+    assert stockroom.done(key) == ["reserve"]
+
+
 def test_a_verb_told_twice_is_done_once_and_one_for_nothing_changes_nothing(stockroom: Stockroom) -> None:
     stack, key = stockroom.stack, "told-twice"
     with stockroom.jammed("reserve"):
         place(stack, key)
         quarantined(stack, key)
         letter = dead_letter(stack, key)
-        decide(stack, REDRIVEN, letter | {"sequence": str(int(letter["sequence"]) + 1_000_000)}, "a slip of the pen")
-        decide(stack, REDRIVEN, letter | {"participant": "shop"}, "another participant")
+        decide_by_event(
+            stack, REDRIVEN, letter | {"sequence": str(int(letter["sequence"]) + 1_000_000)}, "a slip of the pen"
+        )
+        decide_by_event(stack, REDRIVEN, letter | {"participant": "shop"}, "another participant")
         place(stack, "behind-the-slips")
         eventually(lambda: len(stockroom.tries("behind-the-slips")) == 3, "the stockroom is past them")
         assert dead_letter(stack, key)["attempts"] == 3
         assert stack.saga(key)["health"] == "SAGA_HEALTH_QUARANTINED"
     for _ in range(2):
-        decide(stack, REDRIVEN, letter, "the gate is open")  # the same words: the same event
+        decide_by_event(stack, REDRIVEN, letter, "the gate is open")  # the same words: the same event
     place(stack, "behind-the-redrives")
     eventually(lambda: stockroom.done("behind-the-redrives") == ["reserve"], "the stockroom has read both")
     eventually(lambda: queue(stack, "stockroom", key) == [], "nothing waits any more")
@@ -693,7 +837,9 @@ def test_many_that_jam_hold_up_nobody_else(stockroom: Stockroom) -> None:
             quarantined(stack, key)
         found = stack.dead_letters("state = OPEN AND reason = RETRIES_EXHAUSTED")
         assert {one["saga_id"] for one in found} >= set(keys)
-    for key in keys:
-        decide(stack, REDRIVEN, dead_letter(stack, key), "the gate is open")
+    done = stack.farandole(
+        "deadletters", "redrive", "--filter", "reason = RETRIES_EXHAUSTED", "--reason", "the gate is open", "--yes"
+    )
+    assert f"{len(found)} dead letters are redriven" in done
     eventually(lambda: all(stockroom.done(key) == ["reserve"] for key in keys), "all are reserved")
     assert CARD not in stack.logs()

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from choreography.v1 import dead_letter_pb2, dead_letter_service_pb2, saga_pb2
-from farandole.errors import AmbiguousSagaError, BrokerUnavailableError
+from farandole.errors import AmbiguousSagaError, UnfinishedError
 from tests.integration.scripted_correlator import Script, moment, run, said, scripted_correlator, typed
 
 FILTER = 'participant = "shipping" AND detail = "nobody can read Zoë\'s address"'
@@ -204,13 +204,22 @@ async def test_programs_read_the_progress(script: Script) -> None:
 
 
 async def test_what_breaks_off_says_how_far_it_had_come(script: Script) -> None:
-    script.progress, script.breaks_with = [(10, 0, 0), (10, 3, 0)], BrokerUnavailableError("the broker is away")
+    script.progress, script.breaks_with = [(10, 0, 0), (10, 3, 0)], RuntimeError("a surprise")
     done = await run(script, "deadletters", "redrive", "--all", "--reason", "x", "--yes")
     assert done.returncode == 1
-    first, second = done.stderr.splitlines()
-    assert first == "farandole: broken off: 3 of 10 redriven; to call it again is safe"
-    assert "BROKER_UNAVAILABLE" in second
+    first, second, *_ = done.stderr.splitlines()
+    assert first == "farandole: broken off: 3 of 10 redriven. Call it again: none counts twice"
+    assert "INTERNAL" in second
     assert "Try next" not in done.stdout
+
+
+async def test_how_far_it_had_come_is_said_once(script: Script) -> None:
+    script.progress = [(10, 0, 0), (10, 3, 0)]
+    script.breaks_with = UnfinishedError("the broker has 3 of 10 events", metadata={"told": "3", "matched": "10"})
+    done = await run(script, "deadletters", "redrive", "--all", "--reason", "x", "--yes")
+    assert done.returncode == 1
+    assert "the broker has 3 of 10 events" in done.stderr.splitlines()[0]
+    assert "broken off" not in done.stderr
 
 
 # ---- at a terminal

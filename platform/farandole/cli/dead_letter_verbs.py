@@ -204,6 +204,7 @@ def _follow(decision: _Decision, answers: Iterable[Any], *, as_json: bool) -> De
 
     from choreography.v1 import dead_letter_service_pb2
     from farandole.cli.output import print_json_line
+    from farandole.rpc.client import read_problem
 
     progress = dead_letter_service_pb2.DeadLetterProgress()
     with _shown_progress(decision, as_json=as_json) as tell:
@@ -213,11 +214,11 @@ def _follow(decision: _Decision, answers: Iterable[Any], *, as_json: bool) -> De
                 if as_json:
                     print_json_line(MessageToDict(progress, always_print_fields_with_no_presence=True))
                 tell(progress)
-        except (grpc.RpcError, KeyboardInterrupt):
-            if progress.matched:
-                sys.stderr.write(
-                    f"farandole: broken off: {_so_far(decision.verb, progress)}; to call it again is safe\n"
-                )
+        except (grpc.RpcError, KeyboardInterrupt) as error:
+            is_told = isinstance(error, grpc.RpcError) and "told" in read_problem(error).metadata
+            if progress.matched and not is_told:
+                how_far = _so_far(decision.verb, progress)
+                sys.stderr.write(f"farandole: broken off: {how_far}. Call it again: none counts twice\n")
             raise
     return progress
 
