@@ -148,6 +148,9 @@ def test_what_dies_is_started_again_and_counted(running: StackUnderTest, service
     assert found["restarts"] == restarts + 1
     assert running.pid(service) == found["pid"]
     assert {name: running.pid(name) for name in others} == others
+    logged = [json.loads(line) for line in (running.home / "logs" / "supervisor.log").read_text().splitlines()]
+    deaths = [line for line in logged if line["message"] == "service died" and line["process"] == service]
+    assert [line["reason"] for line in deaths] == ["ended by SIGKILL"]
 
 
 def test_what_was_stopped_stays_stopped_until_it_is_started(running: StackUnderTest) -> None:

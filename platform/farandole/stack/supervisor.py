@@ -115,7 +115,7 @@ class SupervisedService:
                     self._reason = _ending(process.returncode, self._plan.home.log(self.planned.name))
                 delay = self._policy.delay_seconds(max(deaths, 1))
                 self._state = "restarting"
-                _log.warning("service died", service=self.planned.name, reason=self._reason, next_try_seconds=delay)
+                _log.warning("service died", process=self.planned.name, reason=self._reason, next_try_seconds=delay)
                 if await _happened(self._stop_requested, delay):
                     return
                 try:
@@ -130,7 +130,7 @@ class SupervisedService:
             self._process = None
             self._state, self._reason = "stopped", ""
             self.finished.set()
-            _log.info("service stopped", service=self.planned.name)
+            _log.info("service stopped", process=self.planned.name)
 
     async def _ended_on_request(self, process: Process) -> bool:
         """Waits until the process ends: by itself (False), or because it was asked to (True)."""
@@ -146,7 +146,7 @@ class SupervisedService:
             done, _ = await asyncio.wait({ending}, timeout=self.planned.stop_timeout_seconds)
             if not done:
                 _log.warning(
-                    "service killed", service=self.planned.name, after_seconds=self.planned.stop_timeout_seconds
+                    "service killed", process=self.planned.name, after_seconds=self.planned.stop_timeout_seconds
                 )
                 signal_group(process.pid, signal.SIGKILL)
         await ending
@@ -182,7 +182,7 @@ class SupervisedService:
             raise StackError(f"{planned.name} can't be started: {error}") from error
         self._process, self._started_at = process, time.monotonic()
         record_process(home, planned.name, process.pid, self._plan.services.index(planned))
-        _log.info("service started", service=planned.name, pid=process.pid)
+        _log.info("service started", process=planned.name, pid=process.pid)
         return process
 
     def _broker_command(self, monitoring: Port) -> list[str]:
