@@ -1,0 +1,255 @@
+"""One run: the stack comes up, load and faults rage, everything is put right, what is left is gathered as evidence."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.checker.choreographies import PARTICIPANTS, SERVICES
+from tests.chaos.checker.effects import install
+from tests.chaos.checker.evidence import LEDGER, REBUILT, RUN, STREAM, Run
+from tests.chaos.checker.stream import copy_stream, last_sequence
+from tests.chaos.faults import Faults, Rhythm, raging
+from tests.chaos.load import Load
+from tests.chaos.proxy import Proxy
+from tests.chaos.stack import NATS, Durations, Stack, StackFailedError, problem_at
+
+LOAD = "load"
+"""The link over which the load publishes."""
+
+_REPORT_SECONDS = 5.0
+_QUIET_SECONDS = 2.0
+"""How long the stream must stand still before all is taken for quiet."""
+_REBUILD_SECONDS = 120.0
+_LAST_ACKNOWLEDGEMENTS_SECONDS = 60.0
+_TERMINAL = (2, 4, 6)
+"""`choreography.v1.SagaStatus` of sagas that have ended."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to be."""
+
+    seed: int
+    seconds: float
+    """How long load and faults rage."""
+    sagas: int
+    kills: int
+    """How many SIGKILLs there must be at least."""
+    durations: Durations
+    bound_seconds: float
+    rhythm: Rhythm
+
+    @classmethod
+    def of(cls, *, seed: int, minutes: float, sagas: int) -> Plan:
+        """A run of so many minutes of storm: faults come as often in a short one as in a long one."""
+        seconds = minutes * 60
+        durations = Durations(saga=15, step=5, compensation=10)
+        return cls(
+            seed=seed,
+            seconds=seconds,
+            sagas=sagas,
+            kills=int(seconds / 4.2),
+            durations=durations,
+            bound_seconds=30,
+            rhythm=Rhythm(
+                kill=3.5,
+                suspend=5,
+                connection=2.5,
+                disk=12,
+                rival=20,
+                long_stops=max(1, round(minutes)),
+                broker_disk=max(1, round(minutes / 2)),
+                long_stop_seconds=durations.saga * 1.4,
+            ),
+        )
+
+
+Say = Callable[[str], None]
+
+
+async def rage(plan: Plan, stack: Stack, disk_problem: str, say: Say) -> None:
+    """Makes one run, and leaves its evidence in the stack's directory, and the disks mounted.
+
+    Raises `StackFailedError` where the stack can't run.
+    """
+    directory = stack.directory
+    if not disk_problem:
+        for disk in stack.disks:
+            disk.mount()
+    async with Proxy((*SERVICES, LOAD), stack.ports[NATS]) as proxy:
+        try:
+            say("starting the stack")
+            await asyncio.to_thread(stack.up, {name: proxy.url(name) for name in SERVICES})
+            for name in PARTICIPANTS:
+                install(stack.database(name), name)
+            faults = Faults(stack, proxy, plan.rhythm, seed=plan.seed, disk_problem=disk_problem)
+            load = Load(
+                nats_url=proxy.url(LOAD),
+                orders=stack.address("orders"),
+                parcels=stack.address("parcels"),
+                ledger=directory / LEDGER,
+                seed=plan.seed,
+                sagas=plan.sagas,
+                seconds=plan.seconds * 0.97,
+            )
+            await _storm(plan, stack, faults, load, say)
+            healed = datetime.now(UTC)
+            say("the faults are over; waiting until all is quiet")
+            unsettled = await _settle(plan, stack, load, say)
+            say("rebuilding the correlator's records from the stream")
+            published = await _rebuild(stack)
+            await copy_stream(stack.nats_url, directory / STREAM)
+            run = Run(
+                seed=plan.seed,
+                deadlines=dict.fromkeys(("order-fulfilment", "drone-delivery"), plan.durations.saga),
+                bound_seconds=plan.bound_seconds,
+                healed=healed,
+                wanted_sagas=plan.sagas,
+                wanted_kills=plan.kills,
+                kills=faults.kills_seen(),
+                strikes=faults.strikes(),
+                published_by_rebuild=published,
+                unsettled=unsettled,
+            )
+            (directory / RUN).write_text(json.dumps(asdict(run), default=_written, indent=2), encoding="utf-8")
+            (directory / "faults.log").write_text("\n".join(faults.done.log) + "\n", encoding="utf-8")
+        finally:
+            await asyncio.to_thread(stack.down)
+
+
+def _written(value: object) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{value!r} is not written")
+
+
+async def _storm(plan: Plan, stack: Stack, faults: Faults, load: Load, say: Say) -> None:
+    """Load and faults at the same time; returns once the faults are over and all load was acknowledged."""
+    began = time.monotonic()
+    loading = asyncio.create_task(load.run())
+    telling = asyncio.create_task(_tell(began, stack, faults, load, say))
+    try:
+        async with raging(faults, plan.seconds):
+            pass
+        async with asyncio.timeout(_LAST_ACKNOWLEDGEMENTS_SECONDS):
+            await loading
+    finally:
+        for task in (loading, telling):
+            task.cancel()
+        await asyncio.gather(loading, telling, return_exceptions=True)
+
+
+async def _tell(began: float, stack: Stack, faults: Faults, load: Load, say: Say) -> None:
+    while True:
+        await asyncio.sleep(_REPORT_SECONDS)
+        ended, timed_out = await asyncio.to_thread(_ended, stack)
+        kinds = faults.done.brought_about
+        struck = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds))
+        say(
+            f"{time.monotonic() - began:4.0f} s  {load.progress.begun} sagas begun, {ended} ended, "
+            f"{timed_out} timed out | {struck}"
+        )
+
+
+def _ended(stack: Stack) -> tuple[int, int]:
+    """How many sagas have ended, and how many were timed out, as the correlator has recorded it."""
+    try:
+        with _reading(stack.database("correlator")) as connection:
+            [row] = connection.execute(
+                f"SELECT count(*) FILTER (WHERE status IN {_TERMINAL}), count(*) FILTER (WHERE cause = 2) FROM saga"
+            )
+            return int(row[0]), int(row[1])
+    except sqlite3.Error:
+        return 0, 0
+
+
+def _reading(database: Path) -> closing[sqlite3.Connection]:
+    return closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5))
+
+
+async def _settle(plan: Plan, stack: Stack, load: Load, say: Say) -> str:
+    """Waits until nothing moves any more; returns what still does when every deadline and the bound have passed."""
+    until = time.monotonic() + plan.durations.saga + plan.bound_seconds
+    last, since = -1, time.monotonic()
+    told = time.monotonic()
+    while True:
+        moving = await _moving(stack, load)
+        with contextlib.suppress(Exception):
+            sequence = await last_sequence(stack.nats_url)
+            if sequence != last:
+                last, since = sequence, time.monotonic()
+        if not moving and last >= 0 and time.monotonic() - since > _QUIET_SECONDS:
+            return ""
+        if time.monotonic() > until:
+            return moving or "the stream still grows"
+        if time.monotonic() - told > _REPORT_SECONDS:
+            told = time.monotonic()
+            say(f"not quiet yet: {moving or 'the stream grows'}")
+        await asyncio.sleep(0.5)
+
+
+async def _moving(stack: Stack, load: Load) -> str:
+    """What is not as it is to be at the end; nothing where all is."""
+    problems = {name: problem for name in SERVICES if (problem := await stack.problem_of(name))}
+    if broker := await stack.broker_problem():
+        problems[NATS] = broker
+    return str(problems) if problems else await asyncio.to_thread(_unfinished, stack, load.progress.begun)
+
+
+def _unfinished(stack: Stack, begun: int) -> str:
+    try:
+        found = {
+            f"{table} of {name}": count
+            for name in SERVICES
+            for table in ("farandole_outbox", *(("farandole_queue",) if name != "correlator" else ()))
+            if (count := _count(stack.database(name), f"SELECT count(*) FROM {table}"))
+        }
+        ended = _count(stack.database("correlator"), f"SELECT count(*) FROM saga WHERE status IN {_TERMINAL}")
+    except sqlite3.Error as error:
+        return repr(error)
+    if ended < begun:
+        found["sagas that have not ended"] = begun - ended
+    return str(found) if found else ""
+
+
+def _count(database: Path, statement: str) -> int:
+    with _reading(database) as connection:
+        count: int = connection.execute(statement).fetchone()[0]
+        return count
+
+
+async def _rebuild(stack: Stack) -> list[str]:
+    """Has a correlator fold the stream into an empty store; returns the types of what came into the stream meanwhile.
+
+    Raises `StackFailedError` where it does not get there.
+    """
+    await asyncio.to_thread(stack.farandole, "stop", "correlator")
+    before = await last_sequence(stack.nats_url)
+    stack.database(REBUILT).parent.mkdir(parents=True, exist_ok=True)
+    with stack.second_process("correlator", stack.nats_url, database=REBUILT) as second:
+        until = time.monotonic() + _REBUILD_SECONDS
+        while problem := await problem_at(second.address):
+            if time.monotonic() > until or second.process.poll() is not None:
+                raise StackFailedError(f"a correlator on an empty store does not serve: {problem}")
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(_QUIET_SECONDS)
+    return await _types_behind(stack, before)
+
+
+async def _types_behind(stack: Stack, sequence: int) -> list[str]:
+    probe = stack.directory / "behind.jsonl"
+    await copy_stream(stack.nats_url, probe)
+    with probe.open(encoding="utf-8") as lines:
+        messages = [json.loads(line) for line in lines]
+    probe.unlink()
+    return [message["subject"].split(".", 2)[2] for message in messages if message["sequence"] > sequence]
