@@ -274,8 +274,13 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
     if attributes.get("ce-type", name) != name:
         raise _Refused(Reason.TYPE_MISMATCH, f"the subject names {name}, ce-type {attributes['ce-type']!r}")
     event_type = registry.get(name)
+def unknown_type(name: str) -> str:
+    """What is wrong with an event of a type that nobody knows, in words."""
+    return f"{name} is not an event of the descriptor set"
+
+
     if event_type is None:
-        raise _Refused(Reason.UNKNOWN_TYPE, f"{name} is not an event of the descriptor set")
+        raise _Refused(Reason.UNKNOWN_TYPE, unknown_type(name))
     if len(message.data) > MAX_BODY_BYTES:
         raise _Refused(
             Reason.TOO_LARGE, f"the body has {len(message.data)} bytes; an event has at most {MAX_BODY_BYTES}"

@@ -559,9 +559,9 @@ async def test_a_diagnosis_names_the_open_dead_letters_of_the_saga(correlator: C
     claim = await record(correlator.store, histories.told(*PAID))
     held = replace(given_up(30, at_sequence=40, participant="shipping").dead_letter, key="ord-1", compensation=False)
     letters = (
-        NewDeadLetter(held, None),
-        NewDeadLetter(replace(held, sequence=20, participant="payments"), None),
-        NewDeadLetter(replace(held, key="ord-2", sequence=31), None),
+        NewDeadLetter(held),
+        NewDeadLetter(replace(held, sequence=20, participant="payments")),
+        NewDeadLetter(replace(held, key="ord-2", sequence=31)),
         dead_letter(15, key="ord-1"),
     )
     closing = closed(20, at_sequence=41)
@@ -646,7 +646,7 @@ async def test_groups_of_dead_letters_come_with_the_filter_that_lists_them(corre
     letters = [
         *(given_up(n, at_sequence=n) for n in range(1, 6)),
         dead_letter(6),
-        *(NewDeadLetter(replace(given_up(n, at_sequence=n).dead_letter, detail=long * 3), None) for n in (7, 8)),
+        *(NewDeadLetter(replace(given_up(n, at_sequence=n).dead_letter, detail=long * 3)) for n in (7, 8)),
     ]
     ends = [closed(2, at_sequence=9)]
     await correlator.store.commit(claim, FoldedBatch(9, dead_letters=letters, closed_dead_letters=ends))

@@ -149,7 +149,7 @@ def key_of(number: int) -> str:
 async def with_open(store: CorrelatorStore, count: int) -> None:
     """Records open dead letters, of a saga each, as if the correlator had read of them."""
     letters = [
-        NewDeadLetter(replace(given_up(n, at_sequence=100_000 + n).dead_letter, key=key_of(n)), None)
+        NewDeadLetter(replace(given_up(n, at_sequence=100_000 + n).dead_letter, key=key_of(n)))
         for n in range(1, count + 1)
     ]
     await store.commit(await store.claim(INCARNATION), FoldedBatch(200_000, dead_letters=letters))
@@ -284,7 +284,7 @@ async def test_of_two_operators_the_one_whose_event_is_stored_first_decides(brok
         await give_up(broker, "o1", 2)
         letter = await until(store, 2, is_open(3))
         # what the second operator sees stays as it was before the first one decided
-        await other.commit(await other.claim(INCARNATION), FoldedBatch(9, dead_letters=[NewDeadLetter(letter, None)]))
+        await other.commit(await other.claim(INCARNATION), FoldedBatch(9, dead_letters=[NewDeadLetter(letter)]))
         async with operating(store, broker) as first, operating(other, broker) as second:
             assert (await first.discard(dead_letter_id="payments-2")).told == 1
             assert (await second.redrive(dead_letter_id="payments-2")).told == 1
@@ -303,7 +303,7 @@ async def test_the_redrive_of_one_that_was_superseded_meanwhile_changes_nothing(
         await tell(broker, "o1", HAPPY[:2])
         await give_up(broker, "o1", 2)
         letter = await until(store, 2, is_open(3))
-        await before.commit(await before.claim(INCARNATION), FoldedBatch(9, dead_letters=[NewDeadLetter(letter, None)]))
+        await before.commit(await before.claim(INCARNATION), FoldedBatch(9, dead_letters=[NewDeadLetter(letter)]))
         await publish(broker, "o1", "DeadLetterSuperseded", about("o1", 2))
         async with operating(before, broker) as operator:
             assert (await operator.redrive(filter="state = OPEN")).told == 1

@@ -10,15 +10,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from choreography.v1.correlator_events_pb2 import EventUnreadable
+from choreography.v1.dead_letter_pb2 import DEAD_LETTER_REASON_UNDECODABLE, DeadLetterReason
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.dead_letters import DeadLetterState
+from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.definitions import ACTIVATED, RETIRED, Definitions
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.memory_store import MemoryCorrelatorStore
+from farandole.correlator.queries import DeadLetterQuery
 from farandole.definition import Definition
-from farandole.envelope import Publication, StoredMessage
+from farandole.envelope import Event, Publication, Reason, StoredMessage, decode, encode
 from farandole.errors import BrokerUnavailableError, DefinitionError, FencedError
 from farandole.partitions import PARTITIONS, partition_key, partition_of
+from farandole.registry import Registry
 from farandole.saga import Disposition, Health, Saga, Status
 from farandole.worker import Handled
 from tests.unit.memory_stream import HAPPY, MemoryStream
@@ -120,6 +124,7 @@ def correlator(
     store: MemoryCorrelatorStore | None = None,
     definitions: Sequence[Definition] = (ORDER_FULFILMENT,),
     *,
+    registry: Registry = REGISTRY,
     last_stored_on: Callable[[str], int] | None = None,
 ) -> Correlator:
     """A correlator of its own over a stream; with a store of its own where none is given."""
@@ -134,7 +139,7 @@ def correlator(
 
     handler = CorrelatorBatchHandler(
         store=known,
-        registry=REGISTRY,
+        registry=registry,
         definitions=Definitions(definitions),
         changes=SagaChanges(),
         last_stored_on=answer,
@@ -149,9 +154,10 @@ async def at_work(
     stream: MemoryStream,
     store: MemoryCorrelatorStore | None = None,
     definitions: Sequence[Definition] = (ORDER_FULFILMENT,),
+    registry: Registry = REGISTRY,
 ) -> Correlator:
     """A correlator that has claimed its store, whose definitions are active."""
-    started = correlator(stream, store, definitions)
+    started = correlator(stream, store, definitions, registry=registry)
     await started.publish(await started.begin())
     await started.settle()
     return started
@@ -469,6 +475,117 @@ async def test_what_bears_a_key_of_the_platform_belongs_to_no_saga() -> None:
     stream.tell(partition_key(3), *HAPPY)
     await working.settle()
     assert await working.store.get_sagas(partition_key(3)) == ()
+
+
+# ---- what no one can read
+
+OLDER_REGISTRY = Registry(
+    {name: event_type for name, event_type in REGISTRY.types.items() if name != "inventory.v1.ItemsReserved"}
+)
+"""Of a correlator that was deployed before the descriptor set had the type."""
+UNREADABLE = "EventUnreadable"
+
+
+async def dead_letters(working: Correlator) -> list[DeadLetter]:
+    return [*(await working.store.list_dead_letters(DeadLetterQuery())).dead_letters]
+
+
+async def test_what_no_one_can_read_is_told_once_under_the_key_of_its_partition() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    (garbage,) = stream.tell(KEY, ("orders.v1.OrderCreated", {"customerId": 7}))
+    handled = await working.read()
+    assert len(handled.rows) == 2, "the copy for DEADLETTERS, and the event"
+    (told,) = stream.publish_all(handled)
+    event = decode(REGISTRY, told)
+    assert isinstance(event, Event)
+    assert (event.key, event.source) == (partition_key(partition_of(KEY)), "correlator")
+    assert event.body == EventUnreadable(
+        partition_key=partition_key(partition_of(KEY)),
+        sequence=garbage.sequence,
+        event_type="orders.v1.OrderCreated",
+        reason=DEAD_LETTER_REASON_UNDECODABLE,
+    )
+    # the row is withdrawn once the stream is known to have it
+    assert (event.key, told.headers["Nats-Msg-Id"]) in (await working.read()).read_back
+    again = correlator(stream)
+    assert published(await again.begin()) == []
+    await again.settle()
+    assert len(stream.of_type(UNREADABLE)) == 1
+    assert await dead_letters(again) == await dead_letters(working)
+
+
+async def test_what_could_not_be_read_stays_so_for_whoever_folds_the_stream_again() -> None:
+    stream = MemoryStream()
+    older = await at_work(stream, registry=OLDER_REGISTRY)
+    stream.tell(KEY, *HAPPY[:2])
+    await older.settle()
+    assert dispositions(await older.saga()) == ["OrderCreated APPLIED"]
+    rebuilt = correlator(stream)
+    await rebuilt.begin()
+    rows = (await rebuilt.read()).rows
+    assert not any(UNREADABLE in row.publication.subject for row in rows)
+    assert await rebuilt.saga() == await older.saga()
+    assert await dead_letters(rebuilt) == await dead_letters(older)
+    (letter,) = await dead_letters(older)
+    assert (letter.reason, letter.participant, letter.key) == (Reason.UNKNOWN_TYPE, "correlator", "")
+    # what comes from now on is read
+    stream.tell(NEIGHBOUR, *HAPPY[:2])
+    await rebuilt.settle()
+    assert dispositions(await rebuilt.saga(NEIGHBOUR)) == ["OrderCreated APPLIED", "ItemsReserved APPLIED"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "has_key"), [("DEAD_LETTER_REASON_RULE_VIOLATION", True), ("DEAD_LETTER_REASON_UNDECODABLE", False)]
+)
+async def test_what_was_not_read_shows_no_more_than_it_did_then(reason: str, has_key: bool) -> None:
+    stream = MemoryStream()
+    (event,) = stream.tell(KEY, HAPPY[0])
+    told = EventUnreadable(partition_key=partition_key(partition_of(KEY)), sequence=1, event_type=event.type)
+    told.reason = DeadLetterReason.Value(reason)
+    stream.publish(encode(REGISTRY.types[told.DESCRIPTOR.full_name], told, source="correlator", time=datetime.now(UTC)))
+    working = await at_work(stream)
+    (letter,) = await dead_letters(working)
+    assert (letter.key == KEY, letter.payload is not None) == (has_key, has_key)
+    assert await working.store.get_sagas(KEY) == ()
+
+
+async def test_only_the_correlator_says_what_no_one_can_read() -> None:
+    stream = MemoryStream()
+    (event,) = stream.tell(KEY, HAPPY[0])
+    own = partition_key(partition_of(KEY))
+    for source, key, sequence in (("mallory", own, 1), ("correlator", KEY, 1), ("correlator", own, 99)):
+        body = EventUnreadable(
+            partition_key=key, sequence=sequence, event_type=event.type, reason=DEAD_LETTER_REASON_UNDECODABLE
+        )
+        event_type = REGISTRY.types[body.DESCRIPTOR.full_name]
+        stream.publish(encode(event_type, body, source=source, time=datetime.now(UTC)))
+    working = await at_work(stream)
+    assert await dead_letters(working) == []
+    assert dispositions(await working.saga()) == ["OrderCreated APPLIED", "EventUnreadable UNMATCHED"]
+
+
+async def test_a_dead_letter_without_a_saga_is_followed_under_the_key_of_its_partition() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    key = partition_key(5)
+    states = (
+        (recorded(3, key), DeadLetterState.OPEN),
+        (verb("Redriven", "new schemas", key), DeadLetterState.REDRIVEN),
+        (recorded(6, key), DeadLetterState.OPEN),
+        (about_dead_letter("Superseded", sagaId=key), DeadLetterState.SUPERSEDED),
+    )
+    for event, state in states:
+        stream.tell(key, event)
+        await working.settle()
+        letter = await working.store.get_dead_letter("payments", 18)
+        assert letter is not None
+        assert (letter.state, letter.key, letter.partition) == (state, "", 5)
+    stream.tell(key, recorded(6, key))
+    await working.settle()
+    letter = await working.store.get_dead_letter("payments", 18)
+    assert letter is not None
+    assert letter.state is DeadLetterState.SUPERSEDED, "the same as before says nothing new"
 
 
 # ---- deadlines
@@ -832,9 +949,10 @@ def about_dead_letter(name: str, **more: object) -> tuple[str, dict[str, object]
     return f"choreography.v1.DeadLetter{name}", {"sagaId": KEY, **about, **more}
 
 
-def recorded(attempts: int) -> tuple[str, dict[str, object]]:
+def recorded(attempts: int, key: str = KEY) -> tuple[str, dict[str, object]]:
     return about_dead_letter(
         "Recorded",
+        sagaId=key,
         eventType="inventory.v1.ItemsReserved",
         eventSource="inventory",
         eventId="e",
@@ -844,8 +962,8 @@ def recorded(attempts: int) -> tuple[str, dict[str, object]]:
     )
 
 
-def verb(name: str, reason: str = "") -> tuple[str, dict[str, object]]:
-    return about_dead_letter(name, actor="ada", reason=reason)
+def verb(name: str, reason: str = "", key: str = KEY) -> tuple[str, dict[str, object]]:
+    return about_dead_letter(name, sagaId=key, actor="ada", reason=reason)
 
 
 @pytest.mark.parametrize("in_one_batch", [True, False])

@@ -14,7 +14,7 @@ from choreography.v1 import dead_letter_events_pb2
 from farandole.dead_letter_copy import PREFIX_BYTES, dead_letter_copy, dead_letter_id
 from farandole.envelope import Event, Publication, Reason, Unreadable
 from farandole.lifecycle import CORRELATOR
-from farandole.partitions import PARTITIONS
+from farandole.partitions import PARTITIONS, partition_key
 from farandole.registry import Registry
 from farandole.saga import HistoryEntry
 
@@ -125,7 +125,7 @@ def dead_letter_of(unreadable: Unreadable, registry: Registry) -> DeadLetter:
     tell what they hold.
     """
     message = unreadable.message
-    event_type = registry.get(message.type)
+    event_type = None if unreadable.reason is Reason.UNKNOWN_TYPE else registry.get(message.type)
     payload: bytes | None = None
     prefix = b""
     if unreadable.body is not None and event_type is not None:
@@ -166,7 +166,7 @@ def participant_dead_letter(event: Event, history: Iterable[HistoryEntry] = ()) 
         sequence=body.sequence,
         subject=f"events.{event.partition}.{body.event_type}",
         event_type=body.event_type,
-        key=event.key,
+        key="" if event.key == partition_key(event.partition) else event.key,
         reason=Reason(body.reason),
         detail=body.detail,
         stream_time=next(stored, event.stream_time),

@@ -12,6 +12,7 @@ come before it. Where one did, the time-out is decided again as soon as that has
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -43,11 +44,12 @@ from farandole.correlator.lifecycle_messages import lifecycle_publication
 from farandole.correlator.records import fold
 from farandole.correlator.store import Claim, CorrelatorStore, FoldedBatch, NewDeadLetter, SagaChange
 from farandole.correlator.time_outs import LastStoredOn, Races, TimeOut, guarded
+from farandole.correlator.unreadable import EVENT_UNREADABLE, as_it_was, told_unreadable, unreadable_publication
 from farandole.deadlines import due_lifecycle
-from farandole.envelope import Event, Publication, StoredMessage, Unreadable, decode, encode, message_id
+from farandole.envelope import Event, Publication, Reason, StoredMessage, Unreadable, decode, encode, message_id
 from farandole.lifecycle import CORRELATOR, SAGA_TIMED_OUT
 from farandole.outbox import OutboxRow
-from farandole.partitions import partition_key, partition_of
+from farandole.partitions import PARTITIONS, partition_key, partition_of
 from farandole.registry import Registry
 from farandole.saga import Disposition, Lifecycle, Saga
 from farandole.worker import FirstHeard, Handled, Position
@@ -122,6 +124,8 @@ class CorrelatorBatchHandler:
         self._watch = DeadlinesWatch(monotonic)
         self._monotonic = monotonic
         self._races = Races(monotonic)
+        self._unreadable: Mapping[int, Reason] = {}
+        """By sequence: what the stream says of events behind the position at which this session began."""
         self._claim: Claim | None = None
         self._cache: OrderedDict[str, dict[str, Saga]] = OrderedDict()
 
@@ -139,7 +143,8 @@ class CorrelatorBatchHandler:
         return Position(self._claim.position, self._claim.incarnation)
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
-        """See `BatchHandler.hear`: learns which definitions are active where, and makes those of the files active.
+        """See `BatchHandler.hear`: learns which definitions are active where, and makes those of the files active; and
+        which of the events to come no one could read before.
 
         Raises `DefinitionError` where a new store would fold old sagas under the changed content of their version.
         """
@@ -148,6 +153,7 @@ class CorrelatorBatchHandler:
         waiting = [row.publication for row in await self._store.waiting_publications()]
         self._definitions.hear(stored, self._activations(map(_not_stored, waiting)))
         if self._claim.position == 0:
+        self._unreadable = await self._heard_unreadable(self._claim.position)
             self._definitions.refuse_changed()
         await self._store.remember(self._definitions.versions)
         rows: Sequence[OutboxRow] = ()
@@ -193,7 +199,7 @@ class CorrelatorBatchHandler:
     async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
         """See `BatchHandler.handle`."""
         assert self._claim is not None, "claim() comes first"
-        decoded = [decode(self._registry, message) for message in messages]
+        decoded = [self._decode(message) for message in messages]
         records = await self._load({event.key for event in decoded if isinstance(event, Event)})
         folding = _Folding(records={key: dict(sagas) for key, sagas in records.items()})
         for event in decoded:
@@ -240,6 +246,20 @@ class CorrelatorBatchHandler:
         found = await self._store.due(now, _MOST_DUE, partition)
         records = await self._load({due.key for due in found})
         late = _Late(partition, now)
+    async def _heard_unreadable(self, position: int) -> dict[int, Reason]:
+        """Which events behind a position no correlator could read that came so far, as the stream tells."""
+        pages = await asyncio.gather(
+            *(self._stored_on(f"events.{partition}.{EVENT_UNREADABLE}", position) for partition in range(PARTITIONS))
+        )
+        events = (decode(self._registry, message) for page in pages for message in page)
+        told = (told_unreadable(event) for event in events if isinstance(event, Event))
+        return dict(one for one in told if one is not None and one[0] > position)
+
+    def _decode(self, message: StoredMessage) -> Event | Unreadable:
+        event = decode(self._registry, message)
+        reason = self._unreadable.get(message.sequence)
+        return as_it_was(event, reason) if reason is not None and isinstance(event, Event) else event
+
         for due in found:
             saga = records[due.key][due.definition]
             definition = self._definitions.of(saga)
@@ -307,7 +327,10 @@ class CorrelatorBatchHandler:
             reason=dead_letter.reason.name,
             detail=dead_letter.detail,
         )
-        folding.dead_letters.append(NewDeadLetter(dead_letter, dead_letter_publication(dead_letter, unreadable)))
+        publications = [dead_letter_publication(dead_letter, unreadable)]
+        if dead_letter.sequence not in self._unreadable:
+            publications.append(unreadable_publication(self._registry, dead_letter, time=self._clock()))
+        folding.dead_letters.append(NewDeadLetter(dead_letter, publications))
 
     def _take_in(self, folding: _Folding, event: Event) -> None:
         """What the platform says to a whole partition."""
@@ -321,6 +344,10 @@ class CorrelatorBatchHandler:
         records = folding.records[event.key]
         changed = fold(self._definitions, records, event)
         if not changed:
+        elif told_unreadable(event):
+            folding.read_back.append((event.key, message_id(event.source, event.id)))
+        elif event.fact.lifecycle is not None:
+            self._follow_dead_letters(folding, event, event.fact.lifecycle, {})
             _log.info("unmatched event", saga_id=event.key, event_id=event.id, type=event.type)
         for name, after in changed.items():
             before = records.get(name)
@@ -348,7 +375,7 @@ class CorrelatorBatchHandler:
         if any(e.fact.sequence == event.sequence and e.disposition is Disposition.DUPLICATE for e in history[-1:]):
             return
         if dead_letter := participant_dead_letter(event, history):
-            folding.dead_letters.append(NewDeadLetter(dead_letter, None))
+            folding.dead_letters.append(NewDeadLetter(dead_letter))
         elif closed := closing(event):
             folding.closed_dead_letters.append(closed)
 

@@ -16,6 +16,7 @@ from farandole.correlator.queries import CorrelatorQueries, DueSaga
 from farandole.definition import Definition
 from farandole.envelope import Publication
 from farandole.errors import DefinitionError, Fault, FencedError, StreamIncarnationError
+from farandole.lifecycle import CORRELATOR
 from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS
 from farandole.saga import HistoryEntry, Saga
@@ -46,11 +47,11 @@ class SagaChange:
 
 @dataclass(frozen=True, slots=True)
 class NewDeadLetter:
-    """A dead letter, and the copy of it for the stream `DEADLETTERS`."""
+    """A dead letter, and what is to be told of it: the copy for the stream `DEADLETTERS`, and an event."""
 
     dead_letter: DeadLetter
-    publication: Publication | None
-    """None where a participant gave up: it has published its own copy."""
+    publications: Sequence[Publication] = ()
+    """Empty where a participant gave up: it has told of it itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,9 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         - Dead letters, named by (participant, sequence): what the batch records and closes is taken in the order of
           `state_sequence`, and passed over where the stored one's is as high already, so that reading events again
           changes nothing. Recording one that is open leaves it as it is and does not publish it again; one that is
-          closed opens again, as it is recorded now, and keeps its place in lists. Closing one that is closed, or that
-          is not there, does nothing.
+          closed opens again, as it is recorded now, and keeps its place in lists; but not one of a participant
+          without a saga that has been tried no more often than before. Closing one that is closed, or that is not
+          there, does nothing.
         - Outbox: rows get rising ids; acknowledged ones go, and unknown ids are passed over.
 
         Raises `ValueError` where the batch's position is before that of the claim.
@@ -228,10 +230,9 @@ def dead_letter_change(stored: Mapping[tuple[str, int], DeadLetter], batch: Fold
             continue
         is_open = known is not None and known.state is DeadLetterState.OPEN
         match step:
-            case NewDeadLetter(dead_letter, publication) if not is_open:
+            case NewDeadLetter(dead_letter) if not is_open and not _is_old(dead_letter, known):
                 after[identity] = dead_letter
-                if publication is not None:
-                    publications.append(publication)
+                publications += step.publications
             case ClosedDeadLetter() if known is not None and is_open:
                 if (known.definition, known.step) != (step.definition, step.step):
                     continue
@@ -252,6 +253,14 @@ def dead_letter_change(stored: Mapping[tuple[str, int], DeadLetter], batch: Fold
 
 def _state_sequence(step: NewDeadLetter | ClosedDeadLetter) -> int:
     return step.dead_letter.state_sequence if isinstance(step, NewDeadLetter) else step.state_sequence
+
+
+def _is_old(told: DeadLetter, known: DeadLetter | None) -> bool:
+    """Whether what a participant tells is what it told before the dead letter was closed.
+
+    Where the saga is known its history tells that; else the attempts do, which count on over redrives.
+    """
+    return known is not None and not known.key and known.participant != CORRELATOR and told.attempts <= known.attempts
 
 
 def without_history(saga: Saga) -> Saga:

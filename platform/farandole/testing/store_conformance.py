@@ -126,7 +126,7 @@ def saga(
 def dead_letter(
     sequence: int, *, key: str = "", reason: Reason = Reason.UNDECODABLE, participant: str = "correlator"
 ) -> NewDeadLetter:
-    """A dead letter of the event at `sequence` that no one can read, and its publication."""
+    """A dead letter of the event at `sequence` that no one can read, and its publications."""
     letter = DeadLetter(
         participant=participant,
         sequence=sequence,
@@ -143,7 +143,7 @@ def dead_letter(
         payload=b"\x00\xff" if key else None,
         body_prefix=b"" if key else b"\x00\x01\xff",
     )
-    return NewDeadLetter(letter, publication(f"{participant}-{sequence}"))
+    return NewDeadLetter(letter, (publication(f"{participant}-{sequence}"), publication(f"unreadable-{sequence}")))
 
 
 def given_up(sequence: int, *, at_sequence: int, attempts: int = 3, participant: str = "payments") -> NewDeadLetter:
@@ -166,7 +166,7 @@ def given_up(sequence: int, *, at_sequence: int, attempts: int = 3, participant:
         compensation=True,
         attempts=attempts,
     )
-    return NewDeadLetter(letter, None)
+    return NewDeadLetter(letter)
 
 
 def closed(
@@ -499,16 +499,16 @@ class CorrelatorStoreConformance:
         claim = await store.claim(INCARNATION)
         batch = FoldedBatch(1, publications=(publication("b"), publication("a")), dead_letters=(dead_letter(1),))
         committed = await store.commit(claim, batch)
-        expected = [publication("b"), publication("a"), publication("correlator-1")]
+        expected = [publication("b"), publication("a"), publication("correlator-1"), publication("unreadable-1")]
         assert [row.publication for row in committed.publications] == expected
         assert await store.waiting_publications() == committed.publications
-        first, second, third = committed.publications
-        assert first.id < second.id < third.id
+        first, second, *rest = committed.publications
+        assert [row.id for row in committed.publications] == sorted(row.id for row in committed.publications)
         later = await store.commit(
             committed.claim, FoldedBatch(1, publications=(publication("c"),), acknowledged=(first.id, 10**6))
         )
-        assert await store.waiting_publications() == (second, third, *later.publications)
-        await store.remove_publications([third.id, second.id, first.id])
+        assert await store.waiting_publications() == (second, *rest, *later.publications)
+        await store.remove_publications([*(row.id for row in rest), second.id, first.id])
         assert await store.waiting_publications() == later.publications
 
     async def test_an_outbox_id_is_never_used_again(self, store: CorrelatorStore) -> None:
@@ -524,10 +524,10 @@ class CorrelatorStoreConformance:
         claim = await store.claim(INCARNATION)
         letter = dead_letter(3, key="a")
         first = await store.commit(claim, FoldedBatch(3, dead_letters=(letter, letter)))
-        assert [row.publication for row in first.publications] == [letter.publication]
+        assert [row.publication for row in first.publications] == list(letter.publications)
         again = replace(letter, dead_letter=replace(letter.dead_letter, detail="other"))
         second = await store.commit(first.claim, FoldedBatch(4, dead_letters=(again, dead_letter(4))))
-        assert [row.publication for row in second.publications] == [dead_letter(4).publication]
+        assert [row.publication for row in second.publications] == list(dead_letter(4).publications)
         assert await store.get_dead_letter("correlator", 3) == letter.dead_letter
         assert await store.get_dead_letter("correlator", 4) == dead_letter(4).dead_letter
         assert await store.get_dead_letter("correlator", 5) is None
@@ -537,7 +537,7 @@ class CorrelatorStoreConformance:
         claim = await store.claim(INCARNATION)
         letters = (dead_letter(3), dead_letter(3, participant="payments"))
         committed = await store.commit(claim, FoldedBatch(3, dead_letters=letters))
-        assert len(committed.publications) == 2
+        assert len(committed.publications) == 4
         assert await store.get_dead_letter("payments", 3) == letters[1].dead_letter
 
     async def test_a_participant_publishes_its_own_copy(self, store: CorrelatorStore) -> None:
@@ -610,8 +610,23 @@ class CorrelatorStoreConformance:
         end = closed(3, at_sequence=4, participant="correlator")
         claim = (await store.commit(claim, FoldedBatch(4, closed_dead_letters=(end,)))).claim
         again = replace(dead_letter(3), dead_letter=replace(dead_letter(3).dead_letter, state_sequence=5))
+    async def test_without_a_saga_a_closed_dead_letter_opens_only_after_more_tries(
+        self, store: CorrelatorStore
+    ) -> None:
+        claim = await store.claim(INCARNATION)
+        first, later = (replace(given_up(3, at_sequence=n, attempts=n).dead_letter, key="") for n in (5, 9))
+        end = closed(3, at_sequence=6)
+        late = replace(first, state_sequence=7)
+        batch = FoldedBatch(7, dead_letters=[NewDeadLetter(first), NewDeadLetter(late)], closed_dead_letters=(end,))
+        claim = (await store.commit(claim, batch)).claim
+        found = await store.get_dead_letter("payments", 3)
+        assert found is not None
+        assert (found.state, found.state_sequence) == (DeadLetterState.REDRIVEN, 6)
+        await store.commit(claim, FoldedBatch(9, dead_letters=[NewDeadLetter(later)]))
+        assert await store.get_dead_letter("payments", 3) == later
+
         committed = await store.commit(claim, FoldedBatch(5, dead_letters=(again,)))
-        assert [row.publication for row in committed.publications] == [again.publication]
+        assert [row.publication for row in committed.publications] == list(again.publications)
 
     async def test_a_dead_letter_that_is_open_is_not_recorded_anew(self, store: CorrelatorStore) -> None:
         claim = await store.claim(INCARNATION)
@@ -680,7 +695,7 @@ class CorrelatorStoreConformance:
         page = await store.list_dead_letters(DeadLetterQuery())
         assert [one.payload for one in page.dead_letters] == [None] * 6
         own = replace(dead_letter(2, key="a").dead_letter, payload=b"own")
-        await store.commit(claim, FoldedBatch(9, dead_letters=(NewDeadLetter(own, None),)))
+        await store.commit(claim, FoldedBatch(9, dead_letters=(NewDeadLetter(own),)))
         found = await store.get_dead_letter("correlator", 2)
         assert found == own
 
