@@ -21,9 +21,11 @@ from farandole.worker import Worker
 
 T = TypeVar("T")
 
-CHECKS = ("broker", "store", "events", "outbox")
-"""What health is made of: the connection, the database, reading the stream in order, and publishing into it."""
+CHECKS = ("broker", "store", "events", "outbox", "dependencies")
+"""What health is made of: the connection, the database, reading the stream in order, publishing into it, and what
+handlers depend on."""
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STORE_CHECK_SECONDS = 1.0
 _TRANSACTION_SECONDS = 3.0
 """A transaction that takes longer holds up everything behind it."""
@@ -39,6 +41,8 @@ def run_process(settings: Callable[[], Settings], main: Callable[[Settings], Cor
         loaded = settings()
         logs.configure(loaded.service, loaded.log_level, loaded.log_format)
         asyncio.run(main(loaded))
+    except asyncio.CancelledError:
+        _log.info("stopped before it had begun")  # see `when_available`
     except FarandoleError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(1) from None
@@ -48,14 +52,23 @@ async def when_available(work: Callable[[], Awaitable[T]], monitor: HealthMonito
     """The result of `work` on the store, tried until that can be used; health says meanwhile what keeps it.
 
     Another process may hold the store's lock: one that was suspended does until it goes on or is killed. Any other
-    `StoreError` is raised.
+    `StoreError` is raised. SIGTERM or SIGINT cancels the task that waits.
     """
-    while True:
-        try:
-            return await work()
-        except StoreUnavailableError as error:
-            monitor.set("store", str(error))
-            await asyncio.sleep(_STORE_CHECK_SECONDS)
+    waiting = asyncio.current_task()
+    assert waiting is not None, "a coroutine runs in a task"
+    loop = asyncio.get_running_loop()
+    for signal_number in _STOP_SIGNALS:
+        loop.add_signal_handler(signal_number, waiting.cancel)
+    try:
+        while True:
+            try:
+                return await work()
+            except StoreUnavailableError as error:
+                monitor.set("store", str(error))
+                await asyncio.sleep(_STORE_CHECK_SECONDS)
+    finally:
+        for signal_number in _STOP_SIGNALS:
+            loop.remove_signal_handler(signal_number)
 
 
 async def work_until_stopped(
@@ -73,7 +86,7 @@ async def work_until_stopped(
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
+    for signal_number in _STOP_SIGNALS:
         loop.add_signal_handler(signal_number, stop.set)
     broker.on_change(lambda _connected: monitor.set("broker", broker.problem))
     broker.start()

@@ -139,7 +139,13 @@ class Publisher:
             now = asyncio.get_running_loop().time()
             for number in [n for n, under_way in self._under_way.items() if under_way.until < now]:
                 subject = self._under_way[number].subject
-                self._fail(number, BrokerUnavailableError(f"{subject} was not acknowledged in time"))
+                self._fail(
+                    number,
+                    BrokerUnavailableError(
+                        f"{subject} was not acknowledged in time; the broker's log says why: its disk may be full, "
+                        "which takes room on it and a restart of the broker"
+                    ),
+                )
 
     def _fail_all(self, why: str) -> None:
         for number in list(self._under_way):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import math
 from collections.abc import AsyncIterator, Sequence
@@ -12,10 +13,10 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from farandole.broker.connection import Broker
-from farandole.broker.headers import DESCRIPTION, STATUS
-from farandole.broker.streams import EVENTS
+from farandole.broker.headers import DESCRIPTION, STATUS, parse_headers
+from farandole.broker.streams import EVENTS, INCARNATION_REMEDY
 from farandole.envelope import StoredMessage
-from farandole.errors import BrokerError, BrokerUnavailableError
+from farandole.errors import BrokerError, BrokerUnavailableError, StreamIncarnationError
 
 _PAGE = 500
 _PAGE_BYTES = 8 * 1024 * 1024
@@ -56,6 +57,20 @@ async def _pages(
         after = page[-1].sequence
 
 
+async def stored_at(broker: Broker, sequence: int) -> StoredMessage | None:
+    """The event stored at a sequence; None where the stream has none there. Otherwise like `last_stored_on`."""
+    try:
+        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"seq": sequence})
+    except BrokerError as error:
+        if error.code == _NO_MESSAGE_FOUND:
+            return None
+        raise
+    told = answer["message"]
+    headers = parse_headers(base64.b64decode(told.get("hdrs", "")))
+    data = base64.b64decode(told.get("data", ""))
+    return StoredMessage(told["subject"], headers or {}, data, told["seq"], _time(told["time"]))
+
+
 async def last_stored_on(broker: Broker, subject: str) -> int:
     """The sequence of the last event stored on one exact subject, `events.<partition>.<type>`; 0 where there is none.
 
@@ -69,6 +84,28 @@ async def last_stored_on(broker: Broker, subject: str) -> int:
         raise
     sequence: int = answer["message"]["seq"]
     return sequence
+
+
+async def check_stored(broker: Broker, sequence: int, time: datetime | None) -> None:
+    """Raises `StreamIncarnationError` where the stream holds another event at a sequence than the one of that time.
+
+    So it is where the broker's storage was replaced by an older copy, which has grown since. What is not known, or not
+    stored any more, is passed over. Otherwise raises what `Broker.request` does.
+    """
+    if time is None:
+        return
+    try:
+        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"seq": sequence})
+    except BrokerError as error:
+        if error.code == _NO_MESSAGE_FOUND:
+            return
+        raise
+    stored = _time(answer["message"]["time"])
+    if stored != time:
+        raise StreamIncarnationError(
+            f"the stream {EVENTS} holds another event at {sequence} than the one that the stored position belongs to: "
+            f"{INCARNATION_REMEDY}"
+        )
 
 
 async def _page(broker: Broker, subject: str, after: int) -> tuple[list[StoredMessage], bool]:

@@ -138,16 +138,16 @@ def check_position(state: StreamState, *, incarnation: str, position: int) -> No
     if state.incarnation != incarnation:
         raise StreamIncarnationError(
             f"the stream {EVENTS} was made at {state.incarnation}, but the stored position {position} belongs to the "
-            f"one made at {incarnation}: {_INCARNATION_REMEDY}"
+            f"one made at {incarnation}: {INCARNATION_REMEDY}"
         )
     if position > state.last_sequence:
         raise StreamIncarnationError(
             f"the stream {EVENTS} ends at {state.last_sequence}, before the stored position {position}: "
-            f"{_INCARNATION_REMEDY}"
+            f"{INCARNATION_REMEDY}"
         )
 
 
-_INCARNATION_REMEDY = (
+INCARNATION_REMEDY = (
     "restore the stream from its backup; or, where its events are expendable, remove the stores too (`make clean`)"
 )
 

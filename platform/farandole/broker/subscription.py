@@ -24,6 +24,7 @@ from nats.aio.msg import Msg
 from farandole.broker.connection import Broker
 from farandole.broker.delivery_order import DeliveryOrder
 from farandole.broker.headers import STATUS
+from farandole.broker.stored import check_stored
 from farandole.broker.streams import EVENTS, check_position, events_state
 from farandole.envelope import StoredMessage
 from farandole.errors import BrokerError, BrokerUnavailableError, FencedError
@@ -102,6 +103,8 @@ class Subscription:
         self._arrived = asyncio.Event()
         self._wake = asyncio.Event()
         self._incarnation = ""
+        self._time: datetime | None = None
+        """When the stream stored the last message taken in, where that is known."""
         self._order = DeliveryOrder(after=0)
         self._generation = 0
         """How often the consumer has been reset: an acknowledgement from before a reset would confuse it."""
@@ -130,14 +133,16 @@ class Subscription:
             self._problem = problem
             self._problem_changed.set()
 
-    async def start(self, *, after: int, incarnation: str) -> None:
-        """Begins to read behind the position `after` of the stream made at `incarnation`.
+    async def start(self, *, after: int, incarnation: str, time: datetime | None = None) -> None:
+        """Begins to read behind the position `after` of the stream made at `incarnation`, which has stored what stands
+        there at that `time`.
 
         Returns at once; where the stream is missing, is another one or is not as needed, `problem` says so until the
         reason has gone.
         """
         self._order = DeliveryOrder(after=after)
         self._incarnation = incarnation
+        self._time = time
         self._forget = self._broker.on_change(self._on_change)
         self._pumping = asyncio.create_task(self._pump(), name=f"subscription-{self._durable}")
         self._pumping.add_done_callback(lambda _task: self._arrived.set())
@@ -201,6 +206,7 @@ class Subscription:
             if self._order.is_lost:
                 self._wake.set()
             return
+        self._time = delivery.time
         if self._acknowledged:
             self._compare_with_acknowledged(delivery.stream_sequence)
         self._ready_bytes += len(message.data)
@@ -278,6 +284,7 @@ class Subscription:
             raise BrokerUnavailableError(self._broker.problem or "the broker is not reachable")
         state = await events_state(self._broker)
         check_position(state, incarnation=self._incarnation, position=self._order.last)
+        await check_stored(self._broker, self._order.last, self._time)
         await self._ensure_consumer()
         await self._close_inbox()
         await self._broker.request(f"$JS.API.CONSUMER.RESET.{EVENTS}.{self._durable}", {"seq": self._order.last + 1})

@@ -32,6 +32,7 @@ from farandole.correlator.store import (
     Committed,
     FoldedBatch,
     SagaChange,
+    claim_after,
     dead_letter_change,
     history_change,
     refuse_changed_definitions,
@@ -54,6 +55,7 @@ class _Position:
     epoch: int
     position: int
     incarnation: str
+    time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,15 @@ class MemoryCorrelatorStore:
         for position in stored:
             if position.incarnation != incarnation:
                 raise refuse_other_incarnation(position.incarnation, incarnation)
+        lowest = min(stored, key=lambda position: position.position) if stored and len(stored) == len(owned) else None
         claim = Claim(
             incarnation=incarnation,
             epoch=1 + max((position.epoch for position in stored), default=0),
-            position=min((position.position for position in stored), default=0) if len(stored) == len(owned) else 0,
+            position=0 if lowest is None else lowest.position,
+            time=None if lowest is None else lowest.time,
             partitions=owned,
         )
-        self._positions |= dict.fromkeys(owned, _Position(claim.epoch, claim.position, incarnation))
+        self._positions |= dict.fromkeys(owned, _Position(claim.epoch, claim.position, incarnation, claim.time))
         return claim
 
     async def load(self, keys: Collection[str]) -> dict[str, tuple[Saga, ...]]:
@@ -116,12 +120,13 @@ class MemoryCorrelatorStore:
     async def commit(self, claim: Claim, batch: FoldedBatch) -> Committed:
         """See `CorrelatorStore.commit`."""
         refuse_step_back(claim, batch)
-        now = _Position(claim.epoch, claim.position, claim.incarnation)
+        now = _Position(claim.epoch, claim.position, claim.incarnation, claim.time)
         if any(self._positions.get(partition) != now for partition in claim.partitions):
             raise FencedError("another correlator has claimed these partitions")
         for change in batch.changes:
             self._refuse_stale(change)
-        self._positions |= dict.fromkeys(claim.partitions, replace(now, position=batch.position))
+        after = claim_after(claim, batch)
+        self._positions |= dict.fromkeys(claim.partitions, replace(now, position=after.position, time=after.time))
         for change in batch.changes:
             self._record(change, batch.payloads)
         letters = dead_letter_change(self._dead_letters, batch)
@@ -129,7 +134,7 @@ class MemoryCorrelatorStore:
         publications = (*batch.publications, *letters.publications)
         await self.remove_publications(batch.acknowledged)
         rows = tuple(self._enqueue(publication) for publication in publications)
-        return Committed(replace(claim, position=batch.position), rows)
+        return Committed(after, rows)
 
     async def waiting_publications(self) -> tuple[OutboxRow, ...]:
         """See `CorrelatorStore.waiting_publications`."""

@@ -40,6 +40,7 @@ from farandole.correlator.store import (
     Committed,
     FoldedBatch,
     SagaChange,
+    claim_after,
     dead_letter_change,
     history_change,
     refuse_changed_definitions,
@@ -91,6 +92,7 @@ _POSITION = sa.Table(
     sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("position_time", sa.BigInteger),
     sa.Column("incarnation", sa.Text, nullable=False),
 )
 
@@ -236,7 +238,11 @@ _INSERT_POSITION = sa.insert(_POSITION)
 _TAKE_OVER = (
     sa.update(_POSITION)
     .where(_POSITION.c.partition == sa.bindparam("owned"))
-    .values(epoch=sa.bindparam("new_epoch"), position=sa.bindparam("new_position"))
+    .values(
+        epoch=sa.bindparam("new_epoch"),
+        position=sa.bindparam("new_position"),
+        position_time=sa.bindparam("new_time"),
+    )
 )
 _ADVANCE = (
     sa.update(_POSITION)
@@ -245,7 +251,10 @@ _ADVANCE = (
         _POSITION.c.epoch == sa.bindparam("old_epoch"),
         _POSITION.c.position == sa.bindparam("old_position"),
     )
-    .values(position=sa.bindparam("new_position"))
+    .values(
+        position=sa.bindparam("new_position"),
+        position_time=sa.bindparam("new_time"),
+    )
 )
 
 _SAGA_COLUMNS = (
@@ -525,17 +534,20 @@ def _claim(connection: sa.Connection, incarnation: str, owned: frozenset[int], h
         if row.incarnation != incarnation:
             raise refuse_other_incarnation(row.incarnation, incarnation)
     known = {row.partition for row in stored}
+    lowest = min(stored, key=lambda row: row.position) if known == owned and stored else None
+    micros = None if lowest is None else lowest.position_time
     claim = Claim(
         incarnation=incarnation,
         epoch=1 + max((row.epoch for row in stored), default=0),
-        position=min((row.position for row in stored), default=0) if known == owned else 0,
+        position=0 if lowest is None else lowest.position,
+        time=None if micros is None else _time(micros),
         partitions=owned,
     )
-    taken = {"new_epoch": claim.epoch, "new_position": claim.position}
+    taken = {"new_epoch": claim.epoch, "new_position": claim.position, "new_time": micros}
     if known:
         connection.execute(_TAKE_OVER, [{"owned": partition, **taken} for partition in sorted(known)])
     if owned - known:
-        new = {"epoch": claim.epoch, "position": claim.position, "incarnation": incarnation}
+        new = {"epoch": claim.epoch, "position": 0, "position_time": None, "incarnation": incarnation}
         connection.execute(_INSERT_POSITION, [{"partition": partition, **new} for partition in sorted(owned - known)])
     return claim
 
@@ -567,6 +579,7 @@ def _recorded(connection: sa.Connection, key: str) -> tuple[RecordedSaga, ...]:
 
 
 def _commit(connection: sa.Connection, claim: Claim, batch: FoldedBatch) -> Committed:
+    after = claim_after(claim, batch)
     advanced = connection.execute(
         _ADVANCE,
         {
@@ -574,6 +587,7 @@ def _commit(connection: sa.Connection, claim: Claim, batch: FoldedBatch) -> Comm
             "old_epoch": claim.epoch,
             "old_position": claim.position,
             "new_position": batch.position,
+            "new_time": None if after.time is None else _micros(after.time),
         },
     )
     if advanced.rowcount != len(claim.partitions):
@@ -583,7 +597,7 @@ def _commit(connection: sa.Connection, claim: Claim, batch: FoldedBatch) -> Comm
     publications = [*batch.publications, *_write_dead_letters(connection, batch)]
     _OUTBOX.remove(connection, batch.acknowledged)
     rows = _OUTBOX.add(connection, publications)
-    return Committed(replace(claim, position=batch.position), tuple(rows))
+    return Committed(after, tuple(rows))
 
 
 def _write_sagas(connection: sa.Connection, changes: Sequence[SagaChange]) -> None:

@@ -29,11 +29,13 @@ class Claim:
     """The right to commit for some partitions, and how far they have been folded. Only a store makes one."""
 
     incarnation: str
-    """The `created` time of the stream that the position points into, as text."""
+    """The stream that the position points into; see `StreamState.incarnation`."""
     epoch: int
     position: int
     """Stream sequence of the last event folded; 0 before the first. Reading goes on after it."""
     partitions: frozenset[int] = ALL_PARTITIONS
+    time: datetime | None = None
+    """When the stream stored the event at the position, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class FoldedBatch:
     closed_dead_letters: Sequence[ClosedDeadLetter] = ()
     acknowledged: Collection[int] = ()
     """Ids of outbox rows that the broker has acknowledged."""
+    time: datetime | None = None
+    """When the stream stored the event at the position; None, which keeps what is known, where it only cleans up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,16 +255,16 @@ def dead_letter_change(stored: Mapping[tuple[str, int], DeadLetter], batch: Fold
     )
 
 
-def _state_sequence(step: NewDeadLetter | ClosedDeadLetter) -> int:
-    return step.dead_letter.state_sequence if isinstance(step, NewDeadLetter) else step.state_sequence
-
-
 def _is_old(told: DeadLetter, known: DeadLetter | None) -> bool:
     """Whether what a participant tells is what it told before the dead letter was closed.
 
     Where the saga is known its history tells that; else the attempts do, which count on over redrives.
     """
     return known is not None and not known.key and known.participant != CORRELATOR and told.attempts <= known.attempts
+
+
+def _state_sequence(step: NewDeadLetter | ClosedDeadLetter) -> int:
+    return step.dead_letter.state_sequence if isinstance(step, NewDeadLetter) else step.state_sequence
 
 
 def without_history(saga: Saga) -> Saga:
@@ -294,6 +298,12 @@ def refuse_outdated(held: Claim | None, epochs: Mapping[int, int]) -> None:
     """Raises `FencedError` where a partition's epoch, as stored, is not the one under which it is held."""
     if held is not None and any(epochs.get(partition) != held.epoch for partition in held.partitions):
         raise FencedError("another correlator has claimed these partitions")
+
+
+def claim_after(claim: Claim, batch: FoldedBatch) -> Claim:
+    """The claim once a batch is committed."""
+    time = claim.time if batch.position == claim.position else batch.time
+    return replace(claim, position=batch.position, time=time)
 
 
 def refuse_step_back(claim: Claim, batch: FoldedBatch) -> None:
