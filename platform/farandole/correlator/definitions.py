@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from types import MappingProxyType
 
 import structlog
@@ -33,6 +34,9 @@ RETIRED = correlator_events_pb2.DefinitionRetired.DESCRIPTOR.full_name
 
 PLATFORM_KEYS = frozenset(partition_key(partition) for partition in range(PARTITIONS))
 """The keys under which the platform speaks to partitions: no saga has one of them."""
+
+_MOST_READ = 1000
+"""So many versions of definitions are kept as they were read last."""
 
 _log = structlog.get_logger(__name__)
 
@@ -75,6 +79,14 @@ def activation_of(event: Event) -> Activation | None:
 def _definition_of(message: saga_definition_pb2.SagaDefinition) -> Definition | None:
     """The definition in a message; None where no saga could be folded by it. That a type is gone meanwhile is no fault:
     sagas of long ago keep their definition."""
+    return _read(message.SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=_MOST_READ)
+def _read(serialized: bytes) -> Definition | None:
+    """See `_definition_of`. A definition is told to each partition, and all of them again at each start; to check what
+    makes it valid takes longer than anything else about it."""
+    message = saga_definition_pb2.SagaDefinition.FromString(serialized)
     mentioned = {message.initiating_event, message.commit_event}
     for step in message.steps:
         mentioned.update(step.triggers, step.all_of, (step.success,), step.failures)
