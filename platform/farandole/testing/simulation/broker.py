@@ -58,7 +58,7 @@ class SimulatedBroker:
         self.weather = Weather()
         self.strikes: Counter[str] = Counter()
         self.on_fault: Callable[[str, str], None] = lambda _kind, _detail: None
-        self.jetstream = JetStream(loop, random, self, self.strikes)
+        self.jetstream = JetStream(loop, random, self.weather, self, self.strikes)
         self.is_up = True
         self._connections: list[Connection] = []
         self._clients = 0
@@ -122,8 +122,8 @@ class SimulatedBroker:
             self._note("connection half-open", connection.name)
             connection.up.break_()
             connection.down.break_()
-            self.loop.call_later(2.0 + self.random.random(), connection.client.lose, connection)
-            self.loop.call_later(server_seconds, self._forget, connection)
+            self._later(2.0 + self.random.random(), connection.client.lose, connection)
+            self._later(server_seconds, self._forget, connection)
 
     def hold(self, name: str, seconds: float) -> None:
         """Nothing that is sent from now on arrives within `seconds`, either way. Beyond two, rather cut."""
@@ -142,7 +142,7 @@ class SimulatedBroker:
         self.jetstream.stop()
         for connection in list(self._connections):
             self._drop(connection)
-        self.loop.call_later(seconds, self._come_up)
+        self._later(seconds, self._come_up)
 
     def _come_up(self) -> None:
         self.is_up = True
@@ -153,7 +153,7 @@ class SimulatedBroker:
             return
         self._note("leader changed", f"for {seconds:.3f} s")
         self.jetstream.lose_leader()
-        self.loop.call_later(seconds, self.jetstream.elect_leader)
+        self._later(seconds, self.jetstream.elect_leader)
 
     def fill_disk(self) -> None:
         """Every publication is refused until `free_disk`."""
@@ -175,6 +175,9 @@ class SimulatedBroker:
 
     def _of(self, name: str | None) -> list[Connection]:
         return [connection for connection in self._connections if name is None or connection.name == name]
+
+    def _later(self, seconds: float, callback: Callable[..., None], *arguments: object) -> None:
+        self.loop.schedule(self.loop.time() + seconds, callback, *arguments)
 
     # what clients do
 
@@ -225,8 +228,7 @@ class SimulatedBroker:
     ) -> None:
         """A client's PUB has arrived."""
         if len(data) > MAX_PAYLOAD // 2 and len(data) + header_bytes(headers or {}) > MAX_PAYLOAD:
-            self._note("connection closed for a message too large", connection.name)
-            self._drop(connection)
+            self._refuse(connection)
             return
         if self._loses(subject, connection):
             return
@@ -234,6 +236,12 @@ class SimulatedBroker:
         heard = self._route(subject, subject, reply, headers, data)
         if reply and not taken and not heard:
             self.send(STATUS, reply, b"", {**NO_RESPONDERS, "Nats-Subject": subject})
+
+    def _refuse(self, connection: Connection) -> None:
+        """The server closes a connection over which something came that breaks the protocol."""
+        connection.up.break_()
+        connection.down.send(connection.client.give_up)
+        self._forget(connection)
 
     def _loses(self, subject: str, connection: Connection) -> bool:
         """Whether a message that has come is dropped."""
@@ -304,7 +312,7 @@ class SimulatedBroker:
         connection.up.break_()
         connection.down.break_()
         self._forget(connection)
-        self.loop.call_later(self.weather.latency_seconds[0], connection.client.lose, connection)
+        self._later(self.weather.latency_seconds[0], connection.client.lose, connection)
 
     def _forget(self, connection: Connection) -> None:
         """Ends a connection on the server's side."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
@@ -95,7 +96,10 @@ class SimulatedClient:
         self._numbers = 0
         self._answers: dict[str, asyncio.Future[Msg]] = {}
         self._answers_prefix = ""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        """In the order in which they began."""
+        self._context = copy_context()
+        """The process's; what the server calls back runs in whatever context the server does."""
 
     @property
     def is_connected(self) -> bool:
@@ -116,6 +120,7 @@ class SimulatedClient:
         """See `NatsClient.connect_for_ever`."""
         await self._gate("connect")
         self._listener = listener
+        self._context = copy_context()
         self._first = self._loop.create_future()
         self._attempt()
         await self._first
@@ -213,6 +218,11 @@ class SimulatedClient:
         """Its process ends as by SIGKILL: what it has sent still arrives, and it does nothing any more."""
         self._end()
 
+    def give_up(self) -> None:
+        """The server has refused it: as nats-py does, it does not come back."""
+        if not self._is_closed:
+            self._begin(self.close())
+
     def lose(self, connection: Connection) -> None:
         """A connection of it has broken."""
         if connection is self._connection:
@@ -308,9 +318,9 @@ class SimulatedClient:
             raise nats.errors.ConnectionClosedError
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._loop.create_task(work, context=self._context)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     def _end(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from farandole.envelope import StoredMessage
 from farandole.testing.simulation.loop import VirtualTimeLoop
+from farandole.testing.simulation.network import Weather
 from farandole.testing.simulation.subjects import matches, transform
 
 EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
@@ -153,6 +154,8 @@ class Consumer:
         self.delivered_active = 0
         self.floor_active = 0
         self.watching = False
+        self.turn = 0.0
+        """When the server comes to the last pull that has arrived; pulls keep their order."""
         self.configure(config)
         self.reset(1)
 
@@ -201,22 +204,23 @@ class Consumer:
 class JetStream:
     """Streams and consumers of one account, on a server or on a cluster whose streams have one leader at a time."""
 
-    def __init__(self, loop: VirtualTimeLoop, random: Random, network: Network, strikes: Counter[str]) -> None:
+    def __init__(
+        self, loop: VirtualTimeLoop, random: Random, weather: Weather, network: Network, strikes: Counter[str]
+    ) -> None:
         self._loop = loop
+        self._weather = weather
         self._random = random
         self._network = network
         self._strikes = strikes
         self.streams: dict[str, Stream] = {}
-        self.store_seconds: tuple[float, float] = (0.0, 0.0)
-        """How long it takes to store a publication: at least, at most."""
-        self.replica_lag: Callable[[], float] = lambda: 0.0
-        """How many seconds old what a direct read sees may be; a replica of the stream answers it too."""
         self.is_full = False
         """Whether the disk is full: nothing more is stored."""
         self.has_leader = True
         self.on_stored: Callable[[str, StoredMessage], None] = lambda _stream, _message: None
         """Called with each message as it is stored, and the stream's name."""
         self._last_microseconds = 0
+        self._life = 0
+        """Counts the server's starts."""
 
     # the server's clock
 
@@ -261,19 +265,30 @@ class JetStream:
                 found = self._consumer(stream, consumer)
                 if found is None or not self.has_leader:
                     return False
-                self._pull(found, reply, json.loads(data))
+                found.turn = self._in_turn(self._pull, found, reply, json.loads(data), after=found.turn)
                 return True
             case ["API", "DIRECT", "GET", stream, *rest]:
                 if stream not in self.streams:
                     return False
                 request = {"last_by_subj": ".".join(rest)} if rest else json.loads(data or b"{}")
-                self._direct_get(self.streams[stream], reply, request)
+                self._in_turn(self._direct_get, self.streams[stream], reply, request)
                 return True
             case ["API", *call]:
-                self._call(call, reply, data)
+                self._in_turn(self._call, call, reply, data)
                 return True
             case _:
                 raise NotSimulatedError(f"a message on {subject}")
+
+    def _in_turn(self, work: Callable[..., None], *arguments: object, after: float = 0.0) -> float:
+        """Does what was asked for when the server comes to it, not before a given time; returns when that is."""
+        least, most = self._weather.work_seconds
+        at = max(after, self._loop.time() + least + (most - least) * self._random.random())
+        self._loop.schedule(at, self._if_alive, self._life, work, arguments)
+        return at
+
+    def _if_alive(self, life: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if life == self._life:
+            work(*arguments)
 
     def _consumer(self, stream: str, consumer: str) -> Consumer | None:
         found = self.streams.get(stream)
@@ -286,7 +301,7 @@ class JetStream:
             if name.startswith("Nats-") and name not in _KNOWN_HEADERS:
                 raise NotSimulatedError(f"a publication with the header {name}")
         proposal = _Proposal(subject, reply, headers, data, self.microseconds())
-        least, most = self.store_seconds
+        least, most = self._weather.store_seconds
         if most <= 0:
             self._decide(stream, proposal)
             return
@@ -295,14 +310,14 @@ class JetStream:
         at = max(before, now + least + (most - least) * self._random.random())
         stream.proposals.append((at, proposal))
         if len(stream.proposals) == 1:
-            self._loop.call_at(at, self._decide_proposals, stream)
+            self._loop.schedule(at, self._decide_proposals, stream)
 
     def _decide_proposals(self, stream: Stream) -> None:
         now, proposals = self._loop.time(), stream.proposals
         while proposals and proposals[0][0] <= now:
             self._decide(stream, proposals.popleft()[1])
         if proposals:
-            self._loop.call_at(proposals[0][0], self._decide_proposals, stream)
+            self._loop.schedule(proposals[0][0], self._decide_proposals, stream)
 
     def _decide(self, stream: Stream, proposal: _Proposal, *, tells: bool = True) -> None:
         """Stores a publication or refuses it: for a wrong sequence before it is found to be a duplicate."""
@@ -367,6 +382,8 @@ class JetStream:
         for name in request:
             if name not in {"batch", "max_bytes", "expires", "idle_heartbeat", "no_wait"}:
                 raise NotSimulatedError(f"a pull with {name}")
+        if not self.has_leader or self._consumer(consumer.stream.name, consumer.name) is not consumer:
+            return
         now = self._loop.time()
         if len(consumer.waiting) >= consumer.config.get("max_waiting", 512):
             self._network.send(STATUS, inbox, b"", {"Status": "409", "Description": "Exceeded MaxWaiting"})
@@ -400,7 +417,7 @@ class JetStream:
         """Comes back when a waiting pull wants a heartbeat or is over."""
         at = min(pull.until, pull.heartbeat_at)
         if at != float("inf"):
-            self._loop.call_at(at, self._look_at, consumer, pull)
+            self._loop.schedule(at, self._look_at, consumer, pull)
 
     def _look_at(self, consumer: Consumer, pull: _Pull) -> None:
         if not pull.open:
@@ -444,7 +461,7 @@ class JetStream:
             consumer.unacknowledged[message.sequence] = (number, now, times)
             if not consumer.watching:
                 consumer.watching = True
-                self._loop.call_at(now + consumer.ack_wait, self._redeliver, consumer)
+                self._loop.schedule(now + consumer.ack_wait, self._redeliver, consumer)
             reply = (
                 f"$JS.ACK.{consumer.stream.name}.{consumer.name}.{times}.{message.sequence}.{number}"
                 f".{message.microseconds}000.{consumer.pending}"
@@ -484,19 +501,19 @@ class JetStream:
     def _redeliver(self, consumer: Consumer) -> None:
         """What has not been acknowledged in time is delivered again, before what is new."""
         consumer.watching = False
-        late = self._loop.time() - consumer.ack_wait
+        now = self._loop.time()
         waiting = set(consumer.again)
         first: float | None = None
         for sequence, (_, at, _times) in consumer.unacknowledged.items():
             if sequence in waiting:
                 continue
-            if at <= late:
+            if at + consumer.ack_wait <= now:
                 consumer.again.append(sequence)
             elif first is None or at < first:
                 first = at
         if first is not None:
             consumer.watching = True
-            self._loop.call_at(first + consumer.ack_wait, self._redeliver, consumer)
+            self._loop.schedule(first + consumer.ack_wait, self._redeliver, consumer)
         self._deliver(consumer)
 
     # reading without a consumer
@@ -526,10 +543,10 @@ class JetStream:
             self._network.send(ANSWER, reply, found[0].data, _told(stream, found[0]))
 
     def _seen_by_replica(self, stream: Stream) -> list[_Stored]:
-        lag = self.replica_lag()
+        lag = self._weather.replica_lag_seconds
         if lag <= 0:
             return stream.messages
-        until = self.microseconds() - round(lag * 1_000_000)
+        until = self.microseconds() - round(lag * self._random.random() * 1_000_000)
         return [message for message in stream.messages if message.microseconds <= until]
 
     def _send_page(self, stream: Stream, reply: str, found: Sequence[_Stored], most: int, most_bytes: int) -> None:
@@ -706,6 +723,7 @@ class JetStream:
 
     def stop(self) -> None:
         """The server ends: of what is being stored some gets to the disk, and nobody is told. Pulls are forgotten."""
+        self._life += 1
         self._lose_proposals()
         for stream in self.streams.values():
             for consumer in stream.consumers.values():

@@ -22,6 +22,12 @@ class Weather:
     delay_seconds: tuple[float, float] = (0.01, 0.5)
     losses: float = 0.0
     """The share of single messages that the server drops, of each kind, while their connection stands."""
+    store_seconds: tuple[float, float] = (0.0001, 0.002)
+    """How long a stream takes to store a publication: at least, at most. They are stored in order."""
+    work_seconds: tuple[float, float] = (0.0, 0.001)
+    """How long the server takes to turn to a request or a pull: at least, at most. In no order."""
+    replica_lag_seconds: float = 0.0
+    """How old what a direct read sees may be: a replica of the stream, which is behind, answers it too."""
 
 
 class Pipe:
@@ -54,7 +60,7 @@ class Pipe:
         self._last = at
         self._items.append((at, receive, arguments))
         if len(self._items) == 1:
-            self._loop.call_at(at, self._arrive)
+            self._loop.schedule(at, self._arrive)
 
     def hold(self, until: float) -> None:
         """Nothing that is sent from now on arrives before that time."""
@@ -73,7 +79,7 @@ class Pipe:
             if items:  # the pipe may have been broken meanwhile
                 items.popleft()
         if items:
-            self._loop.call_at(items[0][0], self._arrive)
+            self._loop.schedule(items[0][0], self._arrive)
 
 
 class Connection:
