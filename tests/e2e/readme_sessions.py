@@ -36,7 +36,8 @@ COMMAND_SECONDS = 120.0
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _PATH_LINE = re.compile(r"^`(?P<path>[\w./-]+)`\n\n?\Z", re.MULTILINE)
 _ASKS = re.compile(
-    r"(.* )?(grpcurl (?!.*/PlaceOrder)|farandole (sagas|deadletters|status)|make status|nats (consumer|stream) info)"
+    r"(.* )?(grpcurl (?!.*/(PlaceOrder|RedriveDeadLetters|DiscardDeadLetters))|"
+    r"farandole (sagas|deadletters (list|show)|status)|make status|nats (consumer|stream) info)"
 )
 """Commands that change nothing: they are typed again until they show what is expected."""
 _PORTS = range(12_000, 19_500)

@@ -184,7 +184,7 @@ def copies(stack: Stack) -> dict[int, list[JSON]]:
     return found
 
 
-def dead_letter(stack: Stack, sequence: int) -> JSON:
+def dead_letter(stack: Stack, sequence: int | str) -> JSON:
     """The one dead letter of a message."""
     [listed] = stack.dead_letters(f"sequence = {sequence}")
     shown: JSON = stack.ask(f"{DEAD_LETTERS}/GetDeadLetter", {"dead_letter_id": listed["dead_letter_id"]})[
@@ -385,16 +385,16 @@ def test_what_no_client_would_send_is_a_dead_letter_too(
 ) -> None:
     """And its publisher's connection stands, and so does everybody else's."""
     pids = own_stack.pids()
-    before = own_stack.nats.stream("EVENTS")["state"]["last_seq"]
+    before = {letter["dead_letter_id"] for letter in own_stack.dead_letters()}
     with raw_publisher(own_stack) as publisher:
         publisher.publish(subject, body, headers)
-    eventually(lambda: own_stack.nats.stream("EVENTS")["state"]["last_seq"] == before + 1, "it is stored")
     own_stack.all_taken_in(f"after-{what.replace(' ', '-')}")
 
-    letter = dead_letter(own_stack, before + 1)
+    [listed] = [letter for letter in own_stack.dead_letters() if letter["dead_letter_id"] not in before]
+    letter = dead_letter(own_stack, listed["sequence"])
     assert letter["reason"] == f"DEAD_LETTER_REASON_{reason}"
-    copies_of_it = [copy for copy in _newest_copies(own_stack) if copy == str(before + 1)]
-    assert copies_of_it == [str(before + 1)]
+    copies_of_it = [copy for copy in _newest_copies(own_stack) if copy == letter["sequence"]]
+    assert copies_of_it == [letter["sequence"]]
     assert own_stack.pids() == pids
 
 
@@ -407,3 +407,36 @@ def _newest_copies(stack: Stack) -> list[str]:
         block = base64.b64decode(raw["hdrs"]).partition(b"\r\n")[2]
         found.append(str(BytesParser().parsebytes(block)["farandole-sequence"]))
     return found
+
+
+def test_what_no_one_can_read_is_discarded_as_many_as_match(aftermath: Aftermath) -> None:
+    """It holds nothing up; discarded, it is off the list of what is open, with who said so and why."""
+    stack = aftermath.stack
+    identity = f"correlator-{aftermath.sequences['garbage']}"
+    stack.farandole("deadletters", "discard", identity, "--reason", "a test of theirs", "--actor", "ada")
+    too_large = {aftermath.sequences[one.name] for one in POISONS if one.reason == "TOO_LARGE"}
+    told = stack.answers(
+        f"{DEAD_LETTERS}/DiscardDeadLetters",
+        {
+            "filter": "reason = TOO_LARGE AND " + " OR ".join(f"sequence = {number}" for number in sorted(too_large)),
+            "actor": "ada",
+            "reason": "sent anew",
+        },
+    )
+    assert told[0]["progress"]["matched"] == told[-1]["progress"]["told"] == str(len(too_large))
+
+    def closed() -> dict[int, tuple[str, str]] | None:
+        """Actor and reason of those that are discarded, by sequence; None while they are not all."""
+        found = {
+            int(letter["sequence"]): (letter["close_actor"], letter["close_reason"])
+            for letter in stack.dead_letters("state = DISCARDED")
+        }
+        return found if len(found) > len(too_large) else None
+
+    assert eventually(closed, "all are discarded") == {
+        aftermath.sequences["garbage"]: ("ada", "a test of theirs"),
+        **dict.fromkeys(too_large, ("ada", "sent anew")),
+    }
+    shown = stack.farandole("deadletters", "show", identity)
+    assert "DISCARDED" in shown
+    assert "a test of theirs" in shown

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import pty
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -25,6 +26,7 @@ from choreography.v1 import (
     saga_service_pb2,
     saga_service_pb2_grpc,
 )
+from farandole.cli import main
 from farandole.rpc import HealthMonitor, Rpc, serve
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -162,31 +164,40 @@ def moment(text: str) -> Timestamp:
     return stamp
 
 
-def _command(script: Script, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    environment = {**os.environ, "TZ": "UTC", "FARANDOLE_CORRELATOR_ADDRESS": script.address}
-    return [sys.executable, "-m", "farandole", *arguments], environment
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-async def run(script: Script, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `farandole` with nobody at a terminal."""
-    command, environment = _command(script, arguments)
-    return await asyncio.to_thread(
-        subprocess.run,
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=environment,
-    )
+async def run(script: Script, *arguments: str) -> Done:
+    """Runs `farandole` with nobody at a terminal. In this process, which saves the time of loading it."""
+    return await asyncio.to_thread(_here, [*arguments, "--address", script.address])
+
+
+def _here(arguments: Sequence[str]) -> Done:
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    given = sys.argv, sys.stdin
+    sys.argv, sys.stdin = ["farandole", *arguments], io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    finally:
+        sys.argv, sys.stdin = given
+    return Done(status, out.getvalue(), err.getvalue())
 
 
 async def said(script: Script, *arguments: str) -> str:
     """What a command printed, which must succeed."""
     done = await run(script, *arguments)
     assert done.returncode == 0, done.stderr
-    return str(done.stdout)
+    return done.stdout
 
 
 async def typed(script: Script, *arguments: str, answer: Callable[[str], str] = lambda _seen: "") -> tuple[int, str]:
@@ -194,8 +205,9 @@ async def typed(script: Script, *arguments: str, answer: Callable[[str], str] = 
 
     `answer` is given what was seen so far, and says what is to be typed then.
     """
-    command, environment = _command(script, arguments)
-    return await asyncio.to_thread(_at_a_terminal, command, environment | {"COLUMNS": "200", "TERM": "xterm"}, answer)
+    command = [sys.executable, "-m", "farandole", *arguments, "--address", script.address]
+    environment = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
+    return await asyncio.to_thread(_at_a_terminal, command, environment, answer)
 
 
 def _at_a_terminal(

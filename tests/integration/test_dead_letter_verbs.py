@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from google.protobuf.json_format import ParseDict
@@ -44,6 +45,16 @@ def letter(participant: str = "shipping", sequence: int = 17, **more: str) -> de
         "step": "ship-order",
     }
     return ParseDict(made | more, dead_letter_pb2.DeadLetter())
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Times are shown in the local time zone."""
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @pytest.fixture
@@ -102,7 +113,7 @@ async def test_a_saga_is_named_with_its_definition_where_its_key_has_several(scr
 async def test_what_no_one_can_read_has_no_saga_to_look_at(script: Script) -> None:
     script.progress = [(1, 1, 0)]
     printed = await said(script, "deadletters", "discard", "correlator-5", "--reason", "sent anew")
-    assert printed.endswith("Try next:\n  farandole deadletters show correlator-5\n")
+    assert printed == "1 dead letter is discarded\n\nTry next:\n  farandole deadletters show correlator-5\n"
 
 
 async def test_one_that_is_not_there_is_not_decided(script: Script) -> None:
@@ -229,8 +240,10 @@ async def test_at_a_terminal_many_are_shown_and_asked_about(script: Script) -> N
     def answer(seen: str) -> str:
         return "y\n" if "Redrive 10 dead letters? [y/N]" in seen else ""
 
+    script.groups = [group(), group(40, 0)]
     status, seen = await typed(script, "deadletters", "redrive", "--all", "--reason", "x", answer=answer)
     assert (status, len(script.decided)) == (0, 1)
+    assert seen.count("nobody can read Zoë's address") == 1, "of what is closed nothing becomes"
     assert seen.index("nobody can read Zoë's address") < seen.index("Redrive 10 dead letters?")
     bar = seen.index("redriving")
     assert "10/10" in seen[bar:]

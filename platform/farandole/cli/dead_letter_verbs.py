@@ -149,7 +149,7 @@ def _carry_out(decision: _Decision, *, yes: bool, as_json: bool, address: str | 
         progress = _follow(decision, _call(decision, channel), as_json=as_json)
         if as_json:
             return
-        typer.echo(_result(decision.verb, progress))
+        typer.echo(_result(decision.verb, progress, letter))
         print_next(_next_commands(decision, channel, letter))
 
 
@@ -258,12 +258,13 @@ def _so_far(verb: _Verb, progress: DeadLetterProgress) -> str:
     return f"{progress.told} of {progress.matched} {verb.done}"
 
 
-def _result(verb: _Verb, progress: DeadLetterProgress) -> str:
+def _result(verb: _Verb, progress: DeadLetterProgress, letter: DeadLetter | None) -> str:
     said = []
     if not progress.matched:
         said.append(_NOTHING)
     if progress.told == 1:
-        said.append(f"1 dead letter is {verb.done}: {verb.of_one}")
+        has_saga = letter is None or letter.definition
+        said.append(f"1 dead letter is {verb.done}" + (f": {verb.of_one}" if has_saga else ""))
     elif progress.told:
         said.append(f"{progress.told} dead letters are {verb.done}: {verb.of_many}")
     if progress.passed_over:
