@@ -101,6 +101,11 @@ check: $(VENV)/development ## format, lint, types, and the direction of imports
 bench: $(VENV)/development ## sagas a second and latency, beside a bare choreography
 	@$(BIN)/python -m benchmarks
 
+MINUTES ?= 7
+.PHONY: chaos
+chaos: $(VENV)/development ## both sagas under load while everything around them fails (MINUTES=7 SEED=…), and a verdict
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 PROTOS = $(shell cd proto && find . -name '*.proto' | sed 's|^./||' | sort) buf/validate/validate.proto
 SERVICE_PROTOS = $(shell cd proto && find . -name '*_service.proto' | sed 's|^./||' | sort)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto -Ithird_party/proto

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import shutil
 import signal
@@ -32,7 +33,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1_000_000)
     sagas = arguments.sagas or int(arguments.minutes * _SAGAS_A_MINUTE)
-    plan = Plan.of(seed=seed, minutes=arguments.minutes, sagas=sagas)
+    in_ci = bool(os.environ.get("CI"))
+    plan = Plan.of(seed=seed, minutes=arguments.minutes, sagas=sagas, must_be_complete=in_ci)
     directory = (arguments.directory or Path(tempfile.mkdtemp(prefix="farandole-chaos-"))).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):

@@ -149,15 +149,17 @@ class Faults:
             self._note("SIGKILL", name)
 
     async def _suspend(self, name: str) -> None:
-        await self._hold(name, self._random.choice((0.2, 0.5, 1.0, 2.0, 4.0, 7.0)))
+        if await self._running(name) is not None:
+            await self._hold(name, self._random.choice((0.2, 0.5, 1.0, 2.0, 4.0, 7.0)))
 
     async def _stop_long(self) -> None:
         name = self._random.choice(PARTICIPANTS)
-        with self._holding(name):
-            await self._hold(name, self._rhythm.long_stop_seconds)
+        if await self._running(name) is not None:
+            with self._holding(name):
+                await self._hold(name, self._rhythm.long_stop_seconds)
 
     async def _hold(self, name: str, seconds: float) -> None:
-        pid = await self._running(name)
+        pid = self._stack.pid(name)
         if pid is None or self._stack.send(name, signal.SIGSTOP) != pid:
             return
         self._suspended.add(pid)

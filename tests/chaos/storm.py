@@ -48,9 +48,11 @@ class Plan:
     durations: Durations
     bound_seconds: float
     rhythm: Rhythm
+    must_be_complete: bool
+    """Whether a kind of fault that the machine does not allow breaks the run."""
 
     @classmethod
-    def of(cls, *, seed: int, minutes: float, sagas: int) -> Plan:
+    def of(cls, *, seed: int, minutes: float, sagas: int, must_be_complete: bool) -> Plan:
         """A run of so many minutes of storm: faults come as often in a short one as in a long one."""
         seconds = minutes * 60
         durations = Durations(saga=15, step=5, compensation=10)
@@ -61,6 +63,7 @@ class Plan:
             kills=int(seconds / 4.2),
             durations=durations,
             bound_seconds=30,
+            must_be_complete=must_be_complete,
             rhythm=Rhythm(
                 kill=3.5,
                 suspend=5,
@@ -119,6 +122,7 @@ async def rage(plan: Plan, stack: Stack, disk_problem: str, say: Say) -> None:
                 kills=faults.kills_seen(),
                 strikes=faults.strikes(),
                 published_by_rebuild=published,
+                must_be_complete=plan.must_be_complete,
                 unsettled=unsettled,
             )
             (directory / RUN).write_text(json.dumps(asdict(run), default=_written, indent=2), encoding="utf-8")

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from google.protobuf import json_format
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from choreography.v1 import (
     correlator_events_pb2,
@@ -102,6 +102,8 @@ class Run:
     strikes: Sequence[Strike]
     published_by_rebuild: Sequence[str]
     """The types of the events that came into the stream while the correlator rebuilt its records."""
+    must_be_complete: bool
+    """Whether every kind of fault must have been brought about; else what the machine does not allow may be missing."""
     unsettled: str = ""
     """What still moved when the run had waited long enough; empty where all was quiet."""
 
@@ -377,7 +379,7 @@ def _event(message: Mapping[str, Any]) -> Event | Unreadable:
             body.ParseFromString(data)
         else:
             json_format.Parse(data, body, ignore_unknown_fields=True)
-    except ValueError as error:  # both parsers' errors are ValueErrors
+    except (json_format.ParseError, DecodeError, UnicodeDecodeError) as error:
         return Unreadable(message["sequence"], subject, str(error))
     key = next(getattr(body, name) for name in _KEY_FIELDS if name in kind.DESCRIPTOR.fields_by_name)
     digest = hashlib.sha256(data).hexdigest()
@@ -406,7 +408,7 @@ def _books(database: Path) -> Books:
         ]
         return Books(
             inbox=dict(_values(connection, "SELECT identity, disposition FROM farandole_inbox")),
-            queued=_rows(connection, "SELECT sequence, key, subject, error FROM farandole_queue ORDER BY sequence"),
+            queued=_rows(connection, "SELECT * FROM farandole_queue ORDER BY sequence"),
             outbox_depth=_count(connection, "farandole_outbox"),
             effects=[
                 Effect(*row)
