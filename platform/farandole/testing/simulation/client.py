@@ -205,6 +205,7 @@ class SimulatedClient:
 
     async def close(self) -> None:
         """See `NatsClient.close`."""
+        await self._gate("close")
         if self._is_closed:
             return
         self._end()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, NoReturn
 
-_MOST_AT_ONE_TIME = 1_000_000
+_MOST_AT_ONE_TIME = 200_000
 """Callbacks at one moment of virtual time; a program that needs more waits for something by asking again and again."""
 _COMPACT_ABOVE = 256
 """Cancelled timers are removed early where they are more than so many, and more than half of all."""
