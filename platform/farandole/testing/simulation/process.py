@@ -1,0 +1,170 @@
+"""A simulated process: the tasks of one program, which can be killed or suspended wherever it touches the world.
+
+Everything that a process does to the world, or hears of it, goes through its gates. A process that is suspended waits
+at its gates; its timers go on, as a real one finds them passed when it goes on. A process that is dead does nothing any
+more: its transactions do not begin, its messages are not sent, its tasks are cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+from farandole.participant.barrier import Direction
+from farandole.participant.step import Step
+from farandole.participant.transaction import Transaction
+from farandole.testing.simulation.effects import Effect
+
+T = TypeVar("T")
+
+CURRENT: ContextVar[Process | None] = ContextVar("simulated process", default=None)
+"""The process in which a task runs; None outside all of them."""
+
+
+class Witness(Protocol):
+    """Whoever follows what the handlers of a process do."""
+
+    def handler_begins(self, participant: str, step: Step, direction: Direction, tx: Transaction) -> None:
+        """A handler is about to run. What this raises, the handler raises."""
+        ...
+
+    def handler_ends(self, effect: Effect) -> None:
+        """A handler has run; its transaction may still be rolled back."""
+        ...
+
+
+class ProgramTask(asyncio.Task[Any]):
+    """A task that belongs to a process, and whose place in a set is the same in each run with the same seed."""
+
+    _made = 0
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:  # noqa: ANN401 - as a task has them
+        ProgramTask._made += 1
+        self._hash = ProgramTask._made
+        super().__init__(*arguments, **settings)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @classmethod
+    def count_anew(cls) -> None:
+        """Begins to count from the beginning, for the next run."""
+        cls._made = 0
+
+
+def make_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], context: Context | None = None
+) -> asyncio.Task[T]:
+    """The task factory of a simulation's event loop."""
+    task = ProgramTask(coroutine, loop=loop, context=context)
+    process = CURRENT.get() if context is None else context.get(CURRENT)
+    if process is not None:
+        process.add_task(task)
+    return task
+
+
+class Process:
+    """One run of a program, from its start to its end. A service that is started again is another process."""
+
+    def __init__(self, name: str, witness: Witness, wall_clock: Callable[[], datetime]) -> None:
+        """`wall_clock` gives what the clock of its machine shows."""
+        self.name = name
+        self.witness = witness
+        self.clock = wall_clock
+        self.gates_passed = 0
+        self.is_dead = False
+        self.is_suspended = False
+        self._loop = asyncio.get_running_loop()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        """In the order in which they were made."""
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._held: deque[Callable[[], None]] = deque()
+        self._strike_at = 0
+        self._strike: Callable[[str], None] | None = None
+        self.main: asyncio.Task[None] | None = None
+
+    def start(self, program: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        """Begins to run; the task is done when the program has ended, one way or another."""
+        self.main = self.spawn(program())
+        return self.main
+
+    def add_task(self, task: asyncio.Task[Any]) -> None:
+        """Takes a task on that the program has made."""
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Has the process do something besides, as for a remote procedure call."""
+        context = copy_context()
+        context.run(CURRENT.set, self)
+        return self._loop.create_task(work, context=context)
+
+    async def gate(self, point: str) -> None:
+        """Comes before and after everything that the process does to the world; `point` says what.
+
+        Where the process is suspended, it waits here until it goes on; where it is killed here, it never does.
+        """
+        self.gates_passed += 1
+        if self.gates_passed == self._strike_at and self._strike is not None:
+            self._strike(point)
+        while self.is_suspended and not self.is_dead:
+            goes_on = self._loop.create_future()
+            self._waiting.append(goes_on)
+            await goes_on
+        if self.is_dead:
+            raise asyncio.CancelledError(f"{self.name} is dead")
+
+    def strike_after(self, gates: int, strike: Callable[[str], None]) -> None:
+        """Calls `strike` with the point, once, as the process comes to a gate, so many gates from now."""
+        self._strike_at = self.gates_passed + gates
+        self._strike = strike
+
+    def later(self, seconds: float, do: Callable[[], T]) -> asyncio.Future[T]:
+        """Has something done in so many seconds, also where whoever waits for it is cancelled meanwhile: a thread of
+        its own would do that. Not before the process goes on, where it is suspended, and never once it is dead.
+        """
+        result: asyncio.Future[T] = self._loop.create_future()
+
+        def run() -> None:
+            if self.is_dead:
+                return
+            if self.is_suspended:
+                self._held.append(run)
+                return
+            try:
+                value = do()
+            except Exception as error:  # noqa: BLE001 - whoever waits gets it
+                if not result.done():
+                    result.set_exception(error)
+            else:
+                if not result.done():
+                    result.set_result(value)
+
+        self._loop.call_later(seconds, run)
+        return result
+
+    def suspend(self) -> None:
+        """Stops it at its gates."""
+        self.is_suspended = True
+
+    def resume(self) -> None:
+        """Has it go on."""
+        self.is_suspended = False
+        for do in self._held:
+            self._loop.call_soon(do)
+        self._held.clear()
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._waiting.clear()
+
+    def kill(self) -> None:
+        """Ends it at once: nothing that it is about to do is done."""
+        self.is_dead = True
+        self._held.clear()
+        for task in list(self._tasks):
+            task.cancel()
