@@ -16,19 +16,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from farandole.errors import FarandoleError
+    from farandole.participant.circuits import Probes
+    from farandole.participant.outcomes import DependencyDown, Reject, Snooze
     from farandole.participant.participant import Participant
-    from farandole.participant.retries import Reject, Retries
+    from farandole.participant.retries import Retries
     from farandole.participant.step import Step, step
     from farandole.participant.transaction import CommandTransaction, Transaction
     from farandole.service import Runtime, run
 
 __all__ = [
     "CommandTransaction",
+    "DependencyDown",
     "FarandoleError",
     "Participant",
+    "Probes",
     "Reject",
     "Retries",
     "Runtime",
+    "Snooze",
     "Step",
     "Transaction",
     "run",
@@ -37,11 +42,14 @@ __all__ = [
 
 _HOMES = {
     "CommandTransaction": "farandole.participant.transaction",
+    "DependencyDown": "farandole.participant.outcomes",
     "FarandoleError": "farandole.errors",
     "Participant": "farandole.participant.participant",
-    "Reject": "farandole.participant.retries",
+    "Probes": "farandole.participant.circuits",
+    "Reject": "farandole.participant.outcomes",
     "Retries": "farandole.participant.retries",
     "Runtime": "farandole.service",
+    "Snooze": "farandole.participant.outcomes",
     "Step": "farandole.participant.step",
     "Transaction": "farandole.participant.transaction",
     "run": "farandole.service",

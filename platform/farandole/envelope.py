@@ -7,6 +7,7 @@ for the percent-encoding), W3C Trace Context.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import hashlib
@@ -172,6 +173,22 @@ class Unreadable:
     body: Message | None = None
     """The body, where it could be decoded."""
 
+    @property
+    def source(self) -> str:
+        """Who published it, as far as a header says so that can be read."""
+        return _legible(self.message.headers).get("ce-source", ANONYMOUS)
+
+    @property
+    def id(self) -> str:
+        """Its id, as far as a header says so that can be read; else the one of its content."""
+        message = self.message
+        return _legible(message.headers).get("ce-id") or content_id(message.type, self.key, message.data)
+
+    @property
+    def traceparent(self) -> str:
+        """Its trace; empty where it has none."""
+        return _legible(self.message.headers).get("traceparent", "")
+
 
 @dataclass(frozen=True, slots=True)
 class Publication:
@@ -257,6 +274,11 @@ class _Refused(Exception):  # noqa: N818 - a jump inside this module, never seen
         self.reason, self.detail, self.key, self.body = reason, detail, key, body
 
 
+def unknown_type(name: str) -> str:
+    """What is wrong with an event of a type that nobody knows, in words."""
+    return f"{name} is not an event of the descriptor set"
+
+
 def decode(registry: Registry, message: StoredMessage) -> Event | Unreadable:
     """The event that a stored message holds, or why no one can read it. Never raises."""
     try:
@@ -274,11 +296,6 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
     if attributes.get("ce-type", name) != name:
         raise _Refused(Reason.TYPE_MISMATCH, f"the subject names {name}, ce-type {attributes['ce-type']!r}")
     event_type = registry.get(name)
-def unknown_type(name: str) -> str:
-    """What is wrong with an event of a type that nobody knows, in words."""
-    return f"{name} is not an event of the descriptor set"
-
-
     if event_type is None:
         raise _Refused(Reason.UNKNOWN_TYPE, unknown_type(name))
     if len(message.data) > MAX_BODY_BYTES:
@@ -339,6 +356,15 @@ def _attributes(headers: Mapping[str, str]) -> dict[str, str]:
                 attributes[name] = value
         elif header == MALFORMED_HEADERS:
             raise _Refused(Reason.INVALID_HEADER, value[:MAX_ATTRIBUTE_BYTES])
+    return attributes
+
+
+def _legible(headers: Mapping[str, str]) -> dict[str, str]:
+    """Those attributes that can be read, whatever is wrong with the others."""
+    attributes: dict[str, str] = {}
+    for header, value in headers.items():
+        with contextlib.suppress(_Refused):
+            attributes |= _attributes({header: value})
     return attributes
 
 

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 import structlog
@@ -19,7 +20,7 @@ from farandole.broker.attempts import Attempts
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
 from farandole.broker.relay import OutboxRelay, Refused
-from farandole.broker.stored import stored_events
+from farandole.broker.stored import check_stored, stored_events
 from farandole.broker.streams import StreamState, check_position, events_state, last_stored
 from farandole.broker.subscription import Batch, Subscription
 from farandole.envelope import Publication, StoredMessage
@@ -48,6 +49,8 @@ class Position:
     sequence: int
     incarnation: str
     """The stream that the sequence belongs to."""
+    time: datetime | None = None
+    """When the stream stored what stands at the sequence, where that is known: another one has another event there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,11 @@ class BatchHandler(Protocol):
     @property
     def problem(self) -> str | None:
         """What keeps the handler from doing its work, for health, and the remedy; None where nothing does."""
+        ...
+
+    @property
+    def dependencies_problem(self) -> str | None:
+        """What it depends on and finds to be down, for health; None where nothing is."""
         ...
 
     async def claim(self, incarnation: str) -> Position:
@@ -146,7 +154,7 @@ class Worker:
         report: Callable[[str, str | None], None],
         hold_until_caught_up: bool,
     ) -> None:
-        """`report(check, problem)` takes what health should know, under `events` and `outbox`.
+        """`report(check, problem)` takes what health should know, under `events`, `outbox` and `dependencies`.
 
         With `hold_until_caught_up` nothing
         is published before everything is taken in that the stream held when the session began."""
@@ -171,6 +179,7 @@ class Worker:
         """Reads until cancelled. Raises `FencedError` where another process has taken over."""
         self._report("events", "has not begun to read")
         self._report("outbox", None)
+        self._report("dependencies", None)
         failures = 0
         try:
             while True:
@@ -208,8 +217,8 @@ class Worker:
             _log.info("the store was not left in order", error=str(error))
 
     async def _session(self) -> None:
-        self._relay = OutboxRelay(self._publisher)
         subscription = Subscription(self._broker, self._durable, self._filters, description=self._description)
+        self._relay = OutboxRelay(self._publisher, subscription)
         try:
             target = await self._take_over(subscription)
             async with asyncio.TaskGroup() as tasks:
@@ -231,12 +240,13 @@ class Worker:
                 state = await events_state(self._broker)
                 position = await self._handler.claim(state.incarnation)
                 check_position(state, incarnation=position.incarnation, position=position.sequence)
+                await check_stored(self._broker, position.sequence, position.time)
                 heard = await self._handler.hear(self._first_heard(position, state))
                 self._relay.add(await self._handler.waiting())
                 for key, message_id in heard.read_back:
                     self._relay.withdraw(key, message_id)
                 target = await last_stored(self._broker) if self._hold else 0
-                await subscription.start(after=position.sequence, incarnation=position.incarnation)
+                await subscription.start(after=position.sequence, incarnation=position.incarnation, time=position.time)
             except FencedError as error:
                 raise BaseExceptionGroup("fenced", [error]) from None
             except (BrokerError, StoreError) as error:
@@ -276,6 +286,7 @@ class Worker:
                 async with self._lock:
                     handled = await self._handler.handle(batch.messages, removable)
                 self._trouble = None
+                self._report_dependencies()
                 if told != (None, self._handler.problem):
                     self._report_events(subscription)
                 for key, message_id in handled.read_back:
@@ -312,6 +323,7 @@ class Worker:
                 async with self._lock:
                     handled = await self._handler.due()
                 self._take_on(handled)
+                self._report_dependencies()
             else:
                 await asyncio.sleep(_TIDY_SECONDS if due_in is None else min(due_in, _TIDY_SECONDS))
 
@@ -323,9 +335,13 @@ class Worker:
                 self._trouble = None
             self._report_events(subscription)
             self._report("outbox", self._relay.problem or self._attempts.problem)
+            self._report_dependencies()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_SECONDS):
                     await subscription.problem_changed()
+
+    def _report_dependencies(self) -> None:
+        self._report("dependencies", self._handler.dependencies_problem)
 
     def _report_events(self, subscription: Subscription) -> None:
         self._report("events", subscription.problem or self._trouble or self._catching_up or self._handler.problem)

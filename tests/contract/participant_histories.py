@@ -207,7 +207,7 @@ class Stage:
     async def _queue(self) -> list[dict[str, Any]]:
         queue = self._tables.metadata.tables["farandole_queue"]
         keys = await self._database.read(lambda connection: set(connection.execute(sa.select(queue.c.key)).scalars()))
-        entries = await self._database.read(lambda connection: self._tables.queued(connection, keys, 100))
+        entries = await self._database.read(lambda connection: self._tables.queue.of(connection, keys, 100))
         heads = {entry.key: entry.message.sequence for entry in reversed(entries)}
         shown = [queued_event(entry, is_first=heads[entry.key] == entry.message.sequence) for entry in entries]
         return [

@@ -121,7 +121,7 @@ def test_what_must_be_refused_is_for_its_reason(vector: dict[str, Any]) -> None:
 
 
 def test_every_reason_for_which_no_one_can_read_a_message_has_a_vector() -> None:
-    of_participants = {Reason.REJECTED.name, Reason.RETRIES_EXHAUSTED.name}
+    of_participants = {Reason.REJECTED.name, Reason.RETRIES_EXHAUSTED.name, Reason.CRASHED.name}
     assert {vector["reason"] for vector in _load("refused")} == set(Reason.__members__) - of_participants
 
 

@@ -1,4 +1,4 @@
-"""A shipping service that ends at certain parcels, for tests: run as `python -m tests.integration.crashing_shipping`."""
+"""A shipping service that ends at certain parcels: run as `python -m tests.integration.crashing_shipping`."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class Bench:
 
     async def queued(self, key: str = "o1") -> list[tuple[int, bool]]:
         """What waits of a saga: sequence, and whether it is a dead letter."""
-        entries = await self.database.read(lambda connection: ParticipantTables().queued(connection, [key], 100))
+        entries = await self.database.read(lambda connection: ParticipantTables().queue.of(connection, [key], 100))
         return [(entry.message.sequence, entry.given_up) for entry in entries]
 
 

@@ -54,9 +54,9 @@ def test_a_database_of_an_earlier_version_is_refused_with_what_it_lacks(services
     services.kill("shipping")
     path = services.database_url("shipping").removeprefix("sqlite:///")
     with closing(sqlite3.connect(path)) as earlier:
-        earlier.execute("ALTER TABLE farandole_queue DROP COLUMN given_up")
+        earlier.execute("ALTER TABLE farandole_queue DROP COLUMN direction")
     services.begin("shipping")
     assert services.processes.pop("shipping").wait(30) == 1
     said = (services.directory / "shipping.log").read_text()
-    assert f"the database {path} was made by an earlier version: it lacks farandole_queue.given_up" in said
+    assert f"the database {path} was made by an earlier version: it lacks farandole_queue.direction" in said
     assert "Traceback" not in said

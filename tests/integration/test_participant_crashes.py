@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from choreography.v1.dead_letter_events_pb2 import DeadLetterRecorded
 from choreography.v1.dead_letter_pb2 import DEAD_LETTER_REASON_CRASHED, DEAD_LETTER_REASON_RETRIES_EXHAUSTED
+from choreography.v1.lifecycle_pb2 import SagaTimedOut
 from farandole import Transaction, step
 from farandole.envelope import Event, StoredMessage
 from farandole.participant.barrier import BarrierState
@@ -222,13 +223,9 @@ async def test_a_time_out_that_ends_the_process_is_given_up_on_at_its_place(till
     """It is heard before all others, and counted there too."""
     bench = till.bench
 
-    def undo(_event: ShippingFailed, tx: Transaction) -> None:
-        write_down(tx, "undo")
-
-    def deadly(event: object, tx: Transaction) -> PaymentRefunded:
+    def deadly(_event: SagaTimedOut, tx: Transaction) -> PaymentRefunded:
         raise ProcessEnds
 
-    deadly.__annotations__["event"] = type(timed_out())
     bench.with_steps(step("take-payment", till.charge, undo=deadly, saga="order-fulfilment"))
     await bench.handler.claim("stream-1")
     await bench.take(bench.message(reserved()), bench.message(reserved("o2")))

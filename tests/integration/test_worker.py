@@ -313,6 +313,7 @@ class Asking:
 
     first_heard = FirstHeard()
     problem: str | None = None
+    dependencies_problem: str | None = None
 
     def __init__(self, incarnation: str, expected: int) -> None:
         self._position = Position(0, incarnation)

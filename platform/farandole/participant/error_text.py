@@ -13,7 +13,7 @@ from google.protobuf import text_encoding
 
 from farandole.envelope import Event
 from farandole.participant.crashes import CrashedError
-from farandole.participant.retries import Reject
+from farandole.participant.outcomes import DependencyDown, Reject, Snooze
 from farandole.redaction import REDACTED
 
 MAX_TEXT = 2048
@@ -26,7 +26,7 @@ def text_of(error: BaseException, *events: Event) -> str:
     """What went wrong with events, in one text: a rejection's reason, or the kind of error and what it says."""
     if isinstance(error, Reject):
         text = _said_by(error) or "rejected without a reason"
-    elif isinstance(error, CrashedError):
+    elif isinstance(error, CrashedError | Snooze | DependencyDown):
         text = _said_by(error)
     else:
         text = ": ".join(filter(None, (type(error).__name__, _said_by(error))))

@@ -10,7 +10,7 @@ Where the process before did not end in order, what may have ended it runs alone
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -19,17 +19,22 @@ import structlog
 
 from choreography.v1 import participant_pb2
 from farandole.database import Database
-from farandole.envelope import Event, StoredMessage, decode
+from farandole.envelope import Event, StoredMessage, Unreadable, decode
 from farandole.outbox import OutboxRow
+from farandole.participant.circuits import Circuit, Circuits
+from farandole.participant.circuits import changed as changed_circuits
 from farandole.participant.crashes import CountFirstError, Crashes
+from farandole.participant.decisions import decide, forget
 from farandole.participant.intake import HandlerFailedError, Intake
 from farandole.participant.outgoing import Outgoing
-from farandole.participant.participant import OPERATOR_VERBS, TIMED_OUT, Participant
+from farandole.participant.participant import EVENT_UNREADABLE, OPERATOR_VERBS, TIMED_OUT, Participant
 from farandole.participant.prerequisites import early_events
-from farandole.participant.run_check import RunCheck
-from farandole.participant.schedule import Schedule, ScheduleChanges
+from farandole.participant.queue_table import QueueEntry
+from farandole.participant.run_check import NO_PROBES, RunCheck
+from farandole.participant.schedule import Schedule, ScheduleChanges, Wait
 from farandole.participant.tables import Claim, ParticipantTables
 from farandole.participant.unfinished import Unfinished
+from farandole.participant.work import Work
 from farandole.worker import FirstHeard, Handled, Position
 
 _DUE_SAGAS = 500
@@ -46,6 +51,7 @@ class _Settled:
 
     rows: list[OutboxRow]
     changes: ScheduleChanges
+    circuits: Circuits
     counts_removed: Collection[int]
     """The events whose counts are gone."""
 
@@ -74,7 +80,8 @@ class ParticipantBatchHandler:
         self._clock = clock
         self._epoch = 0
         self._position = 0
-        self._schedule = Schedule(participant.retries.longest)
+        self._schedule = Schedule()
+        self._circuits = Circuits(participant.probes)
         self._crashes = Crashes(batch_size)
         self.first_heard = FirstHeard((TIMED_OUT,))
         self.problem: str | None = None
@@ -85,6 +92,16 @@ class ParticipantBatchHandler:
     def position(self) -> int:
         """The sequence in the stream up to which events have been taken in, in a transaction that is committed."""
         return self._position
+
+    @property
+    def dependencies_problem(self) -> str | None:
+        """See `BatchHandler.dependencies_problem`."""
+        return self._circuits.problem
+
+    @property
+    def circuits(self) -> Mapping[Circuit, int]:
+        """What is found to be down, and how many sagas wait for each."""
+        return {c: len(self._schedule.dependants(c.dependency)) for c in self._circuits.open.values()}
 
     def outgoing(self) -> Outgoing:
         """An empty collection of publications within the participant's contract."""
@@ -107,21 +124,30 @@ class ParticipantBatchHandler:
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
 
-        def work(connection: sa.Connection) -> tuple[Claim, dict[str, datetime], dict[int, int]]:
+        def work(connection: sa.Connection) -> tuple[Claim, list[QueueEntry], dict[int, int]]:
             claim = self._tables.claim(connection, incarnation, self._epoch)
-            return claim, self._tables.queue_heads(connection), self._tables.started.all(connection)
+            return claim, self._tables.queue.heads(connection), self._tables.started.all(connection)
 
         async with self.ownership:
             is_first = self._epoch == 0
             claim, heads, counts = await self._database.write(work)
             self._epoch = claim.epoch
         self._position = claim.position.sequence
-        self._schedule.load(heads)
+        self._load(heads)
         if is_first:
-            self._crashes.begin(counts, heads.keys(), is_unclean=claim.is_unclean)
+            self._crashes.begin(counts, {head.key for head in heads}, is_unclean=claim.is_unclean)
             if claim.is_unclean:
                 _log.info("the process before did not end in order: what may have ended it is run alone at first")
         return claim.position
+
+    def _load(self, heads: Sequence[QueueEntry]) -> None:
+        """Begins with what waits. A dead letter is looked at once; what is down is tried at once."""
+        now = self._clock()
+        self._schedule.load({head.key: Wait(now) if head.given_up else head.wait for head in heads})
+        self._circuits = Circuits(self._participant.probes)
+        for head in heads:
+            if head.dependency:
+                self._circuits.known_down(head.dependency, head.place, head.error, head.due, now)
 
     async def release(self) -> None:
         """See `BatchHandler.release`."""
@@ -131,12 +157,12 @@ class ParticipantBatchHandler:
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
         """Undoes and voids what the time-outs behind the position name, before any step of theirs runs.
 
-        One whose saga has something in the queue, or whose handler raises, is left for its place in the stream, unless
-        it overtakes a dead letter. Otherwise see `BatchHandler.hear`; the outbox rows are among those `waiting`.
+        One whose saga has something in the queue is left for its place in the stream, unless it overtakes that; so is
+        one whose handler raises. Otherwise see `BatchHandler.hear`; the outbox rows are among those `waiting`.
         """
 
         async def hear(messages: Sequence[StoredMessage]) -> list[OutboxRow]:
-            events = [event for _, event in self._decoded(messages)]
+            events = [event for event in map(self._decode, messages) if isinstance(event, Event)]
             return await self._settle(lambda connection: self._hear(connection, events))
 
         async for page in pages:
@@ -157,17 +183,17 @@ class ParticipantBatchHandler:
 
         async def take_in(part: Sequence[StoredMessage]) -> list[OutboxRow]:
             nonlocal removable
-            events = list(self._decoded(part))
-            last = part[-1].sequence
+            events = [self._decode(message) for message in part]
+            last = part[-1]
 
             def attempt(*, isolated: bool) -> Callable[[sa.Connection], _Settled]:
                 return lambda connection: self._take_in(connection, events, last, removable, isolated=isolated)
 
             try:
-                rows = await self._settle(attempt(isolated=False))
+                rows = await self._settle(attempt(isolated=bool(self._circuits.open)))
             except HandlerFailedError:
                 rows = await self._settle(attempt(isolated=True))
-            self._position = last
+            self._position = last.sequence
             self._crashes.took_in(len(part))
             removable = ()
             return rows
@@ -176,27 +202,42 @@ class ParticipantBatchHandler:
 
     def due_in(self) -> float | None:
         """See `BatchHandler.due_in`."""
-        return self._schedule.due_in(self._clock())
+        now = self._clock()
+        waits = (self._schedule.due_in(now), self._circuits.due_in(now))
+        return min((wait for wait in waits if wait is not None), default=None)
 
     async def due(self) -> Handled:
-        """Goes on with the sagas whose queue is due."""
+        """Goes on with the sagas whose queue is due, and tries what is down."""
         now = self._clock()
-        keys = self._schedule.due(now, _DUE_SAGAS)
+        keys = dict.fromkeys(self._schedule.due(now, _DUE_SAGAS))
+        probes = self._probes(now)
+        keys |= dict.fromkeys(probes.values())
         if not keys:
             return Handled()
         if doubtful := next(filter(self._crashes.doubts, keys), None):
-            return Handled(await self._try_alone(doubtful))
+            return Handled(await self._try_alone(doubtful, probes))
         try:
-            return Handled(await self._settle(lambda connection: self._try_again(connection, keys, _DUE_MESSAGES)))
+            return Handled(
+                await self._settle(lambda connection: self._try_again(connection, list(keys), _DUE_MESSAGES, probes))
+            )
         except CountFirstError as first:
             self._crashes.doubt(first.key)
             return Handled()
 
-    async def _try_alone(self, key: str) -> list[OutboxRow]:
+    def _probes(self, now: datetime) -> dict[str, str]:
+        """By dependency that is to be tried: the saga that is to do it, each time another of those that wait."""
+        probes = {}
+        for circuit in self._circuits.due(now):
+            dependants = self._schedule.dependants(circuit.dependency)
+            probes[circuit.dependency] = dependants[circuit.probed % len(dependants)]
+        return probes
+
+    async def _try_alone(self, key: str, probes: Mapping[str, str]) -> list[OutboxRow]:
         """Goes on with one event of a saga whose queue may have ended the process before."""
+        own = {dependency: of for dependency, of in probes.items() if of == key}
         while True:
             try:
-                rows = await self._settle(lambda connection: self._try_again(connection, [key], 1))
+                rows = await self._settle(lambda connection: self._try_again(connection, [key], 1, own))
             except CountFirstError as first:
                 await self._count(first.sequence)
             else:
@@ -241,39 +282,56 @@ class ParticipantBatchHandler:
         settled = await self._database.write(work)
         self._schedule.apply(settled.changes)
         self._crashes.dealt_with(settled.counts_removed)
+        self._take_on(settled.circuits)
         return settled.rows
+
+    def _take_on(self, circuits: Circuits) -> None:
+        """Goes on with the circuits as a transaction left them. One that nothing waits for any more is of no use."""
+        for dependency in list(circuits.open):
+            if not self._schedule.dependants(dependency):
+                del circuits.open[dependency]
+        opened, closed = changed_circuits(self._circuits.open, circuits.open)
+        for circuit in opened:
+            _log.warning("circuit opened", dependency=circuit.dependency, error=circuit.error)
+        for circuit in closed:
+            _log.info("circuit closed", dependency=circuit.dependency)
+            self._schedule.restore(circuit.dependency, self._clock())
+        self._circuits = circuits
 
     def _take_in(
         self,
         connection: sa.Connection,
-        events: Sequence[tuple[StoredMessage, Event]],
-        last: int,
+        events: Sequence[Event | Unreadable],
+        last: StoredMessage,
         published: Collection[int],
         *,
         isolated: bool,
     ) -> _Settled:
-        self._tables.move(connection, epoch=self._epoch, old=self._position, new=last)
+        self._tables.move(connection, epoch=self._epoch, old=self._position, new=last.sequence, time=last.time)
         self._tables.outbox.remove(connection, published)
-        check = RunCheck(self._crashes, doubtful=self._crashes.doubts_events)
-        intake, unfinished = self._begin(connection, [event for _, event in events], check)
-        for message, event in events:
-            if event.type in OPERATOR_VERBS:
-                unfinished.decide(event)
+        work, check = self._begin(connection, events, doubtful=self._crashes.doubts_events)
+        unfinished = Unfinished(work)
+        for event in events:
+            if isinstance(event, Unreadable):
+                unfinished.add_unreadable(event)
+            elif event.type in _DECISIONS:
+                unfinished.save()  # what it is about may have come just before
+                _DECISIONS[event.type](work, event)
             elif unfinished.holds(event.key):
-                unfinished.add_behind(message, event)
-            elif failure := intake.run(event, isolated=isolated):
-                unfinished.add_failed(message, event, failure)
+                unfinished.add_behind(event)
+            elif failure := work.intake.run(event, isolated=isolated):
+                unfinished.add_failed(event, failure)
         unfinished.save()
-        return self._settled(intake, unfinished, check.ran | check.crashed)
+        return self._settled(work, check.ran | check.crashed)
 
     def _hear(self, connection: sa.Connection, events: Sequence[Event]) -> _Settled:
         self._tables.move(connection, epoch=self._epoch, old=self._position, new=self._position)
-        check = RunCheck(self._crashes, doubtful=self._crashes.doubts_events)
-        intake, unfinished = self._begin(connection, events, check)
+        work, check = self._begin(connection, events, doubtful=self._crashes.doubts_events)
+        unfinished = Unfinished(work)
         for event in events:
             if unfinished.holds(event.key):
                 unfinished.overtake(event)
-            elif failure := intake.run(event, isolated=True):
+            elif failure := work.intake.run(event, isolated=True):
                 _log.warning(
                     "time-out left for its place in the stream: a handler failed",
                     saga_id=event.key,
@@ -281,39 +339,53 @@ class ParticipantBatchHandler:
                     step=failure.reaction.step.name,
                 )
         # what must not run keeps its count: it becomes a dead letter at its place
-        return self._settled(intake, unfinished, check.ran)
+        return self._settled(work, check.ran)
 
-    def _try_again(self, connection: sa.Connection, keys: Sequence[str], most: int) -> _Settled:
+    def _try_again(
+        self, connection: sa.Connection, keys: Sequence[str], most: int, probes: Mapping[str, str]
+    ) -> _Settled:
         """Goes on with so many of the events that wait, in stream order."""
         self._tables.move(connection, epoch=self._epoch, old=self._position, new=self._position)
-        check = RunCheck(self._crashes, doubtful=any(map(self._crashes.doubts, keys)))
-        entries = self._tables.queued(connection, keys, most)
-        events = [event for event in map(self._readable, (entry.message for entry in entries)) if event]
-        intake, unfinished = self._begin(connection, events, check)
-        unfinished.try_again(keys, entries, is_cut=len(entries) == most)
-        return self._settled(intake, unfinished, check.ran | check.crashed)
+        entries = self._tables.queue.of(connection, keys, most)
+        events = [self._decode(entry.message) for entry in entries]
+        doubtful = any(map(self._crashes.doubts, keys))
+        work, check = self._begin(connection, events, doubtful=doubtful, probes=probes)
+        Unfinished(work).try_again(keys, entries, is_cut=len(entries) == most)
+        for dependency in probes:
+            was_well = dependency not in work.circuits.found_down if dependency in check.probed else None
+            work.circuits.probed(dependency, was_well, work.now)
+        return self._settled(work, check.ran | check.crashed)
 
     def _begin(
-        self, connection: sa.Connection, events: Collection[Event], check: RunCheck
-    ) -> tuple[Intake, Unfinished]:
-        intake = Intake(self._participant, self._tables, connection, self.outgoing(), events, before_run=check)
-        return intake, Unfinished(
-            self._participant, self._tables, intake, self._schedule, self._readable, self._clock()
+        self,
+        connection: sa.Connection,
+        events: Collection[Event | Unreadable],
+        *,
+        doubtful: bool,
+        probes: Mapping[str, str] = NO_PROBES,
+    ) -> tuple[Work, RunCheck]:
+        circuits = self._circuits.copy()
+        check = RunCheck(self._crashes, circuits, doubtful=doubtful, probes=probes)
+        legible = [event for event in events if isinstance(event, Event)]
+        intake = Intake(self._participant, self._tables, connection, self.outgoing(), legible, before_run=check)
+        work = Work(
+            participant=self._participant,
+            queue=self._tables.queue,
+            intake=intake,
+            schedule=self._schedule,
+            circuits=circuits,
+            decode=self._decode,
+            now=self._clock(),
         )
+        return work, check
 
-    def _settled(self, intake: Intake, unfinished: Unfinished, counts_removed: Collection[int]) -> _Settled:
-        self._tables.started.remove(intake.connection, counts_removed)
-        return _Settled(intake.save(), unfinished.changes, counts_removed)
+    def _settled(self, work: Work, counts_removed: Collection[int]) -> _Settled:
+        self._tables.started.remove(work.connection, counts_removed)
+        return _Settled(work.intake.save(), work.changes, work.circuits, counts_removed)
 
-    def _decoded(self, messages: Sequence[StoredMessage]) -> Iterator[tuple[StoredMessage, Event]]:
-        for message in messages:
-            if (event := self._readable(message)) is not None:
-                yield message, event
+    def _decode(self, message: StoredMessage) -> Event | Unreadable:
+        return decode(self._participant.registry, message)
 
-    def _readable(self, message: StoredMessage) -> Event | None:
-        decoded = decode(self._participant.registry, message)
-        if isinstance(decoded, Event):
-            return decoded
-        # The correlator dead-letters what no one can read; here it only must not stop anything.
-        _log.warning("event can't be read", sequence=message.sequence, type=message.type, reason=decoded.reason.name)
-        return None
+
+_DECISIONS = {**dict.fromkeys(OPERATOR_VERBS, decide), EVENT_UNREADABLE: forget}
+"""What is decided elsewhere about events in the queue, by type. It waits behind nothing."""

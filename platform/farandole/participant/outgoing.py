@@ -9,7 +9,7 @@ from datetime import datetime
 from google.protobuf.message import Message
 
 from choreography.v1.dead_letter_events_pb2 import DeadLetterRecorded, DeadLetterSuperseded
-from farandole.envelope import Event, Publication, derived_id, encode, message_id
+from farandole.envelope import Event, Publication, Unreadable, derived_id, encode, message_id
 from farandole.errors import ContractError
 from farandole.participant.barrier import Direction
 from farandole.registry import Registry
@@ -36,17 +36,27 @@ class Outgoing:
 
         Raises `InvalidEventError` where an event breaks a rule of its type.
         """
+        of = (cause.key, message_id(cause.source, cause.id))
         return [
-            self._add_caused(body, cause, (self.participant, step, direction, saga), index)
+            self._add_caused(body, cause, (self.participant, step, direction, saga), index, of=of)
             for index, body in enumerate(outcome)
         ]
 
     def add_about_dead_letter(
-        self, body: DeadLetterRecorded | DeadLetterSuperseded, *, dead_letter: Event, attempts: int, cause: Event
+        self,
+        body: DeadLetterRecorded | DeadLetterSuperseded,
+        *,
+        dead_letter: Event | Unreadable,
+        attempts: int,
+        cause: Event | Unreadable,
     ) -> None:
         """Adds what has become of an event after so many tries: the same again has the same id."""
-        what = type(body).__name__
-        self._add_caused(body, cause, (self.participant, body.step, what, body.definition), attempts, of=dead_letter)
+        parts = (self.participant, body.step, type(body).__name__, body.definition)
+        if isinstance(dead_letter, Event):
+            of = (dead_letter.key, message_id(dead_letter.source, dead_letter.id))
+        else:  # its id may be anybody's, and of two that are the same each holds something up
+            of = (body.saga_id, str(body.sequence))
+        self._add_caused(body, cause, parts, attempts, of=of)
 
     def add_copy(self, publication: Publication) -> None:
         """Adds the copy of a dead letter, as `dead_letter_copy` makes it."""
@@ -60,12 +70,11 @@ class Outgoing:
         self._add(body)
 
     def _add_caused(
-        self, body: Message, cause: Event, parts: tuple[str, ...], number: int, *, of: Event | None = None
+        self, body: Message, cause: Event | Unreadable, parts: tuple[str, ...], number: int, *, of: tuple[str, str]
     ) -> str:
-        """Adds an event under an id derived from `parts`, the event that it is `of` (its cause, where none is given)
-        and a number; returns the id."""
-        about = of or cause
-        event_id = derived_id((*parts, about.key, message_id(about.source, about.id), str(number)))
+        """Adds an event under an id derived from `parts`, the key and identity of the event that it is `of`, and a
+        number; returns the id."""
+        event_id = derived_id((*parts, *of, str(number)))
         self._add(body, event_id=event_id, causation_id=cause.id, traceparent=cause.traceparent)
         return event_id
 

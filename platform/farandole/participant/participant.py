@@ -9,12 +9,13 @@ from functools import cached_property
 import sqlalchemy as sa
 from google.protobuf.message import Message
 
-from choreography.v1 import dead_letter_events_pb2, lifecycle_pb2, participant_pb2
+from choreography.v1 import correlator_events_pb2, dead_letter_events_pb2, lifecycle_pb2, participant_pb2
 from farandole.contract import Signature
 from farandole.envelope import Event
 from farandole.errors import ContractError
 from farandole.lifecycle import CORRELATOR
 from farandole.participant.barrier import Direction
+from farandole.participant.circuits import Place, Probes
 from farandole.participant.outgoing import Outcome
 from farandole.participant.retries import Retries
 from farandole.participant.step import NAME, Step
@@ -31,6 +32,8 @@ OPERATOR_VERBS = frozenset(
     for message_class in (dead_letter_events_pb2.DeadLetterRedriven, dead_letter_events_pb2.DeadLetterDiscarded)
 )
 """What an operator decides about a dead letter of some participant. Every participant hears it."""
+EVENT_UNREADABLE = correlator_events_pb2.EventUnreadable.DESCRIPTOR.full_name
+"""What the correlator says of an event that no one can read. Every participant hears it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,11 @@ class Reaction:
     direction: Direction
     handler: Callable[..., Outcome] | None
     """None where the event can only void the step."""
+
+    @property
+    def place(self) -> Place:
+        """Which part of which step it is."""
+        return self.step.saga, self.step.name, self.direction
 
     @property
     def produces(self) -> tuple[type[Message], ...]:
@@ -67,10 +75,11 @@ class Participant:
         seed: Callable[[sa.Connection], None] | None = None,
         publishes: Sequence[type[Message]] = (),
         retries: Retries = Retries(),  # noqa: B008 - a frozen value
+        probes: Probes = Probes(),  # noqa: B008 - a frozen value
     ) -> None:
         """`metadata` holds the service's own tables, made at start; `seed` fills them, again at each start.
         `publishes` are events that it publishes outside any step, such as the one that starts a saga. `retries` says
-        how often an event is tried whose handler raises.
+        how often an event is tried whose handler raises, `probes` when a dependency is that was found to be down.
 
         Raises `ContractError` where two steps have one name or the name can't be one, and `ConfigurationError` where
         a class is no event.
@@ -91,6 +100,7 @@ class Participant:
         self.seed = seed
         self.publishes = tuple(publishes)
         self.retries = retries
+        self.probes = probes
         self.registry = Registry.of_classes(self._classes())
 
     def _classes(self) -> set[type[Message]]:
@@ -165,7 +175,7 @@ class Participant:
     @property
     def filters(self) -> list[str]:
         """The subjects that its durable consumer takes."""
-        return [f"events.*.{name}" for name in sorted({*self.reactions, *OPERATOR_VERBS})]
+        return [f"events.*.{name}" for name in sorted({*self.reactions, *OPERATOR_VERBS, EVENT_UNREADABLE})]
 
     @cached_property
     def contract(self) -> participant_pb2.ParticipantContract:

@@ -8,15 +8,6 @@ from datetime import timedelta
 from farandole.errors import ContractError
 
 
-class Reject(Exception):  # noqa: N818 - an outcome that a handler chooses, like returning an event
-    """Raised by a handler that can't ever deal with the event: it becomes a dead letter now, without another try."""
-
-    def __init__(self, reason: str) -> None:
-        """`reason` says to people what is wrong with the event. Values that are marked not to be shown are blanked."""
-        super().__init__(reason)
-        self.reason = reason
-
-
 @dataclass(frozen=True, slots=True)
 class Retries:
     """How often, and with which pauses, an event is tried whose handler raises. Each pause is twice the last one."""

@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
-from google.protobuf import timestamp_pb2
 from google.protobuf.message import DecodeError
 
 from choreography.v1 import participant_pb2, participant_service_pb2
 from farandole.broker.relay import Refused
 from farandole.database import Database
 from farandole.errors import InvalidArgumentError, QueryError, StoreUnavailableError
+from farandole.participant.circuits import Circuit
 from farandole.participant.handler import ParticipantBatchHandler, utc_now
-from farandole.participant.tables import ParticipantTables, QueueEntry
+from farandole.participant.queue_table import QueueEntry, QueueState
+from farandole.participant.tables import ParticipantTables
 from farandole.rpc.validation import violations_of
 
 MOST_QUEUED_EVENTS = 100
@@ -67,6 +68,7 @@ class StatusReader:
             queued_events=queued,
             dead_letters=dead,
             queue=queue,
+            circuits=[_circuit(circuit, waiting) for circuit, waiting in self._handler.circuits.items()],
             refused=[_refused_publication(refused, utc_now()) for refused in self._refused()[:MOST_REFUSED]],
         )
 
@@ -86,8 +88,8 @@ class StatusReader:
 
     def _queue(self, connection: sa.Connection, saga_id: str) -> tuple[int, int, Sequence[participant_pb2.QueuedEvent]]:
         self._handler.check_owner(connection)
-        queued, dead = self._tables.queue_counts(connection)
-        entries = self._tables.queued(connection, [saga_id], MOST_QUEUED_EVENTS) if saga_id and queued else []
+        queued, dead = self._tables.queue.counts(connection)
+        entries = self._tables.queue.of(connection, [saga_id], MOST_QUEUED_EVENTS) if saga_id and queued else []
         queue = [queued_event(entry, is_first=number == 0) for number, entry in enumerate(entries)]
         if saga_id:
             queue += self._handler.early(connection, saga_id)
@@ -100,20 +102,39 @@ def _refused_publication(refused: Refused, now: datetime) -> participant_pb2.Ref
     return publication
 
 
+def _circuit(circuit: Circuit, waiting: int) -> participant_pb2.Circuit:
+    message = participant_pb2.Circuit(dependency=circuit.dependency, error=circuit.error, waiting_sagas=waiting)
+    message.open_time.FromDatetime(circuit.opened)
+    message.next_probe_time.FromDatetime(circuit.next_probe)
+    return message
+
+
 def queued_event(entry: QueueEntry, *, is_first: bool) -> participant_pb2.QueuedEvent:
-    """One event in a saga's queue; the first one holds up those behind it."""
+    """One event in a saga's queue; the first one holds up those behind it.
+
+    When one is tried next that waits for a dependency, its circuit tells.
+    """
     event = participant_pb2.QueuedEvent(
         sequence=entry.message.sequence,
         event_type=entry.message.type,
         attempts=entry.attempts,
         error=entry.error,
-        state=participant_pb2.QUEUED_EVENT_STATE_WAITING,
+        dependency=entry.dependency,
+        state=entry.state.value,  # type: ignore[arg-type]  # the numbers are the same, see queue_table
     )
-    if entry.given_up:
-        event.state = participant_pb2.QUEUED_EVENT_STATE_DEAD_LETTERED
-    elif is_first:
-        event.state = participant_pb2.QUEUED_EVENT_STATE_RETRYING
-        next_attempt = timestamp_pb2.Timestamp()
-        next_attempt.FromDatetime(entry.due)
-        event.next_attempt_time.CopyFrom(next_attempt)
+    if entry.state in _WAIT_FOR_THE_FIRST:
+        event.state = (
+            participant_pb2.QUEUED_EVENT_STATE_RETRYING if is_first else participant_pb2.QUEUED_EVENT_STATE_WAITING
+        )
+    if event.state in _TRIED_BY_TIME:
+        event.next_attempt_time.FromDatetime(entry.due)
     return event
+
+
+_WAIT_FOR_THE_FIRST = (QueueState.RETRYING, QueueState.WAITING)
+"""Which of the two it is depends on the event's place."""
+_TRIED_BY_TIME = (
+    participant_pb2.QUEUED_EVENT_STATE_RETRYING,
+    participant_pb2.QUEUED_EVENT_STATE_SNOOZED,
+    participant_pb2.QUEUED_EVENT_STATE_UNREADABLE,
+)

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
-from farandole.envelope import StoredMessage
 from farandole.errors import FencedError
 from farandole.outbox import Outbox
 from farandole.participant.barrier import Barrier, BarrierKey, BarrierState
 from farandole.participant.crashes import StartedTable
-from farandole.participant.message_columns import (
-    EPOCH_START,
-    columns_of,
-    message_columns,
-    message_of,
-    microseconds_of,
-    time_of,
-)
+from farandole.participant.message_columns import microseconds_of, time_of
 from farandole.participant.prerequisites import PrerequisiteTable
+from farandole.participant.queue_table import QueueTable
 from farandole.saga import Disposition
 from farandole.worker import Position
 
@@ -37,27 +29,6 @@ class InboxEntry:
     """Source and id, joined as in `envelope.message_id`."""
     sequence: int
     disposition: Disposition
-
-
-@dataclass(frozen=True, slots=True)
-class QueueEntry:
-    """An event that could not be dealt with yet, or that waits behind one of its saga that could not."""
-
-    key: str
-    message: StoredMessage
-    attempts: int = 0
-    """How often it was tried, counted over redrives."""
-    due: datetime = EPOCH_START
-    """When it is tried again, where nothing of its saga stands before it."""
-    error: str = ""
-    """What the last try raised, with nothing in it that must not be shown."""
-    given_up: bool = False
-    """Whether it is a dead letter: it stays, and its saga's later events behind it, until an operator closes it."""
-    attempts_before: int = 0
-    """How often it had been tried when it was last redriven: each redrive gives as many tries as the first time."""
-    definition: str = ""
-    """The definition of the step that failed last; empty where none has."""
-    step: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +48,7 @@ class ParticipantTables:
         self.metadata = sa.MetaData()
         self.outbox = Outbox(self.metadata)
         self.prerequisites = PrerequisiteTable(self.metadata)
+        self.queue = QueueTable(self.metadata)
         self.started = StartedTable(self.metadata)
         position = self._position = sa.Table(
             "farandole_position",
@@ -85,6 +57,7 @@ class ParticipantTables:
             sa.Column("incarnation", sa.Text, nullable=False),
             sa.Column("epoch", sa.BigInteger, nullable=False),
             sa.Column("position", sa.BigInteger, nullable=False),
+            sa.Column("position_time", sa.BigInteger),
             sa.Column("in_use", sa.Boolean, nullable=False),
         )
         inbox = self._inbox = sa.Table(
@@ -104,20 +77,6 @@ class ParticipantTables:
             sa.Column("trigger_digest", sa.LargeBinary, nullable=False),
             sa.Column("awaited_id", sa.Text, nullable=False),
         )
-        queue = self._queue = sa.Table(
-            "farandole_queue",
-            self.metadata,
-            sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
-            sa.Column("key", sa.Text, nullable=False, index=True),
-            *message_columns(),
-            sa.Column("attempts", sa.Integer, nullable=False),
-            sa.Column("due", sa.BigInteger, nullable=False),
-            sa.Column("error", sa.Text, nullable=False),
-            sa.Column("given_up", sa.Boolean, nullable=False),
-            sa.Column("attempts_before", sa.Integer, nullable=False),
-            sa.Column("definition", sa.Text, nullable=False),
-            sa.Column("step", sa.Text, nullable=False),
-        )
         self._select_position = sa.select(position).where(position.c.lane == _LANE)
         self._insert_position = sa.insert(position)
         self._raise_epoch = (
@@ -135,7 +94,10 @@ class ParticipantTables:
                 position.c.epoch == sa.bindparam("own_epoch"),
                 position.c.position == sa.bindparam("old_position"),
             )
-            .values(position=sa.bindparam("new_position"))
+            .values(
+                position=sa.bindparam("new_position"),
+                position_time=sa.func.coalesce(sa.bindparam("new_time"), position.c.position_time),
+            )
         )
         self._select_inbox = sa.select(inbox.c.identity).where(
             inbox.c.identity.in_(sa.bindparam("identities", expanding=True))
@@ -157,38 +119,6 @@ class ParticipantTables:
             )
             .values(state=sa.bindparam("new_state"))
         )
-        self._insert_queue = sa.insert(queue)
-        self._select_queue = (
-            sa.select(queue)
-            .where(queue.c.key.in_(sa.bindparam("keys", expanding=True)))
-            .order_by(queue.c.sequence)
-            .limit(sa.bindparam("most"))
-        )
-        other = queue.alias()
-        self._select_heads = sa.select(queue.c.key, queue.c.due).where(
-            queue.c.sequence
-            == sa.select(sa.func.min(other.c.sequence)).where(other.c.key == queue.c.key).scalar_subquery()
-        )
-        self._select_counts = sa.select(
-            sa.func.count(), sa.func.coalesce(sa.func.sum(sa.cast(queue.c.given_up, sa.Integer)), 0)
-        )
-        self._select_entry = sa.select(queue).where(queue.c.sequence == sa.bindparam("wanted"))
-        self._select_of_types = (
-            sa.select(queue)
-            .where(
-                queue.c.key == sa.bindparam("of_key"),
-                queue.c.sequence > sa.bindparam("behind"),
-                queue.c.subject.in_(sa.bindparam("subjects", expanding=True)),
-            )
-            .order_by(queue.c.sequence)
-            .limit(sa.bindparam("most"))
-        )
-        self._delete_queue = sa.delete(queue).where(queue.c.sequence == sa.bindparam("done"))
-        self._update_queue = (
-            sa.update(queue)
-            .where(queue.c.sequence == sa.bindparam("tried"))
-            .values({column: sa.bindparam(f"new_{column}") for column in _CHANGING})
-        )
 
     def claim(self, connection: sa.Connection, incarnation: str, own_epoch: int) -> Claim:
         """Raises the epoch, so that an earlier owner's writes fail, and marks the store as in use.
@@ -203,7 +133,8 @@ class ParticipantTables:
         connection.execute(self._raise_epoch)
         row = connection.execute(self._select_position).one()
         is_unclean = before is not None and before.in_use and not own_epoch
-        return Claim(Position(row.position, row.incarnation), row.epoch, is_unclean)
+        time = None if row.position_time is None else time_of(row.position_time)
+        return Claim(Position(row.position, row.incarnation, time), row.epoch, is_unclean)
 
     def release(self, connection: sa.Connection, own_epoch: int) -> None:
         """Takes the mark away that the store is in use; does nothing where another owner has taken over."""
@@ -216,9 +147,19 @@ class ParticipantTables:
             if stored is None or stored.epoch != own_epoch:
                 raise FencedError(f"another process has taken over since epoch {own_epoch}")
 
-    def move(self, connection: sa.Connection, *, epoch: int, old: int, new: int) -> None:
-        """Moves the position by compare-and-set. Raises `FencedError` where another owner has taken over."""
-        moved = connection.execute(self._move, {"own_epoch": epoch, "old_position": old, "new_position": new})
+    def move(self, connection: sa.Connection, *, epoch: int, old: int, new: int, time: datetime | None = None) -> None:
+        """Moves the position by compare-and-set; `time` is when the stream stored the event at the new one, where that
+        is another one. Raises `FencedError` where another owner has taken over.
+        """
+        moved = connection.execute(
+            self._move,
+            {
+                "own_epoch": epoch,
+                "old_position": old,
+                "new_position": new,
+                "new_time": None if time is None else microseconds_of(time),
+            },
+        )
         if moved.rowcount != 1:
             raise FencedError(f"the position {old} of epoch {epoch} is not this process's any more")
 
@@ -278,69 +219,3 @@ class ParticipantTables:
                     for (definition, key, step), barrier in updated
                 ],
             )
-
-    def enqueue(self, connection: sa.Connection, entries: Sequence[QueueEntry]) -> None:
-        """Puts events into the queue of what isn't finished."""
-        if entries:
-            connection.execute(
-                self._insert_queue,
-                [
-                    {
-                        "key": e.key,
-                        **columns_of(e.message),
-                        **_changing(e),
-                    }
-                    for e in entries
-                ],
-            )
-
-    def queued(self, connection: sa.Connection, keys: Collection[str], most: int) -> list[QueueEntry]:
-        """What waits for these sagas, in stream order."""
-        return [_entry(row) for row in connection.execute(self._select_queue, {"keys": list(keys), "most": most})]
-
-    def queued_at(self, connection: sa.Connection, sequence: int) -> QueueEntry | None:
-        """What waits of that stream sequence; None where nothing does."""
-        row = connection.execute(self._select_entry, {"wanted": sequence}).first()
-        return None if row is None else _entry(row)
-
-    def queued_behind(
-        self, connection: sa.Connection, head: QueueEntry, types: Collection[str], most: int
-    ) -> list[QueueEntry]:
-        """What waits of the same saga behind an entry and is of one of these types, in stream order."""
-        place = head.message.subject.rpartition(head.message.type)[0]
-        subjects = [f"{place}{event_type}" for event_type in types]
-        found = {"of_key": head.key, "behind": head.message.sequence, "subjects": subjects, "most": most}
-        return [_entry(row) for row in connection.execute(self._select_of_types, found)]
-
-    def queue_heads(self, connection: sa.Connection) -> dict[str, datetime]:
-        """When the first in the queue of each saga that has one is due."""
-        return {row.key: time_of(row.due) for row in connection.execute(self._select_heads)}
-
-    def queue_counts(self, connection: sa.Connection) -> tuple[int, int]:
-        """How many events are in the queue, and how many of them are dead letters."""
-        queued, dead = connection.execute(self._select_counts).one()
-        return queued, dead
-
-    def dequeue(self, connection: sa.Connection, sequences: Iterable[int]) -> None:
-        """Removes from the queue what has been dealt with."""
-        parameters = [{"done": sequence} for sequence in sequences]
-        if parameters:
-            connection.execute(self._delete_queue, parameters)
-
-    def update_queued(self, connection: sa.Connection, entry: QueueEntry) -> None:
-        """Records what has become of an entry: a failed try and when the next is due, or that it is given up on."""
-        changes = {f"new_{column}": value for column, value in _changing(entry).items()}
-        connection.execute(self._update_queue, {"tried": entry.message.sequence, **changes})
-
-
-_CHANGING = ("attempts", "due", "error", "given_up", "attempts_before", "definition", "step")
-
-
-def _changing(entry: QueueEntry) -> dict[str, object]:
-    """The columns of an entry that change as it is tried."""
-    return {**{column: getattr(entry, column) for column in _CHANGING}, "due": microseconds_of(entry.due)}
-
-
-def _entry(row: sa.Row[Any]) -> QueueEntry:
-    changing = {column: getattr(row, column) for column in _CHANGING}
-    return QueueEntry(row.key, message_of(row), **{**changing, "due": time_of(row.due)})

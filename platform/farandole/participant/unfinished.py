@@ -1,130 +1,96 @@
-"""The queue of what isn't finished: events whose handler raised, and behind each its saga's later events, in order.
+"""The queue of what isn't finished: events that could not be dealt with, and behind each its saga's later events.
 
-The first of a saga's queue is tried again with growing pauses. Where it is given up on, it stays as a dead letter and
-holds the saga up (quarantine) until an operator has it tried again or discards it; only a compensation of the step that
-it would have triggered overtakes it. All other sagas go on.
+The first of a saga's queue holds the others up, for whatever reason it is there (`queue_table.QueueState`): it is tried
+again with growing pauses, was snoozed, waits for a dependency, can't be read, or was given up on. Then it stays as a
+dead letter until an operator has it tried again or discards it (quarantine). All other sagas go on.
+
+Two kinds of event overtake what holds their saga up, where all that it would do is to trigger steps that they undo:
+any compensation a dead letter, and a time-out whatever it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import timedelta
 
 import structlog
 
-from choreography.v1 import dead_letter_events_pb2
-from farandole.envelope import Event, StoredMessage
-from farandole.participant.giving_up import after_failure, tell, tell_superseded
-from farandole.participant.intake import Failure, Intake
-from farandole.participant.participant import Participant
-from farandole.participant.schedule import Schedule, ScheduleChanges
-from farandole.participant.tables import ParticipantTables, QueueEntry
-from farandole.saga import Disposition
+from farandole.envelope import Event, Unreadable
+from farandole.participant.circuits import CircuitOpenError
+from farandole.participant.giving_up import after_failure, after_unreadable, tell, tell_superseded, tell_unreadable
+from farandole.participant.intake import Failure
+from farandole.participant.outcomes import DependencyDown
+from farandole.participant.participant import TIMED_OUT
+from farandole.participant.queue_table import QueueEntry, QueueState
+from farandole.participant.schedule import UNTIL_TOLD, Wait
+from farandole.participant.work import Work
+from farandole.partitions import partition_key, partition_of
 
 _COMPENSATIONS = 100
-"""How many events are looked at, to find a compensation that overtakes a dead letter."""
+"""How many events are looked at, to find a compensation that overtakes."""
 
 _log = structlog.get_logger(__name__)
-
-Decode = Callable[[StoredMessage], Event | None]
-"""The event that a stored message holds; None where it can't be read."""
 
 
 class Unfinished:
     """One transaction's work on the queue."""
 
-    def __init__(
-        self,
-        participant: Participant,
-        tables: ParticipantTables,
-        intake: Intake,
-        schedule: Schedule,
-        decode: Decode,
-        now: datetime,
-    ) -> None:
-        self.changes = ScheduleChanges()
-        """To be applied to the schedule once the transaction is committed."""
-        self._participant = participant
-        self._tables = tables
-        self._intake = intake
-        self._connection = intake.connection
-        self._schedule = schedule
-        self._decode = decode
-        self._now = now
+    def __init__(self, work: Work) -> None:
+        self._work = work
         self._new: list[QueueEntry] = []
 
     def holds(self, key: str) -> bool:
         """Whether something of a saga waits, so that all that comes later has to wait behind it."""
-        return key in self.changes.held or key in self._schedule
+        return key in self._work.changes.held or key in self._work.schedule
 
-    def add_behind(self, message: StoredMessage, event: Event) -> None:
+    def add_behind(self, event: Event) -> None:
         """Lets an event wait behind what waits of its saga already."""
-        if self._intake.knows(event):
+        if self._work.intake.knows(event):
             _log.info("duplicate event", saga_id=event.key, event_id=event.id, type=event.type)
             return
-        self._new.append(QueueEntry(event.key, message))
-        if self._is_quarantined(event.key) and event.type in self._participant.undo_types:
-            self.changes.held[event.key] = self._now  # it may overtake the dead letter
+        self._new.append(QueueEntry(event.key, event.message))
+        if event.type in self._overtaking(is_dead_letter=self._is_quarantined(event.key)):
+            self._hold(event.key, Wait(self._work.now))
 
-    def add_failed(self, message: StoredMessage, event: Event, failure: Failure) -> None:
+    def add_failed(self, event: Event, failure: Failure) -> None:
         """Puts an event into the queue that a handler could not deal with."""
-        entry = self._after(QueueEntry(event.key, message), event, failure)
+        entry = self._after(QueueEntry(event.key, event.message), event, failure)
         self._new.append(entry)
-        self.changes.held[event.key] = None if entry.given_up else entry.due
+        self._hold(event.key, entry.wait)
+
+    def add_unreadable(self, unreadable: Unreadable) -> None:
+        """Puts an event into the queue that can't be read: under its key where that is known, else its partition's."""
+        entry = QueueEntry(_key_of(unreadable), unreadable.message)
+        if not self.holds(entry.key):
+            entry = self._after_reading(entry, unreadable)
+            self._hold(entry.key, entry.wait)
+        self._new.append(entry)
 
     def save(self) -> None:
         """Writes the new entries."""
-        self._tables.enqueue(self._connection, self._new)
+        self._work.queue.add(self._work.connection, self._new)
         self._new.clear()
 
-    def decide(self, event: Event) -> None:
-        """Does what an operator has decided about a dead letter of this participant, once."""
-        body = event.body
-        assert isinstance(
-            body, dead_letter_events_pb2.DeadLetterRedriven | dead_letter_events_pb2.DeadLetterDiscarded
-        ), "the type of the event is an operator's verb"
-        if body.participant != self._participant.name or self._intake.knows(event):
-            return
-        self.save()  # what it is about may have come just before
-        self._intake.note(event, Disposition.APPLIED)
-        entry = self._tables.queued_at(self._connection, body.sequence)
-        log = _log.bind(saga_id=event.key, event_id=event.id, sequence=body.sequence, actor=body.actor)
-        if entry is None or entry.key != event.key or not entry.attempts:
-            log.warning("no such dead letter", type=event.type)
-        elif (entry.definition, entry.step) != (body.definition, body.step):
-            # who decides about another step than the one that holds the saga up has something else in mind
-            log.warning(
-                "the dead letter is of another step", type=event.type, definition=entry.definition, step=entry.step
-            )
-        elif isinstance(body, dead_letter_events_pb2.DeadLetterDiscarded):
-            self._discard(entry)
-            log.info("dead letter discarded", reason=body.reason)
-        elif entry.given_up:
-            redriven = replace(entry, given_up=False, due=self._now, attempts_before=entry.attempts)
-            self._tables.update_queued(self._connection, redriven)
-            self.changes.held[event.key] = self._now
-            log.info("dead letter redriven", reason=body.reason)
-        else:
-            log.warning("not a dead letter any more", type=event.type)
-
     def overtake(self, event: Event) -> bool:
-        """Lets an event that is not in the queue overtake the dead letter that holds its saga up, if it may.
+        """Lets a time-out that is not in the queue overtake what holds its saga up, if it may.
 
         Returns whether it did; else nothing is done.
         """
-        head = next(iter(self._tables.queued(self._connection, [event.key], 1)), None)
+        work = self._work
+        head = next(iter(work.queue.of(work.connection, [event.key], 1)), None)
         if head is None:  # another one has just overtaken what waited
-            return self._intake.run(event, isolated=True) is None
-        if not head.given_up or self._intake.knows(event):
+            return work.intake.run(event, isolated=True) is None
+        head_event = work.decode(head.message)
+        if (
+            isinstance(head_event, Unreadable)
+            or work.intake.knows(event)
+            or not work.participant.passes(event, head_event)
+            or work.intake.run(event, isolated=True) is not None
+        ):
             return False
-        head_event = self._decode(head.message)
-        if head_event is None or not self._participant.passes(event, head_event):
-            return False
-        if self._intake.run(event, isolated=True) is not None:
-            return False
-        self._supersede(head, head_event, event)
-        self.changes.held[event.key] = self._now
+        self._passed(head, head_event, event)
+        self._hold(event.key, Wait(work.now))
         return True
 
     def try_again(self, keys: Sequence[str], entries: Iterable[QueueEntry], *, is_cut: bool) -> None:
@@ -136,78 +102,118 @@ class Unfinished:
         for entry in entries:
             waiting[entry.key].append(entry)
         for key, own in waiting.items():
-            due = self._go_on(own)
-            if isinstance(due, _Finished):
-                if is_cut:
-                    self.changes.held[key] = self._now
-                else:
-                    self.changes.released.add(key)
+            wait = self._go_on(own, is_cut=is_cut)
+            if wait is not None:
+                self._hold(key, wait)
+            elif is_cut:
+                self._hold(key, Wait(self._work.now))
             else:
-                self.changes.held[key] = due
+                self._work.changes.released.add(key)
 
-    def _go_on(self, entries: Sequence[QueueEntry]) -> datetime | _Finished | None:
-        """Tries a saga's events until one is not dealt with; returns when the saga is to be looked at again."""
-        for entry in entries:
-            event = self._decode(entry.message)
-            if entry.given_up:
-                return self._past(entry, event)
-            failure = self._intake.run(event, isolated=True) if event is not None else None
-            if failure is None or event is None:
-                self._tables.dequeue(self._connection, [entry.message.sequence])
+    def _go_on(self, entries: Sequence[QueueEntry], *, is_cut: bool) -> Wait | None:
+        """Tries a saga's events until one is not dealt with; returns what the saga waits for then, or None."""
+        work = self._work
+        for number, entry in enumerate(entries):
+            event = work.decode(entry.message)
+            if isinstance(event, Unreadable):
+                return self._read_again(entry, event)
+            is_at_its_place = event.key == entry.key
+            has_more = is_cut or number + 1 < len(entries)
+            if is_at_its_place and has_more and (wait := self._past(entry, event)):
+                return wait
+            if entry.given_up or not entry.is_due(work.now):
+                return entry.wait
+            if not is_at_its_place:
+                self._move(entry, event.key)
                 continue
-            failed = self._after(entry, event, failure)
-            self._tables.update_queued(self._connection, failed)
-            return self._past(failed, event) if failed.given_up else failed.due
-        return _Finished()
-
-    def _past(self, head: QueueEntry, event: Event | None) -> datetime | None:
-        """Looks for a compensation that overtakes a dead letter, and tries it; returns when to look again."""
-        types = self._participant.undo_types
-        if event is None or not types:
-            return None
-        for entry in self._tables.queued_behind(self._connection, head, types, _COMPENSATIONS):
-            compensation = self._decode(entry.message)
-            if compensation is None or not self._participant.passes(compensation, event):
-                continue
-            if entry.given_up:
-                return None
-            if entry.due > self._now:
-                return entry.due
-            self._intake.add(compensation)
-            if self._intake.knows(compensation):
-                self._tables.dequeue(self._connection, [entry.message.sequence])
-                continue
-            failure = self._intake.run(compensation, isolated=True)
-            if failure is not None:
-                failed = self._after(entry, compensation, failure)
-                self._tables.update_queued(self._connection, failed)
-                return None if failed.given_up else failed.due
-            self._tables.dequeue(self._connection, [entry.message.sequence])
-            self._supersede(head, event, compensation)
-            return self._now
+            if failure := work.intake.run(event, isolated=True):
+                wait = self._failed(entry, event, failure)
+                # more may overtake a dead letter than what is tried again
+                return Wait(work.now) if has_more and wait == UNTIL_TOLD else wait
+            work.queue.remove(work.connection, [entry.message.sequence])
         return None
 
-    def _supersede(self, head: QueueEntry, event: Event, by: Event) -> None:
-        self._tables.dequeue(self._connection, [head.message.sequence])
-        tell_superseded(head, event, by, self._intake.outgoing)
+    def _past(self, head: QueueEntry, event: Event) -> Wait | None:
+        """Looks for what overtakes the first event of a saga, and tries it; returns what the saga waits for then.
 
-    def _discard(self, entry: QueueEntry) -> None:
-        self._tables.dequeue(self._connection, [entry.message.sequence])
-        event = self._decode(entry.message)
-        if event is not None:
-            self._intake.add(event)
-            if not self._intake.knows(event):
-                self._intake.note(event, Disposition.UNMATCHED)
-        self.changes.held[entry.key] = self._now
+        None where nothing overtakes it. Where something does, the first one waits for it: it must not begin a step
+        that is known to be undone.
+        """
+        work = self._work
+        types = self._overtaking(is_dead_letter=head.given_up)
+        for entry in work.queue.behind(work.connection, head, types, _COMPENSATIONS) if types else ():
+            compensation = work.decode(entry.message)
+            if isinstance(compensation, Unreadable) or not work.participant.passes(compensation, event):
+                continue
+            if entry.given_up or not entry.is_due(work.now):
+                return entry.wait
+            work.intake.add(compensation)
+            is_known = work.intake.knows(compensation)
+            if not is_known and (failure := work.intake.run(compensation, isolated=True)):
+                return self._failed(entry, compensation, failure)
+            work.queue.remove(work.connection, [entry.message.sequence])
+            if not is_known:
+                self._passed(head, event, compensation)
+            return Wait(work.now)
+        return None
+
+    def _overtaking(self, *, is_dead_letter: bool) -> Collection[str]:
+        """The types of what may overtake the first event of a saga."""
+        return self._work.participant.undo_types if is_dead_letter else (TIMED_OUT,)
+
+    def _failed(self, entry: QueueEntry, event: Event, failure: Failure) -> Wait:
+        failed = self._after(entry, event, failure)
+        self._work.queue.update(self._work.connection, failed)
+        return failed.wait
+
+    def _read_again(self, entry: QueueEntry, unreadable: Unreadable) -> Wait:
+        if entry.given_up or not entry.is_due(self._work.now):
+            return entry.wait
+        failed = self._after_reading(entry, unreadable)
+        self._work.queue.update(self._work.connection, failed)
+        return failed.wait
+
+    def _move(self, entry: QueueEntry, key: str) -> None:
+        """Puts an event that can be read now, and so has a saga, at its place in that saga's queue."""
+        moved = replace(entry, key=key, state=QueueState.WAITING, error="", attempts_before=entry.attempts)
+        self._work.queue.update(self._work.connection, moved)
+        self._hold(key, Wait(self._work.now))
+
+    def _passed(self, head: QueueEntry, event: Event, by: Event) -> None:
+        """Nothing is left to do for the first event of a saga: it has been overtaken."""
+        work = self._work
+        if head.given_up:
+            work.queue.remove(work.connection, [head.message.sequence])
+            tell_superseded(head, event, by, work.intake.outgoing)
+        else:  # it comes at once, and does no work
+            work.queue.update(work.connection, replace(head, due=work.now, pause=timedelta(0)))
 
     def _after(self, entry: QueueEntry, event: Event, failure: Failure) -> QueueEntry:
-        failed = after_failure(entry, event, failure, self._participant.retries, self._now)
-        tell(failed, event, failure, self._intake.outgoing, self._now)
+        work = self._work
+        failed = after_failure(entry, event, failure, work.participant.retries, work.now)
+        tell(failed, event, failure, work.intake.outgoing, work.now)
+        if isinstance(failure.error, DependencyDown) and not isinstance(failure.error, CircuitOpenError):
+            work.circuits.met(failed.dependency, failed.place, failed.error, work.now)
         return failed
 
+    def _after_reading(self, entry: QueueEntry, unreadable: Unreadable) -> QueueEntry:
+        work = self._work
+        reaction = next(iter(work.participant.reactions.get(unreadable.message.type, ())), None)
+        failed = after_unreadable(entry, unreadable, reaction, work.participant.retries, work.now)
+        tell_unreadable(failed, unreadable, work.intake.outgoing, work.now)
+        return failed
+
+    def _hold(self, key: str, wait: Wait) -> None:
+        self._work.changes.held[key] = wait
+
     def _is_quarantined(self, key: str) -> bool:
-        return self.changes.held[key] is None if key in self.changes.held else self._schedule.is_quarantined(key)
+        wait = self._work.changes.held.get(key)
+        return wait == UNTIL_TOLD if wait is not None else self._work.schedule.is_quarantined(key)
 
 
-class _Finished:
-    """Nothing of a saga waits any more."""
+def _key_of(unreadable: Unreadable) -> str:
+    """The key under which an event waits: no saga waits for what can't be told to be its own."""
+    partition = unreadable.message.partition
+    if unreadable.key and partition_of(unreadable.key) == partition:
+        return unreadable.key
+    return partition_key(partition or 0)

@@ -1,0 +1,93 @@
+"""What others decide about events in the queue: an operator about a dead letter, the correlator about what no one can
+read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import structlog
+
+from choreography.v1 import correlator_events_pb2, dead_letter_events_pb2
+from farandole.envelope import Event, Unreadable
+from farandole.lifecycle import CORRELATOR
+from farandole.participant.giving_up import tell_superseded
+from farandole.participant.queue_table import QueueEntry, QueueState
+from farandole.participant.schedule import Wait
+from farandole.participant.work import Work
+from farandole.partitions import partition_key
+from farandole.saga import Disposition
+
+_log = structlog.get_logger(__name__)
+
+
+def decide(work: Work, event: Event) -> None:
+    """Does what an operator has decided about a dead letter of this participant, once.
+
+    What it is about is in the queue's table, also where it has just come.
+    """
+    body = event.body
+    assert isinstance(body, dead_letter_events_pb2.DeadLetterRedriven | dead_letter_events_pb2.DeadLetterDiscarded), (
+        "the type of the event is an operator's verb"
+    )
+    if body.participant != work.participant.name or work.intake.knows(event):
+        return
+    work.intake.note(event, Disposition.APPLIED)
+    entry = work.queue.at(work.connection, body.sequence)
+    log = _log.bind(saga_id=event.key, event_id=event.id, sequence=body.sequence, actor=body.actor)
+    if entry is None or entry.key != event.key or not entry.attempts:
+        log.warning("no such dead letter", type=event.type)
+    elif (entry.definition, entry.step) != (body.definition, body.step):
+        # who decides about another step than the one that holds the saga up has something else in mind
+        log.warning("the dead letter is of another step", type=event.type, definition=entry.definition, step=entry.step)
+    elif isinstance(body, dead_letter_events_pb2.DeadLetterDiscarded):
+        _discard(work, entry)
+        log.info("dead letter discarded", reason=body.reason)
+    elif entry.given_up:
+        _redrive(work, entry)
+        log.info("dead letter redriven", reason=body.reason)
+    else:
+        log.warning("not a dead letter any more", type=event.type)
+
+
+def forget(work: Work, event: Event) -> None:
+    """Takes an event out of the queue of which the correlator says that no one can read it.
+
+    What this participant can read stays; so does everything where it is not the correlator that says so.
+    """
+    body = event.body
+    assert isinstance(body, correlator_events_pb2.EventUnreadable), "the type of the event says so"
+    if event.source != CORRELATOR or event.key != partition_key(event.partition) or work.intake.knows(event):
+        return
+    entry = work.queue.at(work.connection, body.sequence)
+    unreadable = work.decode(entry.message) if entry is not None else None
+    if entry is None or not isinstance(unreadable, Unreadable):
+        return
+    work.intake.note(event, Disposition.APPLIED)
+    work.queue.remove(work.connection, [body.sequence])
+    work.changes.held[entry.key] = Wait(work.now)
+    _log.info("no one can read an event", sequence=body.sequence, type=body.event_type, saga_id=entry.key)
+    if entry.given_up:
+        tell_superseded(entry, unreadable, event, work.intake.outgoing)
+
+
+def _redrive(work: Work, entry: QueueEntry) -> None:
+    redriven = replace(
+        entry,
+        state=QueueState.RETRYING,
+        due=work.now,
+        pause=timedelta(0),
+        attempts_before=entry.attempts,
+    )
+    work.queue.update(work.connection, redriven)
+    work.changes.held[entry.key] = Wait(work.now)
+
+
+def _discard(work: Work, entry: QueueEntry) -> None:
+    work.queue.remove(work.connection, [entry.message.sequence])
+    event = work.decode(entry.message)
+    if isinstance(event, Event):
+        work.intake.add(event)
+        if not work.intake.knows(event):
+            work.intake.note(event, Disposition.UNMATCHED)
+    work.changes.held[entry.key] = Wait(work.now)
