@@ -61,6 +61,7 @@ def test_a_step_is_triggered_by_what_the_definition_says(definition: Definition,
     # the step that begins a saga has no trigger but the initiating event, its own success, which comes from outside
     begins = {definition.initiating_event} & {step.success}
     assert set(_contract(definition, step).consumes) == {*step.triggers, *step.all_of, *begins}
+    assert _contract(definition, step).needs_all is bool(step.all_of)
 
 
 @pytest.mark.parametrize(("definition", "step"), STEPS)

@@ -403,6 +403,24 @@ class TestTheEnd:
         assert await bench.done() == []
         assert set((await dispositions(bench)).values()) == {APPLIED, LATE}
 
+    async def test_a_time_out_passes_dead_letters_of_the_steps_that_it_names(
+        self, bench: Bench, dispatcher: Dispatcher
+    ) -> None:
+        """Also where it is the end for what waits for another step, which it does not name."""
+
+        def refuse(_event: ItemsReserved, _tx: Transaction) -> None:
+            raise Reject("no room")
+
+        def two(_payment: PaymentProcessed, _drone: DroneProvisioned, tx: Transaction) -> None:
+            write_down(tx, "two")
+
+        saga = "order-fulfilment"
+        await with_steps(bench, step("refuse", refuse, saga=saga), step("two", two, saga=saga))
+        await bench.take(*messages(bench, "paid", "reserved"))
+        await bench.take(bench.message(timed_out(steps=("refuse",))))
+        assert types(await bench.finish()) == ["StepVoided", "DeadLetterSuperseded"]
+        assert (await waiting(bench), await bench.queued()) == ([], [])
+
     async def test_an_event_that_one_step_ran_with_stays_applied(self, bench: Bench, dispatcher: Dispatcher) -> None:
         """In whichever order the steps that need it are decided."""
 
