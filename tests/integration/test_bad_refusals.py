@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -112,6 +113,43 @@ async def test_a_refused_row_stays_refused_while_the_broker_is_away(embedded_nat
             await parked
         assert [n for n in await stored(broker) if n < 10] == [1, 2]
     await broker.close()
+
+
+@dataclass
+class ReaderAt:
+    """Somebody who has read up to a sequence."""
+
+    last: int
+    stands: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def in_order(self) -> None:
+        await self.stands.wait()
+
+
+async def test_a_row_that_another_stream_takes_is_not_done(broker: Broker) -> None:
+    """As where a stream was deleted and made again, which nobody may have noticed yet."""
+    publisher = Publisher(broker)
+    reader = ReaderAt(100)
+    relay = OutboxRelay(publisher, reader)
+    relay.run()
+    done = relay.add([row(1, "a")])
+    await publisher.publish(row(2, "b").publication)
+    assert await stored(broker) == [2], "nothing is published before the reader is sure of the stream"
+    reader.stands.set()
+    async with asyncio.timeout(10):
+        while 1 not in await stored(broker):  # noqa: ASYNC110 - a stream is polled
+            await asyncio.sleep(0.01)
+    reader.stands.clear()
+    await publisher.publish(row(3, "b").publication)
+    assert not done.done()
+    assert relay.take_acknowledged() == []
+
+    reader.last = 1
+    reader.stands.set()
+    async with asyncio.timeout(10):
+        await done
+    await relay.stop()
+    await publisher.stop()
 
 
 async def test_what_exceeds_the_brokers_payload_is_refused_and_cuts_no_connection(

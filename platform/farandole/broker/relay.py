@@ -6,10 +6,12 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
 from farandole.broker.publisher import Acknowledgement, Publisher
+from farandole.broker.streams import EVENTS
 from farandole.errors import BrokerError, BrokerUnavailableError
 from farandole.outbox import OutboxRow
 
@@ -18,10 +20,24 @@ _REFUSED_RETRY_SECONDS = (*_RETRY_SECONDS, 10.0, 20.0, 30.0)
 """What the broker refuses it refuses until somebody changes a limit: then the row follows within the last pause."""
 _PATIENCE_SECONDS = 5.0
 """How long a row may go unanswered before that is a problem to be told."""
+_EVENTS = "events."
 _REMEDIES = {10054: "raise the stream's max_msg_size"}
 """By the broker's code, where it does not go without saying."""
 
 _log = structlog.get_logger(__name__)
+
+
+class Reader(Protocol):
+    """Who reads the stream that rows go into, and so knows whether it is still the one that they belong to."""
+
+    @property
+    def last(self) -> int:
+        """The highest sequence that it has seen."""
+        ...
+
+    async def in_order(self) -> None:
+        """Waits while it is not certain that the stream is the one that it reads."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +76,14 @@ class OutboxRelay:
     """Publishes rows until the broker has acknowledged each, and tells which may be removed.
 
     A refused row is tried again with growing pauses and holds up the later rows of its key, never those of another:
-    so a saga keeps its order, and goes on without a restart once the broker takes the row.
+    so a saga keeps its order, and goes on without a restart once the broker takes the row. Nothing goes into a stream
+    that took the place of the one that the rows belong to: acknowledged there, it would be lost.
     """
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: Publisher, reader: Reader | None = None) -> None:
+        """Without a `reader` any stream will do."""
         self._publisher = publisher
+        self._reader = reader
         self._waiting: dict[str, deque[OutboxRow]] = {}
         """By key, in order; the first of each is under way once the relay runs."""
         self._acknowledged: list[int] = []
@@ -192,8 +211,13 @@ class OutboxRelay:
     async def _publish_row(self, row: OutboxRow) -> Acknowledgement | None:
         failures = 0
         while row.id not in self._withdrawn:
+            reached = 0
+            if self._reader is not None:
+                await self._reader.in_order()
+                reached = self._reader.last
             try:
                 acknowledgement = await self._publisher.publish(row.publication)
+                _check_place(row, acknowledgement, reached)
             except BrokerError as error:
                 pauses = self._note_failure(row, error)
             else:
@@ -244,3 +268,13 @@ class OutboxRelay:
         group.missing -= 1
         if group.missing == 0 and not group.done.done():
             group.done.set_result(None)
+
+
+def _check_place(row: OutboxRow, acknowledgement: Acknowledgement, reached: int) -> None:
+    """Raises `BrokerUnavailableError` where a row was stored at a sequence that its stream had passed before."""
+    is_event = row.publication.subject.startswith(_EVENTS)
+    if is_event and not acknowledgement.is_duplicate and acknowledgement.sequence <= reached:
+        raise BrokerUnavailableError(
+            f"{row.publication.subject} was stored at {acknowledgement.sequence}, though the stream {EVENTS} had "
+            f"reached {reached}: another stream has its place"
+        )

@@ -101,6 +101,7 @@ class Subscription:
         self._acknowledged = 0
         """Up to where whoever read before had acknowledged; 0 once it is clear that the position is not behind that."""
         self._arrived = asyncio.Event()
+        self._restored = asyncio.Event()
         self._wake = asyncio.Event()
         self._incarnation = ""
         self._time: datetime | None = None
@@ -122,6 +123,17 @@ class Subscription:
     def problem(self) -> str | None:
         """Why nothing is read, and the remedy; None where the subscription stands."""
         return self._problem
+
+    @property
+    def last(self) -> int:
+        """The sequence of the last message taken in, or of the position that it began behind."""
+        return self._order.last
+
+    async def in_order(self) -> None:
+        """Waits while it is not certain that the stream is the one that this reads, as after a lost connection."""
+        while self._order.is_lost:
+            self._restored.clear()
+            await self._restored.wait()
 
     async def problem_changed(self) -> None:
         """Waits until `problem` is another one."""
@@ -292,6 +304,7 @@ class Subscription:
         self._set_problem(None)
         await self._open_inbox()
         self._order.reset()
+        self._restored.set()
 
     async def _open_inbox(self) -> None:
         """A new inbox for each generation: what was sent before a reset can't be taken for what comes after it."""
