@@ -52,10 +52,6 @@ class Circuit:
     probed: int = 0
     """How often it was tried: the next probe is another event's turn."""
 
-    def due_in(self, now: datetime) -> timedelta:
-        """How long it is to the next probe, at most the whole pause: a clock that is set back makes nobody wait."""
-        return min(self.next_probe - now, self.pause)
-
 
 @dataclass(slots=True)
 class Circuits:
@@ -113,11 +109,14 @@ class Circuits:
 
     def due_in(self, now: datetime) -> float | None:
         """In how many seconds a probe is due; None where no circuit is open."""
-        return min((circuit.due_in(now).total_seconds() for circuit in self.open.values()), default=None)
+        for circuit in list(self.open.values()):
+            if circuit.next_probe - now > circuit.pause:  # the clock was set back
+                self.open[circuit.dependency] = replace(circuit, next_probe=now + circuit.pause)
+        return min(((circuit.next_probe - now).total_seconds() for circuit in self.open.values()), default=None)
 
     def due(self, now: datetime) -> Iterable[Circuit]:
         """The circuits of which a probe is due."""
-        return [circuit for circuit in self.open.values() if circuit.due_in(now) <= timedelta(0)]
+        return [circuit for circuit in self.open.values() if circuit.next_probe <= now]
 
     @property
     def problem(self) -> str | None:

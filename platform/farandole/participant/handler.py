@@ -124,29 +124,32 @@ class ParticipantBatchHandler:
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
 
-        def work(connection: sa.Connection) -> tuple[Claim, list[QueueEntry], dict[int, int]]:
+        def work(connection: sa.Connection) -> tuple[Claim, list[QueueEntry], set[str], dict[int, int]]:
             claim = self._tables.claim(connection, incarnation, self._epoch)
-            return claim, self._tables.queue.heads(connection), self._tables.started.all(connection)
+            queue = self._tables.queue
+            heads, timed_out = queue.heads(connection), queue.keys_with(connection, TIMED_OUT)
+            return claim, heads, timed_out, self._tables.started.all(connection)
 
         async with self.ownership:
             is_first = self._epoch == 0
-            claim, heads, counts = await self._database.write(work)
+            claim, heads, timed_out, counts = await self._database.write(work)
             self._epoch = claim.epoch
         self._position = claim.position.sequence
-        self._load(heads)
+        self._load(heads, timed_out)
         if is_first:
             self._crashes.begin(counts, {head.key for head in heads}, is_unclean=claim.is_unclean)
             if claim.is_unclean:
                 _log.info("the process before did not end in order: what may have ended it is run alone at first")
         return claim.position
 
-    def _load(self, heads: Sequence[QueueEntry]) -> None:
-        """Begins with what waits. A dead letter is looked at once; what is down is tried at once."""
+    def _load(self, heads: Sequence[QueueEntry], timed_out: Collection[str]) -> None:
+        """Begins with what waits. What something may overtake is looked at once; what is down is tried at once."""
         now = self._clock()
-        self._schedule.load({head.key: Wait(now) if head.given_up else head.wait for head in heads})
+        waits = {h.key: Wait(now) if h.given_up or h.key in timed_out else h.wait for h in heads}
+        self._schedule.load(waits)
         self._circuits = Circuits(self._participant.probes)
         for head in heads:
-            if head.dependency:
+            if waits[head.key].dependency:
                 self._circuits.known_down(head.dependency, head.place, head.error, head.due, now)
 
     async def release(self) -> None:

@@ -21,6 +21,7 @@ from farandole.participant.message_columns import (
     time_of,
 )
 from farandole.participant.schedule import UNTIL_TOLD, Wait
+from farandole.partitions import PARTITIONS
 
 
 class QueueState(enum.IntEnum):
@@ -151,6 +152,9 @@ class QueueTable:
             .order_by(queue.c.sequence)
             .limit(sa.bindparam("most"))
         )
+        self._select_keys = (
+            sa.select(queue.c.key).distinct().where(queue.c.subject.in_(sa.bindparam("subjects", expanding=True)))
+        )
         self._delete = sa.delete(queue).where(queue.c.sequence == sa.bindparam("done"))
         self._update = (
             sa.update(queue)
@@ -184,6 +188,11 @@ class QueueTable:
     def heads(self, connection: sa.Connection) -> list[QueueEntry]:
         """The first in the queue of each saga that has one, in stream order; without the headers and the data."""
         return [_entry(row) for row in connection.execute(self._select_heads)]
+
+    def keys_with(self, connection: sa.Connection, event_type: str) -> set[str]:
+        """The sagas of which an event of this type waits."""
+        subjects = [f"events.{partition}.{event_type}" for partition in range(PARTITIONS)]
+        return set(connection.execute(self._select_keys, {"subjects": subjects}).scalars())
 
     def counts(self, connection: sa.Connection) -> tuple[int, int]:
         """How many events are in the queue, and how many of them are dead letters."""
