@@ -11,6 +11,7 @@ import pytest
 from choreography.v1 import participant_pb2, saga_diagnosis_pb2
 from choreography.v1.participant_pb2 import (
     QUEUED_EVENT_STATE_DEAD_LETTERED,
+    QUEUED_EVENT_STATE_EARLY,
     QUEUED_EVENT_STATE_RETRYING,
     QUEUED_EVENT_STATE_WAITING,
     ParticipantStatus,
@@ -653,6 +654,41 @@ def test_what_an_operator_discarded_is_said_to_need_a_hand() -> None:
         "2026-11-22T12:05:03.000Z. The event on which payments would have done that was discarded by an operator, so "
         "nothing comes of it any more. Do it by hand, and publish payments.v1.PaymentRefunded."
     )
+
+
+@pytest.mark.parametrize(
+    ("queue", "says"),
+    [
+        (
+            [
+                queued(10, QUEUED_EVENT_STATE_EARLY),
+                queued(20, QUEUED_EVENT_STATE_RETRYING, attempts=1),
+                queued(30, QUEUED_EVENT_STATE_WAITING),
+            ],
+            f"it waits behind {FAILED} (sequence 20). shipping has read {FAILED} (sequence 20) and is retrying it",
+        ),
+        (
+            [queued(10, QUEUED_EVENT_STATE_EARLY), queued(20, QUEUED_EVENT_STATE_RETRYING, attempts=1)],
+            f"has read {FAILED} (sequence 20) and is retrying it",
+        ),
+        (
+            [queued(10, QUEUED_EVENT_STATE_EARLY)],
+            f"has read {PROCESSED} (sequence 30) and has nothing of this saga left in its queue",
+        ),
+    ],
+    ids=["with what it waits for behind another event", "with another event alone", "alone"],
+)
+def test_what_waits_for_other_events_of_its_step_holds_nothing_up(queue: list[QueuedEvent], says: str) -> None:
+    diagnosis = diagnose(ORDER_FULFILMENT, told(*PAID), {"shipping": answers(60, *queue)})
+    assert says in diagnosis.summary
+
+
+def test_what_a_step_still_needs_is_named() -> None:
+    waiting = queued(30, QUEUED_EVENT_STATE_EARLY)
+    waiting.missing.extend(["drones.v1.DroneProvisioned", "inventory.v1.ItemsReserved"])
+    diagnosis = diagnose(ORDER_FULFILMENT, told(*PAID), {"shipping": answers(60, waiting)})
+    needed = "its step still needs drones.v1.DroneProvisioned and inventory.v1.ItemsReserved."
+    assert f"shipping has read {PROCESSED} (sequence 30), and {needed}" in diagnosis.summary
 
 
 def test_an_empty_consumer_is_read_as_the_broker_leaves_it_out() -> None:

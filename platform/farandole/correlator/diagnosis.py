@@ -488,7 +488,12 @@ def _queued(one: Awaited, status: participant_pb2.ParticipantStatus) -> particip
     """What is in the participant's queue of the event to act on, or else what holds the saga up there."""
     sequence = one.trigger.sequence if one.trigger is not None else 0
     mine = next((event for event in status.queue if event.sequence == sequence), None)
-    return mine or next(iter(status.queue), None)
+    return mine or next(_holding_up(status), None)
+
+
+def _holding_up(status: participant_pb2.ParticipantStatus) -> Iterator[participant_pb2.QueuedEvent]:
+    """What is in the participant's queue in its order, without what only waits for other events of its step."""
+    return (event for event in status.queue if event.state != participant_pb2.QUEUED_EVENT_STATE_EARLY)
 
 
 def _in_queue(one: Awaited, status: participant_pb2.ParticipantStatus, event: participant_pb2.QueuedEvent) -> str:
@@ -508,8 +513,10 @@ def _in_queue(one: Awaited, status: participant_pb2.ParticipantStatus, event: pa
                 f"{participant} gave up on {what}: dead letter {participant}-{event.sequence} after "
                 f"{_count(event.attempts, 'try', 'tries')}{error} {_OPERATOR}"
             )
+        case participant_pb2.QUEUED_EVENT_STATE_EARLY:
+            return f"{participant} has read {what}, and its step still needs {' and '.join(event.missing)}."
         case _:
-            first = next(iter(status.queue))
+            first = next(_holding_up(status))
             if first.sequence == event.sequence:
                 return f"{participant} has read {what}, and it waits in its queue."
             return (
