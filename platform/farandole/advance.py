@@ -30,6 +30,7 @@ from farandole.lifecycle import (
     TELLING,
     TOLD_APART_BY_ID,
     ending_due,
+    is_about_every_saga,
     judge_lifecycle,
     status_and_health,
     unused_id,
@@ -240,7 +241,7 @@ class _Fold:
         record = self.record
         lifecycle = fact.lifecycle
         if lifecycle is not None:
-            if lifecycle.definition != self.definition.name:
+            if lifecycle.definition != self.definition.name and not is_about_every_saga(lifecycle):
                 return _UNMATCHED, f"is about the saga of {lifecycle.definition} with this key"
             return judge_lifecycle(record, fact, lifecycle) if record.start_time is not None else self._unstarted()
         role = self.roles.get(fact.type)

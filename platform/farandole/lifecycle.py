@@ -332,7 +332,14 @@ def _open_dead_letter(record: Record, lifecycle: Lifecycle) -> Judgement:
     return IT_APPLIES
 
 
+def is_about_every_saga(lifecycle: Lifecycle) -> bool:
+    """Whether an event is about all sagas under its key: an operator's decision about what no one can read."""
+    return lifecycle.dead_letter is not None and lifecycle.dead_letter[0] == CORRELATOR and not lifecycle.definition
+
+
 def _close_dead_letter(record: Record, lifecycle: Lifecycle) -> Judgement:
+    if is_about_every_saga(lifecycle):
+        return IT_APPLIES  # it held nothing up: the list of dead letters tells what became of it
     found = _find_dead_letter(record, lifecycle)
     if found is None:
         return _LATE, f"{_dead_letter_named(lifecycle)} is not open"

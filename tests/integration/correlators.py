@@ -13,7 +13,7 @@ from pathlib import Path
 
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
-from farandole.broker.stored import last_stored_on, stored_on
+from farandole.broker.stored import last_stored_on, stored_at, stored_on
 from farandole.broker.streams import EVENTS
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.definitions import Definitions
@@ -25,6 +25,7 @@ from farandole.definition import Definition
 from farandole.definition_files import load_definitions
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerUnavailableError
+from farandole.registry import Registry
 from farandole.saga import Disposition, Saga, Status
 from farandole.worker import Handled, Worker
 
@@ -61,6 +62,9 @@ class NoStream:
 
     async def publish(self, publication: Publication) -> None:
         raise BrokerUnavailableError(f"{publication.subject} was not sent: there is no broker")
+
+    async def stored_at(self, sequence: int) -> StoredMessage | None:
+        raise BrokerUnavailableError(f"what is stored at {sequence} can't be read: there is no broker")
 
 
 class Problems:
@@ -168,6 +172,7 @@ async def correlating(
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     before_time_outs: Callable[[], Awaitable[None]] | None = None,
     last_stored: Callable[[Broker, str], Awaitable[int]] = last_stored_on,
+    registry: Registry = REGISTRY,
 ) -> AsyncIterator[Correlator]:
     """A correlator at work on a store."""
     await store.open()
@@ -176,11 +181,12 @@ async def correlating(
     changes = SagaChanges()
     handler = CorrelatorUnderTest(
         store=store,
-        registry=REGISTRY,
+        registry=registry,
         definitions=Definitions(definitions, stored),
         changes=changes,
         last_stored_on=partial(last_stored, broker),
         stored_on=partial(stored_on, broker),
+        stored_at=partial(stored_at, broker),
         clock=clock,
     )
     handler.before_time_outs = before_time_outs

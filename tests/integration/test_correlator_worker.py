@@ -9,8 +9,8 @@ from pathlib import Path
 
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
-from farandole.broker.stored import last_stored_on, stored_on
-from farandole.broker.streams import EVENTS
+from farandole.broker.stored import last_stored_on, stored_at, stored_on
+from farandole.broker.streams import EVENTS, events_state
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.definitions import Definitions
 from farandole.correlator.handler import CorrelatorBatchHandler
@@ -101,9 +101,9 @@ async def test_a_lifecycle_event_that_was_decided_but_not_published_comes_after_
         changes=SagaChanges(),
         last_stored_on=partial(last_stored_on, broker),
         stored_on=partial(stored_on, broker),
+        stored_at=partial(stored_at, broker),
     )
-    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
-    await handler.claim(info["created"])
+    await handler.claim((await events_state(broker)).incarnation)
     stream = nats_py(broker).jetstream()
     messages = []
     for sequence in range(1, 6):
@@ -234,8 +234,7 @@ async def test_a_worker_whose_store_was_taken_over_says_so(broker: Broker) -> No
     async with correlating(broker, store) as correlator:
         await tell(broker, "o1", HAPPY[:1])
         await correlator.until("o1", Status.RUNNING)
-        info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
-        await store.claim(info["created"])
+        await store.claim((await events_state(broker)).incarnation)
         await tell(broker, "o2", HAPPY[:1])
         await correlator.problems.until("has taken over")
     assert await store.get_sagas("o2") == ()

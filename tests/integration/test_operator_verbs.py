@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,11 +24,14 @@ from farandole.correlator.events_stream import BrokerEventsStream
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.operator_verbs import REDRIVE, Decision, OperatorVerbs
 from farandole.correlator.queries import DeadLetterQuery
+from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import CorrelatorStore, FoldedBatch, NewDeadLetter
-from farandole.envelope import Event, Publication, decode
+from farandole.database import Database
+from farandole.envelope import Event, Publication, Reason, decode
 from farandole.partitions import PARTITIONS, partition_of
+from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Problem, Rpc, read_problem, serve
-from farandole.saga import Disposition, Health
+from farandole.saga import Disposition, Health, Status
 from farandole.testing.brokers import BrokerUnderTest, connect
 from farandole.testing.store_conformance import INCARNATION, closed, dead_letter, given_up
 from tests.integration.correlators import HAPPY, REGISTRY, correlating, tell
@@ -124,11 +128,13 @@ async def give_up(broker: Broker, key: str, sequence: int, *, attempts: int = 3,
     await publish(broker, key, "DeadLetterRecorded", about(key, sequence) | told)
 
 
-async def until(store: CorrelatorStore, sequence: int, condition: Callable[[DeadLetter], bool]) -> DeadLetter:
-    """Waits until something holds of a dead letter of payments."""
+async def until(
+    store: CorrelatorStore, sequence: int, condition: Callable[[DeadLetter], bool], *, participant: str = "payments"
+) -> DeadLetter:
+    """Waits until something holds of a dead letter."""
     async with asyncio.timeout(ANSWER_SECONDS):
         while True:
-            found = await store.get_dead_letter("payments", sequence)
+            found = await store.get_dead_letter(participant, sequence)
             if found is not None and condition(found):
                 return found
             await asyncio.sleep(0.02)
@@ -375,6 +381,42 @@ async def test_without_a_broker_the_answer_is_unavailable_and_calling_again_tell
         keys = [event.key for event in await stored(broker, REDRIVEN)]
         assert sorted(keys) == sorted(map(key_of, range(1, 4001)))
     await broker.close()
+
+
+async def test_what_can_be_read_by_now_is_redriven_and_the_rest_is_not(broker: Broker, tmp_path: Path) -> None:
+    """A correlator that was deployed before the descriptor set had a type, and one with newer descriptors."""
+    store = SqlCorrelatorStore(Database(f"sqlite:///{tmp_path}/correlator.db"))
+    older = Registry({name: one for name, one in REGISTRY.types.items() if name != "inventory.v1.ItemsReserved"})
+    async with correlating(broker, store, registry=older) as correlator:
+        for key in ("o1", "o2"):
+            await tell(broker, key, HAPPY[:1])
+        await tell(broker, "o1", [("orders.v1.OrderCreated", {"customerId": 7})])
+        for key in ("o1", "o2"):
+            await tell(broker, key, HAPPY[1:])
+            await correlator.until_saga(key, lambda saga: saga.history[-1].fact.type == HAPPY[-1][0])
+    assert len(await stored(broker, "choreography.v1.EventUnreadable")) == 3
+    async with correlating(broker, store) as correlator, operating(store, broker) as operator:
+        letters = (await store.list_dead_letters(DeadLetterQuery())).dead_letters
+        (garbage,) = [letter for letter in letters if letter.reason is Reason.UNDECODABLE]
+        problem = await refused(operator.redriving(dead_letter_id=garbage.id))
+        assert (problem.code, problem.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "DEAD_LETTER_UNREADABLE")
+        assert "still can't be read: UNDECODABLE: the body is not a ProtoJSON orders.v1.OrderCreated" in problem.message
+        whole = await operator.redrive(filter="participant = correlator")
+        assert (whole.matched, whole.told, whole.passed_over) == (3, 2, 1)
+        for key in ("o1", "o2"):
+            await correlator.until(key, Status.COMPLETED)
+        assert await operator.discard(dead_letter_id=garbage.id) == Progress(
+            matched=1, told=1, dead_letter_id=garbage.id
+        )
+        await until(store, garbage.sequence, is_closed, participant="correlator")
+    rebuilt = MemoryCorrelatorStore()
+    async with correlating(broker, rebuilt) as correlator:
+        await correlator.problems.until_well()
+        for key in ("o1", "o2"):
+            assert await rebuilt.get_sagas(key) == await store.get_sagas(key)
+        again = (await rebuilt.list_dead_letters(DeadLetterQuery())).dead_letters
+        assert again == (await store.list_dead_letters(DeadLetterQuery())).dead_letters
+    await store.close()
 
 
 async def test_what_no_one_can_read_is_discarded_under_its_key_or_that_of_its_partition(broker: Broker) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from farandole.envelope import Publication, StoredMessage
+from farandole.errors import BrokerUnavailableError
 from farandole.partitions import partition_of
 from farandole.worker import Handled
 
@@ -30,6 +31,8 @@ class MemoryStream:
     messages: list[StoredMessage] = field(default_factory=list)
     seconds: float = 0.0
     """Since `START`; also the monotonic time of whoever reads it."""
+    refusals: int = 0
+    """How often it does not answer to `stored_at`."""
 
     def tell(self, key: str, *events: tuple[str, dict[str, object]]) -> list[StoredMessage]:
         """Stores events of a saga with no headers, as anyone may publish them, a millisecond apart."""
@@ -58,6 +61,13 @@ class MemoryStream:
     def last_stored_on(self, subject: str) -> int:
         """The sequence of the last message on a stored subject; 0 for none."""
         return max((message.sequence for message in self.messages if message.subject == subject), default=0)
+
+    def stored_at(self, sequence: int) -> StoredMessage | None:
+        """The message at a sequence; None for none."""
+        if self.refusals:
+            self.refusals -= 1
+            raise BrokerUnavailableError("no answer")
+        return next((message for message in self.messages if message.sequence == sequence), None)
 
     def types(self, after: int = 0) -> list[str]:
         """The short types of what is stored behind a sequence."""

@@ -137,6 +137,9 @@ def correlator(
     async def stored_on(subject: str, after: int) -> list[StoredMessage]:
         return [m for m in stream.messages if m.subject == subject and m.sequence > after]
 
+    async def stored_at(sequence: int) -> StoredMessage | None:
+        return stream.stored_at(sequence)
+
     handler = CorrelatorBatchHandler(
         store=known,
         registry=registry,
@@ -144,6 +147,7 @@ def correlator(
         changes=SagaChanges(),
         last_stored_on=answer,
         stored_on=stored_on,
+        stored_at=stored_at,
         clock=WRONG_CLOCK,
         monotonic=lambda: stream.seconds,
     )
@@ -563,6 +567,138 @@ async def test_only_the_correlator_says_what_no_one_can_read() -> None:
     working = await at_work(stream)
     assert await dead_letters(working) == []
     assert dispositions(await working.saga()) == ["OrderCreated APPLIED", "EventUnreadable UNMATCHED"]
+
+
+def about_unreadable(name: str, sequence: int, key: str, actor: str = "ada") -> tuple[str, dict[str, object]]:
+    body = {"sagaId": key, "participant": "correlator", "sequence": sequence, "actor": actor, "reason": "new schemas"}
+    return f"choreography.v1.DeadLetter{name}", body
+
+
+async def rebuilds(stream: MemoryStream) -> AsyncIterator[Correlator]:
+    """Correlators with empty stores that have folded the whole stream, in one batch and event by event."""
+    for in_one_batch in (True, False):
+        rebuilt = correlator(stream)
+        await rebuilt.begin()
+        for until in [len(stream.messages)] if in_one_batch else range(1, len(stream.messages) + 1):
+            await rebuilt.read(until)
+        yield rebuilt
+
+
+async def test_what_can_be_read_now_is_redriven_at_its_place_among_its_sagas_events() -> None:
+    stream = MemoryStream()
+    older = await at_work(stream, registry=OLDER_REGISTRY)
+    events = stream.tell(KEY, *HAPPY[:3])
+    await older.settle()
+    assert dispositions(await older.saga()) == ["OrderCreated APPLIED", "PaymentProcessed EARLY"]
+    newer = await at_work(stream, older.store)
+    assert [letter.state for letter in await dead_letters(newer)] == [DeadLetterState.OPEN], (
+        "a restart alone reads nothing"
+    )
+    key = partition_key(partition_of(KEY))
+    stream.tell(key, about_unreadable("Redriven", events[1].sequence, key))
+    await newer.settle()
+    saga = await newer.saga()
+    assert dispositions(saga) == ["OrderCreated APPLIED", "ItemsReserved APPLIED", "PaymentProcessed APPLIED"]
+    assert [entry.fact.sequence for entry in saga.history] == [event.sequence for event in events]
+    (recorded_saga,) = await newer.store.get_sagas(KEY)
+    assert events[1].sequence in recorded_saga.payloads
+    (letter,) = await dead_letters(newer)
+    assert (letter.state, letter.close_actor, letter.close_reason) == (DeadLetterState.REDRIVEN, "ada", "new schemas")
+    async for rebuilt in rebuilds(stream):
+        assert await rebuilt.store.get_sagas(KEY) == (recorded_saga,)
+        assert await dead_letters(rebuilt) == [letter]
+
+
+async def test_a_saga_that_is_complete_once_an_event_is_read_is_said_to_be_so() -> None:
+    stream = MemoryStream()
+    older = await at_work(stream, registry=OLDER_REGISTRY)
+    events = stream.tell(KEY, *HAPPY)
+    await older.settle()
+    newer = await at_work(stream, older.store)
+    key = partition_key(partition_of(KEY))
+    stream.tell(key, about_unreadable("Redriven", events[1].sequence, key))
+    await newer.settle()
+    assert (await newer.saga()).status is Status.COMPLETED
+    assert len(stream.of_type("SagaCompleted")) == 1
+
+
+async def test_what_still_can_not_be_read_stays_a_dead_letter() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream, registry=OLDER_REGISTRY)
+    events = stream.tell(KEY, *HAPPY[:2])
+    key = partition_key(partition_of(KEY))
+    stream.tell(key, about_unreadable("Redriven", events[1].sequence, key))
+    await working.settle()
+    (letter,) = await dead_letters(working)
+    assert (letter.state, letter.close_actor) == (DeadLetterState.OPEN, "")
+    assert dispositions(await working.saga()) == ["OrderCreated APPLIED"]
+
+
+@pytest.mark.parametrize("in_one_batch", [True, False])
+async def test_what_was_discarded_is_not_redriven(in_one_batch: bool) -> None:
+    stream = MemoryStream()
+    older = await at_work(stream, registry=OLDER_REGISTRY)
+    events = stream.tell(KEY, *HAPPY[:2])
+    await older.settle()
+    newer = await at_work(stream, older.store)
+    key = partition_key(partition_of(KEY))
+    for name, actor in (("Discarded", "ada"), ("Redriven", "bob"), ("Redriven", "eve")):
+        stream.tell(key, about_unreadable(name, events[1].sequence, key, actor))
+        if not in_one_batch:
+            await newer.settle()
+    await newer.settle()
+    (letter,) = await dead_letters(newer)
+    assert (letter.state, letter.close_actor) == (DeadLetterState.DISCARDED, "ada")
+    assert dispositions(await newer.saga()) == ["OrderCreated APPLIED"]
+    async for rebuilt in rebuilds(stream):
+        assert await rebuilt.saga() == await newer.saga()
+        assert await dead_letters(rebuilt) == [letter]
+
+
+async def test_what_names_a_step_redrives_nothing_that_no_one_could_read() -> None:
+    stream = MemoryStream()
+    older = await at_work(stream, registry=OLDER_REGISTRY)
+    events = stream.tell(KEY, *HAPPY[:2])
+    await older.settle()
+    newer = await at_work(stream, older.store)
+    key = partition_key(partition_of(KEY))
+    name, body = about_unreadable("Redriven", events[1].sequence, key)
+    stream.tell(key, (name, {**body, "definition": "order-fulfilment", "step": "take-payment"}))
+    stream.tell(key, about_unreadable("Redriven", events[0].sequence, key))  # which is no dead letter
+    await newer.settle()
+    assert [letter.state for letter in await dead_letters(newer)] == [DeadLetterState.OPEN]
+    assert dispositions(await newer.saga()) == ["OrderCreated APPLIED"]
+
+
+async def test_a_decision_about_what_no_one_can_read_is_in_the_history_of_its_saga() -> None:
+    stream = MemoryStream()
+    working = await at_work(stream)
+    stream.tell(KEY, HAPPY[0])
+    (garbage,) = stream.tell(KEY, ("inventory.v1.ItemsReserved", {"amountCents": -5}))
+    await working.settle()
+    (letter,) = await dead_letters(working)
+    assert (letter.reason, letter.key) == (Reason.RULE_VIOLATION, KEY)
+    assert (await working.saga()).health is Health.ON_TIME, "it holds nothing up"
+    stream.tell(KEY, about_unreadable("Discarded", garbage.sequence, KEY))
+    await working.settle()
+    assert dispositions(await working.saga()) == ["OrderCreated APPLIED", "DeadLetterDiscarded APPLIED"]
+    (letter,) = await dead_letters(working)
+    assert (letter.state, letter.close_actor) == (DeadLetterState.DISCARDED, "ada")
+
+
+async def test_a_redriven_event_is_waited_for_where_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farandole.correlator.handler._AGAIN_SECONDS", 0.0)
+    stream = MemoryStream()
+    older = await at_work(stream, registry=OLDER_REGISTRY)
+    events = stream.tell(KEY, *HAPPY[:2])
+    await older.settle()
+    stream.refusals = 3
+    newer = await at_work(stream, older.store)
+    key = partition_key(partition_of(KEY))
+    stream.tell(key, about_unreadable("Redriven", events[1].sequence, key))
+    await newer.settle()
+    assert stream.refusals == 0
+    assert dispositions(await newer.saga()) == ["OrderCreated APPLIED", "ItemsReserved APPLIED"]
 
 
 async def test_a_dead_letter_without_a_saga_is_followed_under_the_key_of_its_partition() -> None:

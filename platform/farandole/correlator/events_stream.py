@@ -6,7 +6,8 @@ from typing import Protocol
 
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
-from farandole.envelope import Publication
+from farandole.broker.stored import stored_at
+from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerUnavailableError
 
 
@@ -18,6 +19,13 @@ class EventsStream(Protocol):
 
         Raises `BrokerUnavailableError` where it is not known whether the stream has it, `BrokerError` where the stream
         refused it.
+        """
+        ...
+
+    async def stored_at(self, sequence: int) -> StoredMessage | None:
+        """The event stored at a sequence; None where the stream has none there.
+
+        Raises `BrokerUnavailableError` where the broker does not answer, `BrokerError` where it refuses.
         """
         ...
 
@@ -34,6 +42,10 @@ class BrokerEventsStream:
         if self._broker.problem is not None:
             raise BrokerUnavailableError(self._broker.problem)
         await self._publisher.publish(publication)
+
+    async def stored_at(self, sequence: int) -> StoredMessage | None:
+        """See `EventsStream.stored_at`."""
+        return await stored_at(self._broker, sequence)
 
     async def stop(self) -> None:
         """Gives up on what is under way."""

@@ -21,11 +21,13 @@ from datetime import UTC, datetime
 
 import structlog
 
-from choreography.v1 import correlator_events_pb2
+from choreography.v1 import correlator_events_pb2, dead_letter_events_pb2
 from farandole.advance import pending_lifecycle
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letters import (
     ClosedDeadLetter,
+    DeadLetter,
+    DeadLetterState,
     closing,
     dead_letter_of,
     dead_letter_publication,
@@ -42,11 +44,26 @@ from farandole.correlator.definitions import (
 )
 from farandole.correlator.lifecycle_messages import lifecycle_publication
 from farandole.correlator.records import fold
-from farandole.correlator.store import Claim, CorrelatorStore, FoldedBatch, NewDeadLetter, SagaChange
+from farandole.correlator.store import (
+    Claim,
+    CorrelatorStore,
+    FoldedBatch,
+    NewDeadLetter,
+    SagaChange,
+    dead_letter_change,
+)
 from farandole.correlator.time_outs import LastStoredOn, Races, TimeOut, guarded
-from farandole.correlator.unreadable import EVENT_UNREADABLE, as_it_was, told_unreadable, unreadable_publication
+from farandole.correlator.unreadable import (
+    EVENT_UNREADABLE,
+    StoredAt,
+    as_it_was,
+    read_again,
+    told_unreadable,
+    unreadable_publication,
+)
 from farandole.deadlines import due_lifecycle
 from farandole.envelope import Event, Publication, Reason, StoredMessage, Unreadable, decode, encode, message_id
+from farandole.errors import BrokerError
 from farandole.lifecycle import CORRELATOR, SAGA_TIMED_OUT
 from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS, partition_key, partition_of
@@ -59,6 +76,8 @@ _MOST_DUE = 500
 """How many sagas of a partition are told at a time that they are late; the next ones after the next tick."""
 _OWNER_SECONDS = 0.5
 """How long who has made sure that nobody has taken over may take to tell anyone anything without making sure again."""
+_AGAIN_SECONDS = 0.5
+"""After so long the stream is asked again for an event that it could not give."""
 _TICK = correlator_events_pb2.PartitionTick.DESCRIPTOR.full_name
 
 _log = structlog.get_logger(__name__)
@@ -109,6 +128,7 @@ class CorrelatorBatchHandler:
         changes: SagaChanges,
         last_stored_on: LastStoredOn,
         stored_on: StoredOn,
+        stored_at: StoredAt,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,6 +140,7 @@ class CorrelatorBatchHandler:
         self._changes = changes
         self._last_stored_on = last_stored_on
         self._stored_on = stored_on
+        self._stored_at = stored_at
         self._clock = clock
         self._watch = DeadlinesWatch(monotonic)
         self._monotonic = monotonic
@@ -134,13 +155,17 @@ class CorrelatorBatchHandler:
         """See `BatchHandler.problem`: definitions that are not active yet."""
         return self._definitions.problem
 
+    @property
+    def dependencies_problem(self) -> None:
+        """See `BatchHandler.dependencies_problem`: it depends on its store and the broker alone."""
+
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
         self._cache.clear()
         self._claim = await self._store.claim(incarnation, held=self._claim)
         self._watch.begin(await self._store.next_deadlines())
         self._races = Races(self._monotonic)
-        return Position(self._claim.position, self._claim.incarnation)
+        return Position(self._claim.position, self._claim.incarnation, self._claim.time)
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
         """See `BatchHandler.hear`: learns which definitions are active where, and makes those of the files active; and
@@ -149,11 +174,11 @@ class CorrelatorBatchHandler:
         Raises `DefinitionError` where a new store would fold old sagas under the changed content of their version.
         """
         assert self._claim is not None, "claim() comes first"
+        self._unreadable = await self._heard_unreadable(self._claim.position)
         stored = [activation async for page in pages for activation in self._activations(page)]
         waiting = [row.publication for row in await self._store.waiting_publications()]
         self._definitions.hear(stored, self._activations(map(_not_stored, waiting)))
         if self._claim.position == 0:
-        self._unreadable = await self._heard_unreadable(self._claim.position)
             self._definitions.refuse_changed()
         await self._store.remember(self._definitions.versions)
         rows: Sequence[OutboxRow] = ()
@@ -209,10 +234,13 @@ class CorrelatorBatchHandler:
                 self._take_in(folding, event)
             else:
                 self._fold(folding, event)
+            if isinstance(event, Event) and _redrives_own(event):
+                await self._redrive(folding, event)
         committed = await self._store.commit(
             self._claim,
             FoldedBatch(
                 position=messages[-1].sequence,
+                time=messages[-1].time,
                 changes=[
                     SagaChange(before, folding.records[key][definition])
                     for (definition, key), before in folding.before.items()
@@ -241,11 +269,6 @@ class CorrelatorBatchHandler:
         found = (activation_of(event) for event in events if isinstance(event, Event))
         return [activation for activation in found if activation is not None]
 
-    async def _late(self, partition: int, now: datetime) -> _Late:
-        """What to tell the sagas of a partition whose deadlines have passed by then."""
-        found = await self._store.due(now, _MOST_DUE, partition)
-        records = await self._load({due.key for due in found})
-        late = _Late(partition, now)
     async def _heard_unreadable(self, position: int) -> dict[int, Reason]:
         """Which events behind a position no correlator could read that came so far, as the stream tells."""
         pages = await asyncio.gather(
@@ -260,6 +283,11 @@ class CorrelatorBatchHandler:
         reason = self._unreadable.get(message.sequence)
         return as_it_was(event, reason) if reason is not None and isinstance(event, Event) else event
 
+    async def _late(self, partition: int, now: datetime) -> _Late:
+        """What to tell the sagas of a partition whose deadlines have passed by then."""
+        found = await self._store.due(now, _MOST_DUE, partition)
+        records = await self._load({due.key for due in found})
+        late = _Late(partition, now)
         for due in found:
             saga = records[due.key][due.definition]
             definition = self._definitions.of(saga)
@@ -339,15 +367,15 @@ class CorrelatorBatchHandler:
             folding.read_back.append((activation.key, activation.message_id))
         elif event.type == _TICK and event.source == CORRELATOR and self._watch.is_own(event.id):
             folding.answers[event.partition] = event.stream_time
+        elif told_unreadable(event):
+            folding.read_back.append((event.key, message_id(event.source, event.id)))
+        elif event.fact.lifecycle is not None:
+            self._follow_dead_letters(folding, event, event.fact.lifecycle, {})
 
     def _fold(self, folding: _Folding, event: Event) -> None:
         records = folding.records[event.key]
         changed = fold(self._definitions, records, event)
         if not changed:
-        elif told_unreadable(event):
-            folding.read_back.append((event.key, message_id(event.source, event.id)))
-        elif event.fact.lifecycle is not None:
-            self._follow_dead_letters(folding, event, event.fact.lifecycle, {})
             _log.info("unmatched event", saga_id=event.key, event_id=event.id, type=event.type)
         for name, after in changed.items():
             before = records.get(name)
@@ -374,10 +402,53 @@ class CorrelatorBatchHandler:
         history = saga.history if saga is not None else ()
         if any(e.fact.sequence == event.sequence and e.disposition is Disposition.DUPLICATE for e in history[-1:]):
             return
+        if _redrives_own(event):
+            return
         if dead_letter := participant_dead_letter(event, history):
             folding.dead_letters.append(NewDeadLetter(dead_letter))
         elif closed := closing(event):
             folding.closed_dead_letters.append(closed)
+
+    async def _redrive(self, folding: _Folding, verb: Event) -> None:
+        """Folds an event that no one could read at its place among its saga's, where it can be read now."""
+        closed = closing(verb)
+        assert closed is not None, "the event is an operator's verb"
+        letter = await self._own_dead_letter(folding, closed.sequence)
+        if letter is None or letter.state is not DeadLetterState.OPEN or closed.definition or closed.step:
+            _log.warning("no such dead letter", sequence=closed.sequence, event_id=verb.id, actor=closed.actor)
+            return
+        event = await read_again(letter, self._registry, self._stored_at_last)
+        if isinstance(event, str):
+            _log.warning("still can't be read", dead_letter_id=letter.id, detail=event, actor=closed.actor)
+            return
+        _log.info("dead letter redriven", dead_letter_id=letter.id, saga_id=event.key, actor=closed.actor)
+        folding.closed_dead_letters.append(closed)
+        if event.key not in folding.records:
+            folding.records |= {key: dict(sagas) for key, sagas in (await self._load({event.key})).items()}
+        self._fold(folding, event)
+
+    async def _own_dead_letter(self, folding: _Folding, sequence: int) -> DeadLetter | None:
+        """A dead letter of the correlator, as this batch has left it so far."""
+        identity = (CORRELATOR, sequence)
+        stored = await self._store.get_dead_letter(*identity)
+        so_far = FoldedBatch(
+            sequence,
+            dead_letters=[one for one in folding.dead_letters if one.dead_letter.sequence == sequence],
+            closed_dead_letters=[one for one in folding.closed_dead_letters if one.sequence == sequence],
+        )
+        change = dead_letter_change({} if stored is None else {identity: stored}, so_far)
+        found = (one for one in (*change.changed, *change.added) if one.participant == CORRELATOR)
+        return next(found, stored)
+
+    async def _stored_at_last(self, sequence: int) -> StoredMessage | None:
+        """What the stream holds at a sequence, once the broker says it: who folds on without it folds another record
+        than a rebuild would."""
+        while True:
+            try:
+                return await self._stored_at(sequence)
+            except BrokerError as error:
+                _log.warning("a redriven event can't be read from the stream now", sequence=sequence, error=str(error))
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     def _called_for(self, before: Saga | None, after: Saga, cause: Event) -> Iterator[Publication]:
         """The lifecycle events that the record calls for now and did not before."""
@@ -386,6 +457,12 @@ class CorrelatorBatchHandler:
         for pending in pending_lifecycle(definition, after):
             if pending.id not in already:
                 yield lifecycle_publication(self._registry, pending, time=self._clock(), traceparent=cause.traceparent)
+
+
+def _redrives_own(event: Event) -> bool:
+    """Whether an operator has the correlator read an event again."""
+    body = event.body
+    return isinstance(body, dead_letter_events_pb2.DeadLetterRedriven) and body.participant == CORRELATOR
 
 
 def _not_stored(publication: Publication) -> StoredMessage:

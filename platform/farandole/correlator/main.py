@@ -13,7 +13,7 @@ from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
-from farandole.broker.stored import last_stored_on, stored_on
+from farandole.broker.stored import last_stored_on, stored_at, stored_on
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.definitions import Definitions
@@ -109,6 +109,7 @@ def correlator_handler(
         changes=changes,
         last_stored_on=partial(last_stored_on, broker),
         stored_on=partial(stored_on, broker),
+        stored_at=partial(stored_at, broker),
         clock=clock,
         monotonic=monotonic,
     )

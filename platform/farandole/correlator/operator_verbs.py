@@ -20,6 +20,7 @@ from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.events_stream import EventsStream
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, Filter, parse_filter
 from farandole.correlator.queries import CorrelatorQueries, OpenDeadLetters, find_dead_letter
+from farandole.correlator.unreadable import read_again
 from farandole.envelope import Publication, derived_id, encode
 from farandole.errors import BrokerError, InvalidArgumentError, PreconditionError, UnfinishedError
 from farandole.lifecycle import CORRELATOR
@@ -97,7 +98,7 @@ class OperatorVerbs:
             try:
                 while waiting:
                     done, waiting = await asyncio.wait(waiting, timeout=max(due - loop.time(), 0))
-                    told = [telling[task] for task in done if task.exception() is None]
+                    told = [telling[task] for task in done if task.exception() is None and task.result()]
                     if told:
                         last = max(told, key=lambda one: one.sequence)
                         progress = replace(progress, told=progress.told + len(told), dead_letter_id=last.id)
@@ -130,19 +131,31 @@ class OperatorVerbs:
         if bool(decision.dead_letter_id) == bool(wanted):
             raise InvalidArgumentError("dead_letter_id", "is given, or filter is: one of the two")
         if decision.dead_letter_id:
-            return 1, _alone(await self._named(decision.dead_letter_id))
+            return 1, _alone(await self._named(decision))
         filter_ = parse_filter(wanted, DEAD_LETTER_FIELDS)
         counted = await self._queries.count_open_dead_letters(filter_)
         return counted.count, self._counted(counted, filter_)
 
-    async def _named(self, dead_letter_id: str) -> DeadLetter:
-        found = await find_dead_letter(self._queries, dead_letter_id)
+    async def _named(self, decision: Decision) -> DeadLetter:
+        """The one that is named. Raises `PreconditionError` where it is closed, or can't be redriven."""
+        found = await find_dead_letter(self._queries, decision.dead_letter_id)
         if found.state is not DeadLetterState.OPEN:
             by = f" by {found.close_actor}" if found.close_actor else ""
             raise PreconditionError(
                 f"the dead letter {found.id} is {found.state.name}{by}: it is not open any more",
                 reason="DEAD_LETTER_CLOSED",
                 metadata={"dead_letter_id": found.id, "state": found.state.name},
+            )
+        try:
+            hindrance = await self._hindrance(decision, found)
+        except BrokerError as error:
+            raise _unfinished(Progress(1), error) from None
+        if hindrance:
+            raise PreconditionError(
+                f"the event of the dead letter {found.id} still can't be read: {hindrance}. Start the correlator with "
+                "descriptors by which it can, or discard the dead letter and publish the event anew",
+                reason="DEAD_LETTER_UNREADABLE",
+                metadata={"dead_letter_id": found.id},
             )
         return found
 
@@ -153,8 +166,19 @@ class OperatorVerbs:
             after = page.next
             yield page.dead_letters
 
-    async def _tell_one(self, decision: Decision, dead_letter: DeadLetter) -> None:
+    async def _tell_one(self, decision: Decision, dead_letter: DeadLetter) -> bool:
+        """Returns whether it is told: what still can't be read is not redriven."""
+        if await self._hindrance(decision, dead_letter):
+            return False
         await self._stream.publish(self._publication(decision, dead_letter))
+        return True
+
+    async def _hindrance(self, decision: Decision, dead_letter: DeadLetter) -> str:
+        """Why a decision can't be carried out, in words; empty where it can."""
+        if decision.verb is not REDRIVE or dead_letter.participant != CORRELATOR:
+            return ""
+        found = await read_again(dead_letter, self._registry, self._stream.stored_at)
+        return found if isinstance(found, str) else ""
 
     def _publication(self, decision: Decision, dead_letter: DeadLetter) -> Publication:
         body = decision.verb(
@@ -175,7 +199,7 @@ async def _alone(dead_letter: DeadLetter) -> AsyncIterator[Sequence[DeadLetter]]
     yield [dead_letter]
 
 
-def _raise_trouble(tasks: Iterable[asyncio.Task[None]], progress: Progress) -> None:
+def _raise_trouble(tasks: Iterable[asyncio.Task[bool]], progress: Progress) -> None:
     """Raises what kept any of these from being told."""
     errors = [error for task in tasks if (error := task.exception()) is not None]
     if not errors:
@@ -183,8 +207,12 @@ def _raise_trouble(tasks: Iterable[asyncio.Task[None]], progress: Progress) -> N
     for error in errors:
         if not isinstance(error, BrokerError):
             raise error
-    _log.warning("dead letters decided in part", told=progress.told, matched=progress.matched, error=str(errors[0]))
-    raise UnfinishedError(
+    raise _unfinished(progress, errors[0])
+
+
+def _unfinished(progress: Progress, error: BaseException) -> UnfinishedError:
+    _log.warning("dead letters decided in part", told=progress.told, matched=progress.matched, error=str(error))
+    return UnfinishedError(
         f"the broker can't be reached now; it has {progress.told} of {progress.matched} events. Call it again: none "
         "counts twice",
         metadata={"told": str(progress.told), "matched": str(progress.matched)},

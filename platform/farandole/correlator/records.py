@@ -9,6 +9,7 @@ from farandole.advance import advance
 from farandole.correlator.definitions import Definitions
 from farandole.definition import Definition
 from farandole.envelope import Event
+from farandole.lifecycle import is_about_every_saga
 from farandole.saga import Saga
 
 Records = Mapping[str, Saga]
@@ -18,12 +19,16 @@ Records = Mapping[str, Saga]
 def fold(definitions: Definitions, records: Records, event: Event) -> dict[str, Saga]:
     """The records under the event's key that the event changes.
 
-    An event goes to the sagas whose definitions mention it, a lifecycle event to the one that it names; one that no
-    definition mentions is recorded, unmatched, by every saga under the key. A record keeps the version under which it
-    started; one that has not started goes over to the version that is active at the event.
+    An event goes to the sagas whose definitions mention it, a lifecycle event to the one that it names, or, where it is
+    about what no one could read, to all that there are. One that no definition mentions is recorded, unmatched, by
+    every saga under the key. A record keeps the version under which it started; one that has not started goes over to
+    the version that is active at the event.
     """
     fact = event.fact
     starting = definitions.starting(event.partition, event.sequence)
+    if fact.lifecycle is not None and is_about_every_saga(fact.lifecycle):
+        now = {name: _as_of_now(definitions, starting.active.get(name), record) for name, record in records.items()}
+        return {name: advance(definition, saga, fact, key=event.key) for name, (definition, saga) in now.items()}
     if fact.lifecycle is not None:
         name = fact.lifecycle.definition
         if name in records:

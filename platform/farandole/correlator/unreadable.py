@@ -6,16 +6,32 @@ of the stream, told by `EventUnreadable`. So whoever folds the stream again, wit
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from typing import TypeAlias
 
 from choreography.v1 import correlator_events_pb2
 from farandole.correlator.dead_letters import DeadLetter
-from farandole.envelope import Event, Publication, Reason, Unreadable, derived_id, encode, unknown_type
+from farandole.envelope import (
+    MAX_BODY_BYTES,
+    Event,
+    Publication,
+    Reason,
+    StoredMessage,
+    Unreadable,
+    decode,
+    derived_id,
+    encode,
+    unknown_type,
+)
 from farandole.lifecycle import CORRELATOR
 from farandole.partitions import partition_key
 from farandole.registry import Registry
 
 EVENT_UNREADABLE = correlator_events_pb2.EventUnreadable.DESCRIPTOR.full_name
+
+StoredAt: TypeAlias = Callable[[int], Awaitable[StoredMessage | None]]
+"""The event stored at a sequence; None where the stream has none there. Raises `BrokerError`."""
 
 _WITH_KEY = frozenset({Reason.RULE_VIOLATION, Reason.WRONG_PARTITION})
 _WITH_BODY = _WITH_KEY | {Reason.INVALID_KEY}
@@ -42,6 +58,24 @@ def told_unreadable(event: Event) -> tuple[int, Reason] | None:
     if event.source != CORRELATOR or event.key != partition_key(event.partition) or body.sequence >= event.sequence:
         return None
     return body.sequence, Reason(body.reason)
+
+
+async def read_again(dead_letter: DeadLetter, registry: Registry, stored_at: StoredAt) -> Event | str:
+    """The event of a dead letter of the correlator, where it can be read now; else why not, in words.
+
+    Raises what `stored_at` does.
+    """
+    if dead_letter.body_size > MAX_BODY_BYTES:
+        return f"its body has {dead_letter.body_size} bytes; an event has at most {MAX_BODY_BYTES}"
+    message = await stored_at(dead_letter.sequence)
+    if message is None:
+        return "the stream does not hold it any more"
+    event = decode(registry, message)
+    if isinstance(event, Unreadable):
+        return f"{event.reason.name}: {event.detail}"
+    if event.key == partition_key(event.partition):
+        return f"{event.key} is the key of a partition, and of no saga"
+    return event
 
 
 def as_it_was(event: Event, reason: Reason) -> Unreadable:

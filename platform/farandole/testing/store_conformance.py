@@ -279,6 +279,14 @@ class CorrelatorStoreConformance:
         assert second.position == 7
         assert second.epoch > first.epoch
 
+    async def test_the_time_of_the_last_event_stays_with_the_position(self, store: CorrelatorStore) -> None:
+        """It tells another event at the same place, as an older copy of the stream has once it has grown."""
+        assert (await store.claim(INCARNATION)).time is None
+        claim = (await store.commit(await store.claim(INCARNATION), FoldedBatch(7, time=at(3)))).claim
+        assert claim.time == at(3)
+        assert (await store.commit(claim, FoldedBatch(7))).claim.time == at(3)
+        assert (await store.claim(INCARNATION)).time == at(3)
+
     async def test_who_was_shut_out_does_not_claim_again(self, store: CorrelatorStore) -> None:
         first = await store.claim(INCARNATION)
         again = await store.claim(INCARNATION, held=first)
@@ -602,14 +610,6 @@ class CorrelatorStoreConformance:
         page = await store.list_dead_letters(DeadLetterQuery())
         assert page.dead_letters == (letters[1].dead_letter, again.dead_letter)
 
-    async def test_what_is_published_of_a_dead_letter_is_so_again_where_it_opens_again(
-        self, store: CorrelatorStore
-    ) -> None:
-        claim = await store.claim(INCARNATION)
-        claim = (await store.commit(claim, FoldedBatch(3, dead_letters=(dead_letter(3),)))).claim
-        end = closed(3, at_sequence=4, participant="correlator")
-        claim = (await store.commit(claim, FoldedBatch(4, closed_dead_letters=(end,)))).claim
-        again = replace(dead_letter(3), dead_letter=replace(dead_letter(3).dead_letter, state_sequence=5))
     async def test_without_a_saga_a_closed_dead_letter_opens_only_after_more_tries(
         self, store: CorrelatorStore
     ) -> None:
@@ -625,6 +625,14 @@ class CorrelatorStoreConformance:
         await store.commit(claim, FoldedBatch(9, dead_letters=[NewDeadLetter(later)]))
         assert await store.get_dead_letter("payments", 3) == later
 
+    async def test_what_is_published_of_a_dead_letter_is_so_again_where_it_opens_again(
+        self, store: CorrelatorStore
+    ) -> None:
+        claim = await store.claim(INCARNATION)
+        claim = (await store.commit(claim, FoldedBatch(3, dead_letters=(dead_letter(3),)))).claim
+        end = closed(3, at_sequence=4, participant="correlator")
+        claim = (await store.commit(claim, FoldedBatch(4, closed_dead_letters=(end,)))).claim
+        again = replace(dead_letter(3), dead_letter=replace(dead_letter(3).dead_letter, state_sequence=5))
         committed = await store.commit(claim, FoldedBatch(5, dead_letters=(again,)))
         assert [row.publication for row in committed.publications] == list(again.publications)
 
