@@ -17,6 +17,7 @@ from choreography.v1.participant_service_pb2_grpc import (
 from farandole.broker.connection import Broker
 from farandole.broker.responder import respond, status_subject
 from farandole.database import Database
+from farandole.errors import StoreUnavailableError
 from farandole.outbox import OutboxRow
 from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.participant import Participant
@@ -64,7 +65,11 @@ class Runtime:
             return result, self._tables.outbox.add(connection, outgoing.publications)
 
         async with self._handler.ownership:
-            result, rows = await self._database.write(transact)
+            try:
+                result, rows = await self._database.write(transact)
+            except StoreUnavailableError:
+                self._worker.look_into_outbox()  # it may have been committed all the same
+                raise
         self._worker.publish_rows(rows)
         return result
 

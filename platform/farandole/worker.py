@@ -174,6 +174,8 @@ class Worker:
         """What keeps the records from being up to date, or None."""
         self._trouble: str | None = None
         """What ended the session before, until this one has committed something or lasted; or None."""
+        self._is_in_doubt = False
+        """Whether the outbox may hold rows that nobody has told of."""
 
     async def run(self) -> None:
         """Reads until cancelled. Raises `FencedError` where another process has taken over."""
@@ -209,6 +211,10 @@ class Worker:
     def publish_rows(self, rows: Sequence[OutboxRow]) -> None:
         """Publishes outbox rows that were committed elsewhere, as by a remote procedure call."""
         self._relay.add(rows)
+
+    def look_into_outbox(self) -> None:
+        """Has what waits in the outbox read again: a transaction elsewhere may have been committed, or may not."""
+        self._is_in_doubt = True
 
     async def _release(self) -> None:
         try:
@@ -318,6 +324,10 @@ class Worker:
 
     async def _keep_time(self) -> None:
         while True:
+            if self._is_in_doubt:
+                self._is_in_doubt = False
+                async with self._lock:
+                    self._relay.add(await self._handler.waiting())
             due_in = self._handler.due_in()
             if due_in is not None and due_in <= 0:
                 async with self._lock:
