@@ -483,9 +483,12 @@ async def test_what_bears_a_key_of_the_platform_belongs_to_no_saga() -> None:
 
 # ---- what no one can read
 
-OLDER_REGISTRY = Registry(
-    {name: event_type for name, event_type in REGISTRY.types.items() if name != "inventory.v1.ItemsReserved"}
-)
+
+def without(event_type: str) -> Registry:
+    return Registry({name: known for name, known in REGISTRY.types.items() if name != event_type})
+
+
+OLDER_REGISTRY = without("inventory.v1.ItemsReserved")
 """Of a correlator that was deployed before the descriptor set had the type."""
 UNREADABLE = "EventUnreadable"
 
@@ -620,6 +623,23 @@ async def test_a_saga_that_is_complete_once_an_event_is_read_is_said_to_be_so() 
     await newer.settle()
     assert (await newer.saga()).status is Status.COMPLETED
     assert len(stream.of_type("SagaCompleted")) == 1
+
+
+async def test_a_saga_starts_where_its_initiating_event_is_read_at_last() -> None:
+    stream = MemoryStream()
+    older = await at_work(stream, registry=without("orders.v1.OrderCreated"))
+    events = stream.tell(KEY, *HAPPY[:2])
+    await older.settle()
+    assert dispositions(await older.saga()) == ["ItemsReserved UNMATCHED"]
+    newer = await at_work(stream, older.store)
+    key = partition_key(partition_of(KEY))
+    stream.tell(key, about_unreadable("Redriven", events[0].sequence, key))
+    await newer.settle()
+    saga = await newer.saga()
+    assert dispositions(saga) == ["OrderCreated APPLIED", "ItemsReserved APPLIED"]
+    assert saga.start_time == events[0].time
+    async for rebuilt in rebuilds(stream):
+        assert await rebuilt.saga() == saga
 
 
 async def test_what_still_can_not_be_read_stays_a_dead_letter() -> None:
