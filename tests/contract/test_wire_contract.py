@@ -65,7 +65,7 @@ def _first_column(title: str) -> list[str]:
 
 
 def test_the_page_names_every_reason() -> None:
-    by_participants = {Reason.REJECTED.name, Reason.RETRIES_EXHAUSTED.name}
+    by_participants = set(re.findall(r"\(`([A-Z_]+)`\)", _section("### Retries and dead letters")))
     assert [Reason[name] for name in _first_column("## What is refused")]
     assert {*_first_column("## What is refused"), *by_participants} == set(Reason.__members__)
     for name in by_participants:
