@@ -14,14 +14,12 @@ from sqlalchemy import event as sqlalchemy_event
 
 from choreography.v1.lifecycle_pb2 import SagaTimedOut, StepVoided
 from farandole import Participant, Transaction, step
-from farandole.envelope import StoredMessage
 from farandole.errors import ContractError, FencedError, StoreUnavailableError
 from farandole.outbox import OutboxRow
 from farandole.participant.barrier import BarrierState
 from inventory.v1.inventory_events_pb2 import ItemsReserved
 from payments.v1.payment_events_pb2 import PaymentFailed
 from tests.integration.participant_bench import (
-    START,
     Bench,
     Cashier,
     bench_at,
@@ -340,13 +338,6 @@ class TestAHandlerThatRaises:
         assert await bench.take(bench.message(reserved())) == []
         assert await bench.done() == []
         assert bench.handler.due_in() is not None
-
-
-async def test_what_no_one_can_read_is_passed_over(bench: Bench) -> None:
-    """The correlator dead-letters it; here it must not hold up anything."""
-    garbage = StoredMessage("events.1.inventory.v1.ItemsReserved", {}, b"\xff", 1, START)
-    bench.sequence = 1
-    assert types(await bench.take(garbage, bench.message(reserved()))) == ["PaymentProcessed"]
 
 
 def test_a_contract_is_read_from_annotations() -> None:

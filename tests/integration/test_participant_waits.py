@@ -1,4 +1,4 @@
-"""What waits in the queue without a try being burned: what a handler snoozed, and what needs a dependency that is down."""
+"""What waits in the queue without a try being burned: what was snoozed, and what needs a dependency that is down."""
 
 from __future__ import annotations
 

@@ -57,11 +57,13 @@ def forget(work: Work, event: Event) -> None:
     """
     body = event.body
     assert isinstance(body, correlator_events_pb2.EventUnreadable), "the type of the event says so"
-    if event.source != CORRELATOR or event.key != partition_key(event.partition) or work.intake.knows(event):
+    if event.source != CORRELATOR or work.intake.knows(event):
         return
     entry = work.queue.at(work.connection, body.sequence)
-    unreadable = work.decode(entry.message) if entry is not None else None
-    if entry is None or not isinstance(unreadable, Unreadable):
+    if entry is None or event.key != partition_key(entry.message.partition or 0):
+        return
+    unreadable = work.decode(entry.message)
+    if not isinstance(unreadable, Unreadable):
         return
     work.intake.note(event, Disposition.APPLIED)
     work.queue.remove(work.connection, [body.sequence])
