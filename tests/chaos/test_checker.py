@@ -203,6 +203,7 @@ def _a_step_is_done_again_after_it_was_undone(state: EndState) -> None:
 @spoils("effects once")
 def _an_order_is_reserved_by_two_runs(state: EndState) -> None:
     change_event(state, state.sequence_of("ord-3", "inventory.v1.ItemsReserved"), body={"orderId": "ord-1"})
+    state.execute("inventory", "UPDATE chaos_effect SET part = 'gadget' WHERE subject = 'res-ord-3'")
 
 
 @spoils("events once")
@@ -249,6 +250,34 @@ def _an_undoing_is_told_by_no_event(state: EndState) -> None:
 @spoils("said and done")
 def _a_refusal_is_told_by_no_event(state: EndState) -> None:
     change_event(state, state.sequence_of("ord-2", "payments.v1.PaymentFailed"), headers={"ce-source": "someone"})
+
+
+@spoils("said and done")
+def _an_order_was_never_written_down(state: EndState) -> None:
+    state.execute("orders", "DELETE FROM chaos_effect WHERE step = 'place-order' AND subject = 'ord-1'")
+
+
+@spoils("said and done")
+def _an_undeliverable_parcel_is_told_by_no_event(state: EndState) -> None:
+    change_event(state, state.sequence_of("par-2", "delivery.v1.DeliveryFailed"), headers={"ce-source": "someone"})
+
+
+@spoils("said and done")
+def _a_step_that_was_done_is_said_to_have_failed(state: EndState) -> None:
+    done = state.sequence_of("ord-1", "inventory.v1.ItemsReserved")
+    failed = {"ce-id": "another", "ce-source": "inventory"}
+    add_event(state, done, subject="events.0.inventory.v1.ReservationFailed", headers=failed)
+
+
+@spoils("said and done")
+def _a_step_that_was_done_is_said_to_be_void(state: EndState) -> None:
+    voided = state.sequence_of("ord-3", "choreography.v1.StepVoided")
+    change_event(
+        state,
+        voided,
+        body={"sagaId": "ord-1", "step": "take-payment"},
+        headers={"ce-id": "another", "ce-source": "payments"},
+    )
 
 
 @spoils("said and done")
@@ -305,6 +334,23 @@ def _a_saga_failed_for_another_reason_than_its_order_gives(state: EndState) -> N
     change_event(state, failure, subject="events.0.shipping.v1.ShippingFailed")
 
 
+@spoils("ends")
+def _a_timed_out_saga_failed_for_another_reason(state: EndState) -> None:
+    paid = state.sequence_of("ord-3", "payments.v1.PaymentProcessed")
+    add_event(state, paid, subject="events.0.payments.v1.PaymentFailed", headers={})
+
+
+@spoils("ends")
+def _a_saga_completed_without_its_commit_event(state: EndState) -> None:
+    committed = state.sequence_of("ord-1", "shipping.v1.OrderShipped")
+    change_event(state, committed, subject="events.0.shipping.v1.ShipmentCancelled")
+
+
+@spoils("ends")
+def _an_order_that_only_a_time_out_can_end_has_ended_without(state: EndState) -> None:
+    change_event(state, state.sequence_of("ord-3", TIMED_OUT), subject="events.0.choreography.v1.StepOverdue")
+
+
 @spoils("undone")
 def _a_step_of_a_compensated_saga_is_not_undone(state: EndState) -> None:
     state.execute("inventory", "DELETE FROM chaos_effect WHERE subject = 'res-ord-2' AND direction = 'undone'")
@@ -323,6 +369,11 @@ def _a_step_of_a_completed_saga_is_undone(state: EndState) -> None:
 @spoils("undone")
 def _a_step_of_a_completed_saga_was_not_done(state: EndState) -> None:
     state.execute("parcels", "DELETE FROM chaos_effect WHERE step = 'complete-parcel'")
+
+
+@spoils("undone")
+def _a_completed_parcel_was_never_handed_over(state: EndState) -> None:
+    state.execute("delivery", "DELETE FROM chaos_effect WHERE direction = 'acted' AND subject = 'par-1'")
 
 
 @spoils("undone")
@@ -353,6 +404,31 @@ def _more_is_reserved_than_ordered(state: EndState) -> None:
 @spoils("books")
 def _too_much_was_paid(state: EndState) -> None:
     state.execute("payments", "UPDATE payments SET amount_cents = 301 WHERE order_id = 'ord-1'")
+
+
+@spoils("books")
+def _an_order_was_paid_by_another(state: EndState) -> None:
+    state.execute("payments", "UPDATE payments SET order_id = 'ord-9' WHERE order_id = 'ord-1'")
+
+
+@spoils("books")
+def _an_order_has_another_tracking_number_than_its_shipment(state: EndState) -> None:
+    state.execute("orders", "UPDATE orders SET tracking_number = 'FD9' WHERE order_id = 'ord-1'")
+
+
+@spoils("books")
+def _a_compensated_order_is_not_cancelled(state: EndState) -> None:
+    state.execute("orders", "UPDATE orders SET status = 'PLACED' WHERE order_id = 'ord-2'")
+
+
+@spoils("books")
+def _a_compensated_parcel_is_not_cancelled(state: EndState) -> None:
+    state.execute("parcels", "UPDATE parcels SET status = 'ORDERED' WHERE parcel_id = 'par-2'")
+
+
+@spoils("books")
+def _a_book_is_lost(state: EndState) -> None:
+    state.execute("packaging", "UPDATE stock SET available = available - 1 WHERE item = 'book'")
 
 
 @spoils("books")
@@ -400,7 +476,9 @@ def _a_saga_is_timed_out_twice(state: EndState) -> None:
 
 @spoils("time-outs")
 def _a_saga_is_timed_out_after_its_commit_event(state: EndState) -> None:
-    change_event(state, state.sequence_of("ord-3", TIMED_OUT), body={"sagaId": "ord-1"})
+    body = {"sagaId": "ord-1", "definition": "order-fulfilment", "version": 1}
+    data = base64.b64encode(json.dumps(body).encode()).decode()
+    add_event(state, state.sequence_of("ord-3", TIMED_OUT), data=data)
 
 
 @spoils("time-outs")
@@ -484,6 +562,19 @@ def test_a_fault_that_the_machine_does_not_allow_may_be_missing_outside_of_ci(sp
     _a_fault_could_not_be_brought_about(spoilt)
     spoilt.change_run(must_be_complete=False)
     assert broken(spoilt) == {}
+
+
+@spoils("the run")
+def _no_parcel_was_begun(state: EndState) -> None:
+    first = state.sequence_of("par-1", "parcels.v1.ParcelOrdered")
+    state.change_lines(STREAM, lambda lines: [line for line in lines if line["sequence"] < first])
+    state.change_run(wanted_sagas=3)
+
+
+@spoils("the run")
+def _no_saga_was_begun_twice(state: EndState) -> None:
+    again = state.sequence_of("ord-1", "orders.v1.OrderCreated") + 1
+    state.change_lines(STREAM, lambda lines: [line for line in lines if line["sequence"] != again])
 
 
 @spoils("the run")
