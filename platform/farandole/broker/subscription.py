@@ -97,6 +97,8 @@ class Subscription:
         self._reader = uuid.uuid4().hex
         """Marks the consumer as read by this subscription and no other."""
         self._has_taken_over = False
+        self._may_have_left_pulls = False
+        """Whether pulls may wait at the broker that were made over a connection that has ended."""
         self._missing_since: float | None = None
         self._acknowledged = 0
         """Up to where whoever read before had acknowledged; 0 once it is clear that the position is not behind that."""
@@ -201,6 +203,7 @@ class Subscription:
         if connected:
             self._wake.set()
         else:
+            self._may_have_left_pulls = True
             self._set_problem("the broker is not reachable")
 
     async def _on_message(self, generation: int, message: Msg) -> None:
@@ -327,7 +330,9 @@ class Subscription:
 
     async def _ensure_consumer(self) -> None:
         """Makes the durable consumer. One that another reader had is made anew: that ends the pulls of the other, which
-        would go on to take messages, as a suspended process does until it notices.
+        would go on to take messages, as a suspended process does until it notices. So is one whose reader has lost its
+        connection: the broker may believe for minutes that it stands, and what the old pulls take comes again only
+        after `ack_wait`.
 
         Raises `FencedError` where another reader has taken it over since: two would reset it in turn, each behind a
         position of its own.
@@ -355,17 +360,20 @@ class Subscription:
         else:
             if (info["config"].get("metadata") or {}).get(_READER) == self._reader:
                 self._has_taken_over = True
-                return
-            if self._has_taken_over:
+                if not self._may_have_left_pulls:
+                    return
+            elif self._has_taken_over:
                 raise FencedError(f"another process reads the consumer {self._durable}; stop one of the two")
-            # an event is acknowledged once it is committed and what it called for is published
-            self._acknowledged = info["ack_floor"]["stream_seq"]
+            else:
+                # an event is acknowledged once it is committed and what it called for is published
+                self._acknowledged = info["ack_floor"]["stream_seq"]
             await self._broker.request(f"$JS.API.CONSUMER.DELETE.{EVENTS}.{self._durable}")
         await self._broker.request(
             f"$JS.API.CONSUMER.CREATE.{EVENTS}.{self._durable}",
             {"stream_name": EVENTS, "config": wanted, "action": ""},
         )
         self._has_taken_over = True
+        self._may_have_left_pulls = False
         self._missing_since = None
 
     def _wait_for_a_successor(self) -> None:
