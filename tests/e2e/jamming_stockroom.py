@@ -1,18 +1,20 @@
 """A stockroom whose gate jams, for tests: run as `python -m tests.e2e.jamming_stockroom`.
 
 FARANDOLE_TEST_JAMS  a directory: while it holds a file `reserve`, nothing can be reserved; while it holds a file
-                     `release`, nothing can be released
+                     `release`, nothing can be released; while it holds `power`, there is none; while it holds
+                     `night`, everybody sleeps
 """
 
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from choreography.v1.lifecycle_pb2 import SagaTimedOut
-from farandole import Participant, Transaction, run, step
+from farandole import DependencyDown, Participant, Snooze, Transaction, run, step
 from inventory.v1.inventory_events_pb2 import ItemsReleased, ItemsReserved
 from orders.v1.order_events_pb2 import OrderCreated
 from payments.v1.payment_events_pb2 import PaymentFailed, PaymentProcessed
@@ -57,7 +59,12 @@ def pack(event: PaymentProcessed, tx: Transaction) -> OrderShipped:
 def work(tx: Transaction, what: str, where: str) -> None:
     """Writes down that something was done, and only then looks at the gate: a try that fails must leave nothing."""
     tx.execute(sa.insert(WORK), {"done": f"{what} {tx.key}"})
-    if (Path(os.environ["FARANDOLE_TEST_JAMS"]) / what).exists():
+    jams = Path(os.environ["FARANDOLE_TEST_JAMS"])
+    if (jams / "power").exists():
+        raise DependencyDown("power", f"the lights are out {where}")
+    if (jams / "night").exists():
+        raise Snooze(timedelta(seconds=2), "it is night")
+    if (jams / what).exists():
         raise GateJammedError(f"the gate is jammed {where}")
 
 

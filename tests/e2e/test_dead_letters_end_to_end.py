@@ -440,3 +440,11 @@ def test_what_no_one_can_read_is_discarded_as_many_as_match(aftermath: Aftermath
     shown = stack.farandole("deadletters", "show", identity)
     assert "DISCARDED" in shown
     assert "a test of theirs" in shown
+
+
+def test_what_no_one_can_read_yet_is_not_redriven(aftermath: Aftermath) -> None:
+    identity = f"correlator-{aftermath.sequences['unknown-type']}"
+    done = aftermath.stack.try_farandole("deadletters", "redrive", identity, "--reason", "perhaps now")
+    assert (done.returncode, "FAILED_PRECONDITION" in done.stderr) == (1, True)
+    assert "orders.v1.Nothing" in done.stderr
+    assert dead_letter(aftermath.stack, aftermath.sequences["unknown-type"])["state"] == "DEAD_LETTER_STATE_OPEN"
