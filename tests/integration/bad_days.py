@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from choreography.v1 import participant_service_pb2_grpc, saga_service_pb2_grpc
+from choreography.v1 import dead_letter_service_pb2_grpc, participant_service_pb2_grpc, saga_service_pb2_grpc
+from choreography.v1.dead_letter_pb2 import DeadLetter
+from choreography.v1.dead_letter_service_pb2 import ListDeadLettersRequest, RedriveDeadLettersRequest
 from choreography.v1.participant_pb2 import ParticipantStatus
 from choreography.v1.participant_service_pb2 import GetStatusRequest
 from choreography.v1.saga_service_pb2 import GetSagaRequest
@@ -152,6 +154,7 @@ class Clients:
     orders: order_service_pb2_grpc.OrderServiceAsyncStub
     participants: participant_service_pb2_grpc.ParticipantServiceAsyncStub
     sagas: saga_service_pb2_grpc.SagaServiceAsyncStub
+    dead_letters: dead_letter_service_pb2_grpc.DeadLetterServiceAsyncStub
     broker: Broker
     publisher: Publisher
 
@@ -176,10 +179,10 @@ class Clients:
         placed = await self.orders.PlaceOrder(request, timeout=5)
         return placed.order_id
 
-    async def ship(self, *order_ids: str) -> None:
+    async def ship(self, *order_ids: str, tracking_number: str = "t") -> None:
         """Tells the stream that orders were shipped. Each is acknowledged."""
         for order_id in order_ids:
-            data = json.dumps({"orderId": order_id, "trackingNumber": "t"}).encode()
+            data = json.dumps({"orderId": order_id, "trackingNumber": tracking_number}).encode()
             await self.publisher.publish(Publication(order_id, f"events.{order_id}.shipping.v1.OrderShipped", {}, data))
 
     async def sell(self, *order_ids: str) -> None:
@@ -241,10 +244,22 @@ class Clients:
 
         await eventually(look)
 
-    async def status(self) -> ParticipantStatus:
-        """What `orders` says of its work."""
-        answer = await self.participants.GetStatus(GetStatusRequest(), timeout=5)
+    async def status(self, order_id: str = "") -> ParticipantStatus:
+        """What `orders` says of its work, and of what it has not finished of an order."""
+        answer = await self.participants.GetStatus(GetStatusRequest(saga_id=order_id), timeout=5)
         return answer.status
+
+    async def open_dead_letters(self, participant: str) -> list[DeadLetter]:
+        """What somebody has given up on."""
+        request = ListDeadLettersRequest(filter=f"participant = {participant} AND state = OPEN")
+        found = await self.dead_letters.ListDeadLetters(request, timeout=5)
+        return list(found.dead_letters)
+
+    async def redrive(self, dead_letter_id: str) -> None:
+        """Has a dead letter tried again."""
+        request = RedriveDeadLettersRequest(dead_letter_id=dead_letter_id, actor="ada", reason="the right version runs")
+        async for progress in self.dead_letters.RedriveDeadLetters(request, timeout=10):
+            assert progress is not None
 
 
 def _key(headers: object, data: bytes) -> str:
@@ -284,6 +299,7 @@ async def clients_of(day: BadDay) -> AsyncIterator[Clients]:
                 order_service_pb2_grpc.OrderServiceStub(channels[ORDERS]),
                 participant_service_pb2_grpc.ParticipantServiceStub(channels[ORDERS]),
                 saga_service_pb2_grpc.SagaServiceStub(channels[CORRELATOR]),
+                dead_letter_service_pb2_grpc.DeadLetterServiceStub(channels[CORRELATOR]),
                 broker,
                 publisher,
             )

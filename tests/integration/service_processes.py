@@ -40,6 +40,8 @@ class Services:
     ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in (*SAMPLES, CORRELATOR)})
     environment: Mapping[str, str] = field(default_factory=dict)
     """What their environment has besides."""
+    modules: dict[str, str] = field(default_factory=dict)
+    """By service: what is run for it, where that is not `services.<name>`."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def address(self, service: str) -> str:
@@ -66,8 +68,9 @@ class Services:
             **self.environment,
         }
         with (self.directory / f"{service}.log").open("ab") as log:
+            module = self.modules.get(service, f"services.{service}")
             self.processes[service] = subprocess.Popen(
-                [sys.executable, "-m", f"services.{service}"], cwd=ROOT, env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=log, stderr=log
             )
 
     def kill(self, service: str) -> None:
