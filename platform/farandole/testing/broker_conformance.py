@@ -530,6 +530,17 @@ class BrokerConformance:
         assert (await publish(client, data=bytes(100)))["seq"] == 1
 
     @on_its_loop
+    async def test_a_full_stream_refuses_and_is_still_read(self, server: ServerUnderTest) -> None:
+        client = await server.connect()
+        await provision(client, max_bytes=10_000)
+        for number in range(9):
+            assert (await publish(client, f"k{number}", data=bytes(1000)))["seq"] == number + 1
+        refused = await publish(client, data=bytes(1000), Msg_Id="m")
+        assert (refused["error"]["code"], refused["error"]["err_code"]) == (503, 10077)
+        assert (await publish(client, data=bytes(100), Msg_Id="m")) == {"stream": EVENTS, "seq": 10}
+        assert len(await _page(client, {"seq": 1, "batch": 100})) == 11
+
+    @on_its_loop
     async def test_stored_messages_are_read_by_sequence_or_subject(self, server: ServerUnderTest) -> None:
         client = await server.connect()
         await provision(client)

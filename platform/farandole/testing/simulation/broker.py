@@ -24,6 +24,7 @@ from farandole.testing.simulation.jetstream import (
     RECEIPT,
     STATUS,
     JetStream,
+    Storage,
     header_bytes,
 )
 from farandole.testing.simulation.loop import VirtualTimeLoop
@@ -156,13 +157,18 @@ class SimulatedBroker:
         self._later(seconds, self.jetstream.elect_leader)
 
     def fill_disk(self) -> None:
-        """Every publication is refused until `free_disk`."""
-        self._note("disk full", "")
-        self.jetstream.is_full = True
+        """Nothing is stored until `free_disk`: publications are refused for the server's limit, or not answered at all
+        since the disk itself is full. Which of the two is drawn.
+        """
+        if self.jetstream.storage is Storage.ROOM:
+            self.jetstream.storage = self.random.choice([Storage.LIMIT, Storage.FULL])
+            self._note("disk full", self.jetstream.storage.name)
 
     def free_disk(self) -> None:
-        """There is room again."""
-        self.jetstream.is_full = False
+        """There is room again. A server whose writes had failed is restarted: it stores nothing before."""
+        storage, self.jetstream.storage = self.jetstream.storage, Storage.ROOM
+        if storage is Storage.FULL:
+            self.restart(self.random.uniform(0.1, 1.0))
 
     def forget_message_ids(self) -> None:
         """The windows of duplicates are emptied: what is published again is stored again."""

@@ -7,11 +7,13 @@ What Farandole does not use raises `NotSimulatedError` instead of doing somethin
 from __future__ import annotations
 
 import base64
+import enum
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from random import Random
 from typing import Any, Protocol
 
@@ -33,7 +35,7 @@ _NANOSECONDS = 1_000_000_000
 _KNOWN_HEADERS = frozenset(
     {"Nats-Msg-Id", "Nats-Expected-Last-Subject-Sequence", "Nats-Expected-Last-Subject-Sequence-Subject"}
 )
-_STREAM_DEFAULTS: Mapping[str, object] = {"max_msg_size": -1, "duplicate_window": 120 * _NANOSECONDS}
+_STREAM_DEFAULTS: Mapping[str, object] = {"max_msg_size": -1, "max_bytes": -1, "duplicate_window": 120 * _NANOSECONDS}
 _PENDING_MESSAGES, _PENDING_BYTES = "Nats-Pending-Messages", "Nats-Pending-Bytes"
 
 DELIVERY, RECEIPT, ANSWER, STATUS = "delivery", "receipt", "answer", "status"
@@ -43,6 +45,16 @@ how a pull stands."""
 
 class NotSimulatedError(NotImplementedError):
     """Something was asked of JetStream that the simulation does not do."""
+
+
+class Storage(enum.Enum):
+    """Whether there is room to store more."""
+
+    ROOM = enum.auto()
+    LIMIT = enum.auto()
+    """The server's own limit (`max_file_store`) is reached: it refuses publications."""
+    FULL = enum.auto()
+    """A write failed since the disk is full: the server stores and answers nothing more until it is restarted."""
 
 
 class Network(Protocol):
@@ -107,6 +119,8 @@ class Stream:
         mapping = config.get("subject_transform")
         self.transform = transform(mapping["src"], mapping["dest"]) if mapping else None
         self.messages: list[_Stored] = []
+        self.bytes = 0
+        """What the messages take on the disk."""
         self.stored: list[StoredMessage] = []
         """What is stored, in order."""
         self.last_of_subject: dict[str, int] = {}
@@ -162,9 +176,8 @@ class Consumer:
     def configure(self, config: Mapping[str, Any]) -> None:
         """Takes a configuration on."""
         self.config = dict(config)
-        self.filters = [pattern.split(".") for pattern in config.get("filter_subjects") or [">"]]
+        self.filters = tuple(config.get("filter_subjects") or [">"])
         self.ack_wait: float = config["ack_wait"] / _NANOSECONDS
-        self.wants_subject: dict[str, bool] = {}
 
     def reset(self, sequence: int) -> None:
         """Goes on with the message of that stream sequence, and counts deliveries from 1."""
@@ -183,11 +196,7 @@ class Consumer:
 
     def wants(self, subject: str) -> bool:
         """Whether a stored subject passes the filters."""
-        wanted = self.wants_subject.get(subject)
-        if wanted is None:
-            tokens = subject.split(".")
-            wanted = self.wants_subject[subject] = any(matches(pattern, tokens) for pattern in self.filters)
-        return wanted
+        return _passes(self.filters, subject)
 
     def acknowledge(self, stream_sequence: int, consumer_sequence: int) -> bool:
         """Takes an acknowledgement in; whether it is one of what was delivered since the last reset."""
@@ -213,8 +222,7 @@ class JetStream:
         self._network = network
         self._strikes = strikes
         self.streams: dict[str, Stream] = {}
-        self.is_full = False
-        """Whether the disk is full: nothing more is stored."""
+        self.storage = Storage.ROOM
         self.has_leader = True
         self.on_stored: Callable[[str, StoredMessage], None] = lambda _stream, _message: None
         """Called with each message as it is stored, and the stream's name."""
@@ -332,12 +340,16 @@ class JetStream:
                 answer = _refused(stream.name, 400, 10071, f"wrong last sequence: {last}")
         if answer is None and identity is not None and (known := self._known(stream, identity)):
             answer = f'{{"stream":"{stream.name}","seq":{known},"duplicate": true}}'
-        limit = stream.config.get("max_msg_size", -1)
-        if answer is None and 0 <= limit < len(proposal.data) + header_bytes(headers):
+        size = len(proposal.data) + header_bytes(headers)
+        if answer is None and 0 <= stream.config["max_msg_size"] < size:
             answer = _refused(stream.name, 400, 10054, "message size exceeds maximum allowed")
-        if answer is None and self.is_full:
+        if answer is None and self.storage is not Storage.ROOM:
             self._strikes["publication refused by a full disk"] += 1
-            answer = _refused(stream.name, 503, 10077, "no space left on device")
+            if self.storage is Storage.FULL:
+                return
+            answer = _refused(stream.name, 503, 10023, "insufficient resources")
+        if answer is None and 0 < stream.config["max_bytes"] < stream.bytes + _on_disk(proposal.subject, size):
+            answer = _refused(stream.name, 503, 10077, "maximum bytes exceeded")
         if answer is None:
             answer = f'{{"stream":"{stream.name}","seq":{self._store(stream, proposal)}}}'
         if tells and proposal.reply:
@@ -362,6 +374,7 @@ class JetStream:
         )
         time = EPOCH + (proposal.microseconds - _EPOCH_MICROSECONDS) * _MICROSECOND
         told = StoredMessage(subject, headers, data, sequence, time)
+        stream.bytes += _on_disk(subject, message.size - len(subject))
         stream.messages.append(message)
         stream.stored.append(told)
         stream.last_of_subject[subject] = sequence
@@ -607,6 +620,7 @@ class JetStream:
         messages = stream.messages
         state = {
             "messages": len(messages),
+            "bytes": stream.bytes,
             "first_seq": messages[0].sequence if messages else 0,
             "last_seq": len(messages),
             "consumer_count": len(stream.consumers),
@@ -755,7 +769,8 @@ class JetStream:
             for at, (_, proposal) in enumerate(list(stream.proposals)):
                 if at < kept:
                     self._decide(stream, proposal, tells=False)
-                self._strikes["publication stored without a receipt" if at < kept else "publication lost"] += 1
+                kind = "publication stored without a receipt" if at < kept else "publication lost before it was stored"
+                self._strikes[kind] += 1
             stream.proposals.clear()
 
     def _fall_back(self, consumer: Consumer) -> None:
@@ -772,9 +787,21 @@ class JetStream:
             consumer.count_pending()
 
 
+@lru_cache(maxsize=65536)
+def _passes(filters: tuple[str, ...], subject: str) -> bool:
+    """Whether one of the filters matches. Of many runs the stored subjects and the filters are the same few."""
+    tokens = subject.split(".")
+    return any(matches(pattern.split("."), tokens) for pattern in filters)
+
+
 def header_bytes(headers: Mapping[str, str]) -> int:
     """The length of a header block, for headers of ASCII."""
     return 12 + sum(len(name) + len(value) + 4 for name, value in headers.items()) if headers else 0
+
+
+def _on_disk(subject: str, size: int) -> int:
+    """What a message of that size, its headers included, takes in the server's files, nearly."""
+    return len(subject) + size + 34
 
 
 def _stored_subject(stream: Stream, tokens: Sequence[str], subject: str) -> str:
