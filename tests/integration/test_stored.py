@@ -9,7 +9,7 @@ import pytest
 from farandole.broker import stored as stored_module
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
-from farandole.broker.stored import last_stored_on, stored_events, stored_on
+from farandole.broker.stored import last_stored_on, stored_at, stored_events, stored_on
 from farandole.broker.streams import EVENTS
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerUnavailableError
@@ -138,7 +138,20 @@ async def test_no_publisher_s_headers_end_the_reading_or_move_an_event(broker: B
     ]
     assert messages[0].time <= messages[1].time <= messages[2].time
     assert [message.data for message in messages] == [b"{}"] * 3
+    found = await stored_at(broker, 2)
+    assert found is not None
+    assert (found.sequence, found.subject, found.time, found.data) == (
+        (2, messages[1].subject, messages[1].time, b"{}")
+    )
     assert broker.is_connected
+
+
+async def test_what_is_stored_at_one_place_is_read_as_it_is_in_its_order(broker: Broker) -> None:
+    publisher = Publisher(broker)
+    for headers, data in (({"ce-id": "1", "ce-source": "caf%C3%A9"}, b"\x00\xff{}"), ({}, b"")):
+        await publisher.publish(Publication("o1", f"events.o1.{TYPE}", headers, data))
+    await publisher.stop()
+    assert [await stored_at(broker, sequence) for sequence in (1, 2, 3)] == [*await read(broker), None]
 
 
 async def test_headers_and_times_are_what_a_consumer_gets(broker: Broker) -> None:
