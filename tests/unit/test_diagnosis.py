@@ -11,8 +11,11 @@ import pytest
 from choreography.v1 import participant_pb2, saga_diagnosis_pb2
 from choreography.v1.participant_pb2 import (
     QUEUED_EVENT_STATE_DEAD_LETTERED,
+    QUEUED_EVENT_STATE_DEPENDENCY_DOWN,
     QUEUED_EVENT_STATE_EARLY,
     QUEUED_EVENT_STATE_RETRYING,
+    QUEUED_EVENT_STATE_SNOOZED,
+    QUEUED_EVENT_STATE_UNREADABLE,
     QUEUED_EVENT_STATE_WAITING,
     ParticipantStatus,
     QueuedEvent,
@@ -70,11 +73,32 @@ DISCARDED = ("DeadLetterRecorded", "DeadLetterDiscarded")
 STOPPED = Standing(consumer(4, 20, is_read=False))
 
 
+TRIED_BY_TIME = (QUEUED_EVENT_STATE_RETRYING, QUEUED_EVENT_STATE_SNOOZED, QUEUED_EVENT_STATE_UNREADABLE)
+
+
+def with_circuit(standing: Standing, dependency: str, error: str) -> Standing:
+    """The same participant, with a dependency of it down since the beginning."""
+    assert standing.status is not None
+    circuit = standing.status.circuits.add(dependency=dependency, error=error)
+    circuit.open_time.FromDatetime(START)
+    circuit.next_probe_time.FromDatetime(START + timedelta(seconds=30))
+    return standing
+
+
+def with_refused(standing: Standing, *sagas: str) -> Standing:
+    """The same participant, of whose events the broker refuses one of each of these sagas."""
+    assert standing.status is not None
+    for saga_id in sagas:
+        refused = standing.status.refused.add(saga_id=saga_id, subject=f"events.{saga_id}.x", error="it is too large")
+        refused.refuse_time.FromDatetime(START)
+    return standing
+
+
 def queued(sequence: int, state: participant_pb2.QueuedEventState.ValueType, **fields: object) -> QueuedEvent:
     made = QueuedEvent(sequence=sequence, event_type=PROCESSED if sequence == 30 else FAILED, state=state)
     for name, value in fields.items():
         setattr(made, name, value)
-    if state == QUEUED_EVENT_STATE_RETRYING:
+    if state in TRIED_BY_TIME:
         made.next_attempt_time.FromDatetime(START + timedelta(seconds=90))
     return made
 
@@ -238,6 +262,82 @@ CASES = [
                 f"{WAITED_FOR_SHIPPING} shipping has read {PROCESSED} (sequence 30) and is retrying it: 2 tries "
                 f"so far, "
                 "the next one at 2026-11-22T12:01:30.000Z. The last try raised OSError: no route."
+            ),
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole logs shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "snoozed",
+        PAID,
+        {"shipping": answers(30, queued(30, QUEUED_EVENT_STATE_SNOOZED, error="nobody is in the depot"))},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            (
+                f"{WAITS_FOR_SHIPPING} shipping has read {PROCESSED} (sequence 30), and its handler wants it again at "
+                "2026-11-22T12:01:30.000Z: nobody is in the depot."
+            ),
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole sagas watch ord-1"],
+    ),
+    Case(
+        "a dependency of the participant is down",
+        PAID,
+        {
+            "shipping": with_circuit(
+                answers(30, queued(30, QUEUED_EVENT_STATE_DEPENDENCY_DOWN, dependency="label-printer")),
+                "label-printer",
+                "out of paper",
+            )
+        },
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            (
+                f"{WAITS_FOR_SHIPPING} shipping has read {PROCESSED} (sequence 30), and it waits for label-printer. "
+                "That has been down since 2026-11-22T12:00:00.000Z, and is tried again at 2026-11-22T12:00:30.000Z: "
+                "out of paper."
+            ),
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole logs shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "a dependency of the participant is up again",
+        PAID,
+        {"shipping": answers(30, queued(30, QUEUED_EVENT_STATE_DEPENDENCY_DOWN, dependency="label-printer"))},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            f"{WAITS_FOR_SHIPPING} shipping has read {PROCESSED} (sequence 30), and it waits for label-printer.",
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole logs shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "the participant was deployed with older schemas",
+        PAID,
+        {"shipping": answers(30, queued(30, QUEUED_EVENT_STATE_UNREADABLE, error="there is no field weight"))},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            (
+                f"{WAITS_FOR_SHIPPING} shipping can't read {PROCESSED} (sequence 30): there is no field weight. It was "
+                "deployed with other schemas than the correlator has: deploy it with those. It tries again at "
+                "2026-11-22T12:01:30.000Z."
+            ),
+            UNTIL_THE_TIME_OUT,
+        ],
+        ["farandole logs shipping", "farandole sagas watch ord-1"],
+    ),
+    Case(
+        "the broker refuses what the participant publishes",
+        PAID,
+        {"shipping": with_refused(answers(30), "ord-0", "ord-1")},
+        [
+            "order-fulfilment ord-1 is RUNNING.",
+            (
+                f"{WAITS_FOR_SHIPPING} shipping has an event of this saga that the broker has refused since "
+                "2026-11-22T12:00:00.000Z, for events.ord-1.x: it is too large. It is tried again and again, and later "
+                "ones wait behind it."
             ),
             UNTIL_THE_TIME_OUT,
         ],

@@ -465,8 +465,15 @@ def _answered(one: Awaited, saga: Saga, standing: Standing, status: participant_
     if status.problems:
         parts.append(f"{participant} says what keeps it from working: {_sentence('; '.join(status.problems))}")
     event = _queued(one, status)
+    refused = next((refused for refused in status.refused if refused.saga_id == saga.key), None)
     if event is not None:
         parts.append(_in_queue(one, status, event))
+    elif refused is not None:
+        since = _at(refused.refuse_time.ToDatetime(tzinfo=UTC))
+        parts.append(
+            f"{participant} has an event of this saga that the broker has refused since {since}, for "
+            f"{refused.subject}: {_sentence(refused.error)} It is tried again and again, and later ones wait behind it."
+        )
     elif one.trigger is not None and status.position < one.trigger.sequence:
         lag = standing.consumer.lag if standing.consumer is not None else 0
         waiting = f", with {_count(lag, 'event', 'events')} to go" if lag else ""
@@ -513,6 +520,18 @@ def _in_queue(one: Awaited, status: participant_pb2.ParticipantStatus, event: pa
                 f"{participant} gave up on {what}: dead letter {participant}-{event.sequence} after "
                 f"{_count(event.attempts, 'try', 'tries')}{error} {_OPERATOR}"
             )
+        case participant_pb2.QUEUED_EVENT_STATE_SNOOZED:
+            until = event.next_attempt_time.ToDatetime(tzinfo=UTC)
+            reason = f": {_sentence(event.error)}" if event.error else "."
+            return f"{participant} has read {what}, and its handler wants it again at {_at(until)}{reason}"
+        case participant_pb2.QUEUED_EVENT_STATE_DEPENDENCY_DOWN:
+            return f"{participant} has read {what}, and it waits for {event.dependency}.{_probe(event, status)}"
+        case participant_pb2.QUEUED_EVENT_STATE_UNREADABLE:
+            next_try = event.next_attempt_time.ToDatetime(tzinfo=UTC)
+            return (
+                f"{participant} can't read {what}: {_sentence(event.error)} It was deployed with other schemas than "
+                f"the correlator has: deploy it with those. It tries again at {_at(next_try)}."
+            )
         case participant_pb2.QUEUED_EVENT_STATE_EARLY:
             return f"{participant} has read {what}, and its step still needs {' and '.join(event.missing)}."
         case _:
@@ -523,6 +542,16 @@ def _in_queue(one: Awaited, status: participant_pb2.ParticipantStatus, event: pa
                 f"{participant} has read {what}; it waits behind {first.event_type} (sequence {first.sequence}). "
                 f"{_in_queue(one, status, first)}"
             )
+
+
+def _probe(event: participant_pb2.QueuedEvent, status: participant_pb2.ParticipantStatus) -> str:
+    """Since when what an event waits for has been down, and when it is tried again; empty where it is up by now."""
+    circuit = next((circuit for circuit in status.circuits if circuit.dependency == event.dependency), None)
+    if circuit is None:
+        return ""
+    since, probe = (time.ToDatetime(tzinfo=UTC) for time in (circuit.open_time, circuit.next_probe_time))
+    error = f": {_sentence(circuit.error)}" if circuit.error else "."
+    return f" That has been down since {_at(since)}, and is tried again at {_at(probe)}{error}"
 
 
 # ---- messages and single words
