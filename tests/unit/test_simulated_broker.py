@@ -463,7 +463,7 @@ async def stormy(server: SimulatedBroker, random: Random, *, events: int) -> lis
             server.fill_disk,
             server.free_disk,
             server.forget_message_ids,
-            lambda: setattr(server.weather, "losses", random.choice([0, 0.1, 0.4])),
+            lambda: setattr(server.weather, "losses", random.choice([0.05, 0.4])),
             lambda: setattr(server.weather, "delays", random.choice([0, 0.1])),
         ]
         while server.loop.time() < 25:
@@ -488,24 +488,15 @@ async def stormy(server: SimulatedBroker, random: Random, *, events: int) -> lis
     return read
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_everything_that_was_published_is_read_once_in_order_whatever_happens(seed: int) -> None:
-    async def program(server: SimulatedBroker) -> None:
-        read = await stormy(server, Random(seed), events=60)
-        assert read == list(range(1, len(server.stored) + 1))
-
-    run(program, seed)
-
-
-def test_the_storm_blows_from_everywhere() -> None:
-    """Else the test before would prove little."""
+def test_everything_that_was_published_is_read_once_in_order_whatever_happens() -> None:
     struck: set[str] = set()
+    for seed in range(40):
 
-    async def program(server: SimulatedBroker) -> None:
-        await stormy(server, Random(len(struck)), events=60)
-        struck.update(kind for kind, count in server.strikes.items() if count)
+        async def program(server: SimulatedBroker, seed: int = seed) -> None:
+            read = await stormy(server, Random(seed), events=60)
+            assert read == list(range(1, len(server.stored) + 1)), f"seed {seed}"
+            struck.update(kind for kind, count in server.strikes.items() if count)
 
-    for seed in range(12):
         run(program, seed)
     kinds = ["publication", "receipt", "delivery", "acknowledgement", "request", "answer", "status"]
     assert struck >= {f"{kind} lost" for kind in kinds} | {
