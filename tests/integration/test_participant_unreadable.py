@@ -9,6 +9,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from buf.validate import validate_pb2
+from choreography.v1 import participant_pb2
 from choreography.v1.correlator_events_pb2 import EventUnreadable
 from choreography.v1.dead_letter_events_pb2 import DeadLetterRecorded, DeadLetterSuperseded
 from choreography.v1.dead_letter_pb2 import (
@@ -39,7 +40,9 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 def with_a_rule(message: descriptor_pb2.DescriptorProto) -> None:
     """An older version, in which nothing may cost more than 10."""
     (amount,) = (field for field in message.field if field.name == "amount_cents")
-    amount.options.Extensions[validate_pb2.field].CopyFrom(validate_pb2.FieldRules(int64={"lte": 1000}))
+    amount.options.Extensions[validate_pb2.field].CopyFrom(
+        validate_pb2.FieldRules(int64=validate_pb2.Int64Rules(lte=1000))
+    )
 
 
 def with_another_type(message: descriptor_pb2.DescriptorProto) -> None:
@@ -95,11 +98,8 @@ async def states(bench: Bench, key: str = "o1") -> list[str]:
     reader = StatusReader(
         "payments", database=bench.database, tables=ParticipantTables(), handler=bench.handler, problems=dict
     )
-    status = await reader.read(key)
-    all_states = type(status.queue.add()).DESCRIPTOR.fields_by_name["state"].enum_type
-    return [
-        all_states.values_by_number[event.state].name.removeprefix("QUEUED_EVENT_STATE_") for event in status.queue[:-1]
-    ]
+    names = (participant_pb2.QueuedEventState.Name(event.state) for event in (await reader.read(key)).queue)
+    return [name.removeprefix("QUEUED_EVENT_STATE_") for name in names]
 
 
 def recorded(events: list[Event]) -> list[DeadLetterRecorded]:
