@@ -273,12 +273,12 @@ class JetStream:
                 found = self._consumer(stream, consumer)
                 if found is None or not self.has_leader:
                     return False
-                found.turn = self._in_turn(self._pull, found, reply, json.loads(data), after=found.turn)
+                found.turn = self._in_turn(self._pull, found, reply, _read(data), after=found.turn)
                 return True
             case ["API", "DIRECT", "GET", stream, *rest]:
                 if stream not in self.streams:
                     return False
-                request = {"last_by_subj": ".".join(rest)} if rest else json.loads(data or b"{}")
+                request = {"last_by_subj": ".".join(rest)} if rest else _read(data)
                 self._in_turn(self._direct_get, self.streams[stream], reply, request)
                 return True
             case ["API", *call]:
@@ -585,7 +585,7 @@ class JetStream:
             if self._random.random() < 0.5:
                 self._answer(reply, _error(503, 10008, "JetStream system temporarily unavailable"))
             return
-        request = json.loads(data) if data else {}
+        request = _read(data)
         match call:
             case ["STREAM", "INFO", stream]:
                 answer = self._info(stream)
@@ -835,6 +835,13 @@ def _progress(at: tuple[int, int], active: int) -> dict[str, Any]:
     return progress
 
 
+@lru_cache(maxsize=4096)
+def _read(request: bytes) -> Mapping[str, Any]:
+    """A request's JSON; nobody changes it."""
+    read: Mapping[str, Any] = json.loads(request) if request else {}
+    return read
+
+
 def _timestamp(microseconds: int) -> str:
     time = EPOCH + (microseconds - _EPOCH_MICROSECONDS) * _MICROSECOND
-    return time.strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
+    return time.isoformat(timespec="microseconds")[:26] + "000Z"

@@ -48,7 +48,6 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle | _Plain]] = []
         self._order = itertools.count()
         self._cancelled = 0
-        self._failure: BaseException | None = None
         self.iterations = 0
         """Rounds of callbacks so far, as a measure of a run's cost."""
 
@@ -87,7 +86,10 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         raise RuntimeError("a simulation has one thread; nothing can run in another")
 
     def _run_once(self) -> None:
-        """Runs callbacks, and moves time where there are none, until the loop is stopped. `run_forever` calls it."""
+        """Runs callbacks, and moves time where there are none, until the loop is stopped. `run_forever` calls it.
+
+        What a callback raises ends the run, where asyncio's own loop would log it; tasks keep what they raise.
+        """
         callbacks = self._callbacks
         at_this_time = 0
         while True:
@@ -101,11 +103,8 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
                 handle = callbacks.popleft()
                 if isinstance(handle, tuple):
                     handle[0](*handle[1])
-                elif not handle._cancelled:  # noqa: SLF001 - as asyncio's own loop does
-                    handle._run()  # noqa: SLF001
-            if self._failure is not None:
-                failure, self._failure = self._failure, None
-                raise failure
+                elif not handle._cancelled:  # noqa: SLF001 - what asyncio's own loop does, without a log of errors
+                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]  # noqa: SLF001
             if self._stopping:  # type: ignore[attr-defined]
                 return
             at_this_time += count
@@ -115,29 +114,24 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
     def _move_time(self) -> bool:
         """To the next timer; all timers of that time become callbacks. Whether it has become later."""
         timers, callbacks, before = self._timers, self._callbacks, self._now
+        due = 0
         while timers:
-            when, _, handle = heapq.heappop(timers)
-            if self._is_cancelled(handle):
-                continue
-            if when > before:
+            when, _, handle = timers[0]
+            if due and when > self._now:
+                break
+            heapq.heappop(timers)
+            if not isinstance(handle, tuple):
+                handle._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001
+                if handle._cancelled:  # noqa: SLF001
+                    self._cancelled -= 1
+                    continue
+            if when > self._now:
                 self._now = when
             callbacks.append(handle)
-            while timers and timers[0][0] <= self._now:
-                handle = heapq.heappop(timers)[2]
-                if not self._is_cancelled(handle):
-                    callbacks.append(handle)
-            return self._now > before
-        raise NothingLeftToHappenError(f"nothing is left to happen at {self._now:.6f} s, and something still waits")
-
-    def _is_cancelled(self, handle: asyncio.TimerHandle | _Plain) -> bool:
-        """Whether a timer whose time has come was cancelled before."""
-        if isinstance(handle, tuple):
-            return False
-        handle._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001
-        if handle._cancelled:  # noqa: SLF001
-            self._cancelled -= 1
-            return True
-        return False
+            due += 1
+        if not due:
+            raise NothingLeftToHappenError(f"nothing is left to happen at {before:.6f} s, and something still waits")
+        return self._now > before
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """A timer tells that it is cancelled, once."""
@@ -149,13 +143,6 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
             # the handle that tells is not yet marked, and stays until its time comes
             heapq.heapify(self._timers)
             self._cancelled = 1
-
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """What a callback raises ends the run, where asyncio's own loop would log it; a task keeps what it raises."""
-        if "handle" in context and context.get("exception") is not None:
-            self._failure = context["exception"]
-        else:
-            super().call_exception_handler(context)
 
     def _process_events(self, event_list: object) -> None:
         """There are no sockets to hear of."""
