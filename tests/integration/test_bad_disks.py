@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import grpc
 import pytest
 
 from farandole.broker.streams import EVENTS
+from farandole.database import Database
+from farandole.errors import StoreUnavailableError
 from farandole.saga import Disposition
-from tests.integration.bad_days import BOTH, ORDERS, BadDay, Clients, bad_day, clients_of
+from tests.integration.bad_days import BOTH, ORDERS, BadDay, Clients, bad_day, clients_of, told
 from tests.integration.service_processes import CORRELATOR
 from tests.integration.small_disk import SmallDisk, small_disk
 
@@ -75,6 +81,41 @@ async def test_a_read_only_file_system(day: BadDay, disk: SmallDisk, clients: Cl
     await day.until_serving(*BOTH)
     await clients.sell("after-read-only")
     await clients.until_complete("after-read-only")
+
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def without_root() -> Iterator[Path]:
+    """A directory of a user's who is not root, whom permissions don't bind; the test runs as that one."""
+    directory = Path(tempfile.mkdtemp())
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.chown(directory, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        yield directory
+    finally:
+        if is_root:
+            os.seteuid(0)
+        shutil.rmtree(directory)
+
+
+async def test_a_file_that_is_made_writable_is_written_without_a_restart(without_root: Path) -> None:
+    """SQLite keeps a file that it has opened read-only for as long as the connection lasts."""
+    path = without_root / "store.db"
+    made = Database(f"sqlite:///{path}")
+    await made.check()
+    await made.close()
+    path.chmod(0o444)
+    database = Database(f"sqlite:///{path}")
+    with pytest.raises(StoreUnavailableError, match=told("a store's file is read-only")):
+        await database.check()
+    for file in without_root.glob("store.db*"):
+        file.chmod(0o644)
+    await database.check()
+    await database.close()
 
 
 @pytest.mark.parametrize("service", BOTH)
