@@ -78,12 +78,11 @@ class Problems:
         self._changed = asyncio.Event()
 
     def report(self, check: str, problem: str | None) -> None:
-        if check != "events":
+        if check == "outbox":
             self.outbox = problem
-            self._changed.set()
-            return
-        self.now = problem
-        self.told.append(problem or "")
+        elif check == "events":
+            self.now = problem
+            self.told.append(problem or "")
         self._changed.set()
 
     async def until(self, part: str) -> None:
