@@ -20,6 +20,7 @@ from drones.v1.drone_events_pb2 import DroneProvisioned
 from farandole import Participant, Reject, Transaction, step
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
+from farandole.broker.stored import stored_events
 from farandole.broker.streams import DEADLETTERS, EVENTS, events_state
 from farandole.database import Database
 from farandole.envelope import StoredMessage, encode
@@ -155,12 +156,11 @@ def timed_out(key: str) -> SagaTimedOut:
     return body
 
 
-def as_stored(body: Message, sequence: int) -> StoredMessage:
-    publication = encode(
-        DELIVERY.registry.types[body.DESCRIPTOR.full_name], body, source="someone", time=datetime.now(UTC)
-    )
-    subject = f"events.{partition_of(publication.key)}.{body.DESCRIPTOR.full_name}"
-    return StoredMessage(subject, publication.headers, publication.data, sequence, datetime.now(UTC))
+async def stored(broker: Broker, body: type[Message]) -> list[StoredMessage]:
+    """What the stream holds of a type."""
+    state = await events_state(broker)
+    pages = stored_events(broker, body.DESCRIPTOR.full_name, after=0, until=state.last_sequence)
+    return [message async for page in pages for message in page]
 
 
 def keys(prefix: str, count: int) -> Sequence[str]:
@@ -199,7 +199,7 @@ async def test_a_crash_before_its_event_is_stored_leaves_the_time_out_first(brok
     await store(broker, provisioned("o1"), provisioned("o2"))
     async with delivery_at(broker, tmp_path) as crashed:
         await crashed.handler.claim(state.incarnation)
-        await crashed.handler.handle([as_stored(provisioned("o1"), 1), as_stored(provisioned("o2"), 2)], ())
+        await crashed.handler.handle(await stored(broker, DroneProvisioned), ())
     await store(broker, timed_out("o1"))
     async with delivery_at(broker, tmp_path) as delivery, at_work(delivery):
         await delivery.until_taken_in()
