@@ -35,7 +35,7 @@ from tests.chaos.checker.choreographies import (
     Choreography,
 )
 from tests.chaos.checker.effects import install
-from tests.chaos.checker.evidence import LEDGER, REBUILT, RUN, STREAM, database_file
+from tests.chaos.checker.evidence import GARBAGE, LEDGER, REBUILT, RUN, STREAM, database_file
 
 Body = dict[str, Any]
 
@@ -74,8 +74,9 @@ class EndState:
     def insert(self, service: str, table: str, **values: Any) -> None:
         """Adds a row; whatever else it must have is empty or zero."""
         with self.writing(service) as connection:
-            for _, name, kind, not_null, default, _ in connection.execute(f"PRAGMA table_info({table})").fetchall():
-                if not_null and default is None and name not in values:
+            for _, name, kind, not_null, _, key in connection.execute(f"PRAGMA table_info({table})").fetchall():
+                numbers_itself = key and kind == "INTEGER"
+                if not_null and not numbers_itself and name not in values:
                     values[name] = "" if kind == "TEXT" else b"" if kind == "BLOB" else 0
             marks = ", ".join("?" * len(values))
             connection.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", list(values.values()))
@@ -120,6 +121,7 @@ def write_end_state(directory: Path) -> EndState:
     _completed_parcel(writer, "par-1")
     _undeliverable_parcel(writer, "par-2")
     _late_parcel(writer, "par-3")
+    writer.garbage("ord-2", "payments.v1.PaymentProcessed")
     writer.finish()
     return state
 
@@ -175,15 +177,7 @@ class _Writer:
         sequence = len(self._stream) + 1
         headers = {"ce-id": f"id-{sequence}", "ce-source": source} if source else {}
         data = json.dumps(body).encode()
-        self._stream.append(
-            {
-                "sequence": sequence,
-                "subject": f"events.0.{event_type}",
-                "time": self.now.isoformat(),
-                "headers": headers,
-                "data": base64.b64encode(data).decode(),
-            }
-        )
+        self._append(event_type, headers, data)
         identity = f"{source}/id-{sequence}" if source else _content_identity(event_type, key, data)
         for participant in choreography.participants:
             if event_type in choreography.consumed_by(participant):
@@ -194,6 +188,35 @@ class _Writer:
     def _note(self, participant: str, identity: str, sequence: int) -> None:
         with self._state.writing(participant) as connection:
             connection.execute("INSERT OR IGNORE INTO farandole_inbox VALUES (?, ?, 1)", (identity, sequence))
+
+    @property
+    def last_sequence(self) -> int:
+        """Of the last event."""
+        return len(self._stream)
+
+    def garbage(self, key: str, event_type: str) -> None:
+        """Something that no one can read, and the correlator's word on it."""
+        self._seconds += 0.01
+        self._append(event_type, {}, GARBAGE)
+        sequence = self.last_sequence
+        line = {"key": key, "type": event_type, "how": "garbage", "body": {}, "sequence": sequence}
+        self._ledger.append(line)
+        for store in ("correlator", REBUILT):
+            self._state.insert(store, "dead_letter", participant="correlator", sequence=sequence, state=1)
+        told = {"partitionKey": "partition-0", "sequence": str(sequence), "eventType": event_type}
+        headers = {"ce-id": "unreadable", "ce-source": "correlator"}
+        self._append("choreography.v1.EventUnreadable", headers, json.dumps(told).encode())
+
+    def _append(self, event_type: str, headers: Mapping[str, str], data: bytes) -> None:
+        self._stream.append(
+            {
+                "sequence": len(self._stream) + 1,
+                "subject": f"events.0.{event_type}",
+                "time": self.now.isoformat(),
+                "headers": headers,
+                "data": base64.b64encode(data).decode(),
+            }
+        )
 
     def wait_for_time_out(self, choreography: Choreography, key: str) -> None:
         """The correlator's time-out, just behind the deadline."""
@@ -343,6 +366,7 @@ def _late_order(writer: _Writer, key: str) -> None:
     _placed(writer, key)
     _reserved(writer, key)
     _paid(writer, key)
+    _given_up(writer, key)
     writer.wait_for_time_out(ORDER_FULFILMENT, key)
     writer.voided(ORDER_FULFILMENT, key, "ship-order")
     writer.voided(ORDER_FULFILMENT, key, "complete-order")
@@ -352,6 +376,23 @@ def _late_order(writer: _Writer, key: str) -> None:
     _released(writer, key)
     _cancelled(writer, key)
     writer.end(ORDER_FULFILMENT, key, COMPENSATED)
+
+
+def _given_up(writer: _Writer, key: str) -> None:
+    """Shipping can't read the address, not even when it tries again, and the time-out supersedes its dead letter."""
+    sequence = writer.last_sequence
+    dead = {"sagaId": key, "definition": ORDER_FULFILMENT.name, "step": "ship-order", "participant": "shipping"}
+    for event_type, source in (
+        ("DeadLetterRecorded", "shipping"),
+        ("DeadLetterRedriven", "correlator"),
+        ("DeadLetterRecorded", "shipping"),
+        ("DeadLetterSuperseded", "shipping"),
+    ):
+        body = dead | {"sequence": str(sequence)}
+        writer.event(ORDER_FULFILMENT, key, f"choreography.v1.{event_type}", body, source)
+    writer.execute("shipping", f"DELETE FROM farandole_inbox WHERE sequence = {sequence}")
+    for store in ("correlator", REBUILT):
+        writer.insert(store, "dead_letter", participant="shipping", sequence=sequence, state=4)
 
 
 def _parcel(key: str, **changes: Any) -> Body:

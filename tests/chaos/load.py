@@ -26,12 +26,13 @@ from orders.v1.order_service_pb2_grpc import OrderServiceStub
 from parcels.v1.parcel_service_pb2 import OrderParcelRequest
 from parcels.v1.parcel_service_pb2_grpc import ParcelServiceStub
 from tests.chaos.checker.choreographies import DRONE_DELIVERY, ORDER_FULFILMENT
+from tests.chaos.checker.evidence import GARBAGE
+from tests.chaos.stack import CHANNEL_OPTIONS
 
 Body = dict[str, Any]
 
 _RETRY_SECONDS = 0.3
 _ANSWER_SECONDS = 3.0
-_CHANNEL_OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 500)]
 _BURSTS = (1, 1, 1, 2, 5, 12)
 """How many sagas may begin at the same moment."""
 
@@ -62,6 +63,14 @@ _SHARE_BY_CALL = 0.3
 _SHARE_WITH_HEADERS = 0.35
 _SHARE_SAME_AGAIN = 0.12
 _SHARE_OTHER_BODY = 0.06
+_SHARE_GARBAGE = 0.01
+_GARBAGE_TYPES = (
+    "inventory.v1.ItemsReserved",
+    "payments.v1.PaymentProcessed",
+    "drones.v1.DroneProvisioned",
+    "chaos.v1.No",
+)
+"""Types that participants consume, and one that nobody knows."""
 
 
 @dataclass
@@ -107,8 +116,8 @@ class Load:
         )
         try:
             async with (
-                grpc.aio.insecure_channel(self._addresses["orders"], options=_CHANNEL_OPTIONS) as orders,
-                grpc.aio.insecure_channel(self._addresses["parcels"], options=_CHANNEL_OPTIONS) as parcels,
+                grpc.aio.insecure_channel(self._addresses["orders"], options=CHANNEL_OPTIONS) as orders,
+                grpc.aio.insecure_channel(self._addresses["parcels"], options=CHANNEL_OPTIONS) as parcels,
             ):
                 self._orders, self._parcels = OrderServiceStub(orders), ParcelServiceStub(parcels)
                 with self._ledger_path.open("w", encoding="utf-8") as self._ledger:
@@ -144,12 +153,15 @@ class Load:
         again = draw.random() < _SHARE_SAME_AGAIN
         again_by_call = draw.random() < _SHARE_BY_CALL
         with_other_body = draw.random() < _SHARE_OTHER_BODY
+        garbage = draw.choice(_GARBAGE_TYPES) if draw.random() < _SHARE_GARBAGE else ""
         pauses = [draw.choice((0.0, 0.2, 3.0)) for _ in range(2)]
 
         await (self._call(body) if by_call else self._publish(body, headers))
         if again:
             await asyncio.sleep(pauses[0])
             await (self._call(body) if again_by_call else self._publish(body, {}))
+        if garbage:
+            await self._publish_garbage(_key(body), garbage)
         if with_other_body:
             await asyncio.sleep(pauses[1])
             await (self._call(other) if again_by_call else self._publish(other, headers))
@@ -188,19 +200,25 @@ class Load:
 
     async def _publish(self, body: Body, headers: Mapping[str, str]) -> None:
         """Publishes until the stream has acknowledged; a try that seemed to fail may have been stored all the same."""
-        key, event_type = _key(body), _type(body)
-        data = json.dumps(body).encode()
+        answer = await self._store(f"events.{_key(body)}.{_type(body)}", json.dumps(body).encode(), headers)
+        self._note(body, "publish", answer)
+
+    async def _publish_garbage(self, key: str, event_type: str) -> None:
+        answer = await self._store(f"events.{key}.{event_type}", GARBAGE, {})
+        self._write({"key": key, "type": event_type, "how": "garbage", "body": {}, **answer})
+
+    async def _store(self, subject: str, data: bytes, headers: Mapping[str, str]) -> Mapping[str, Any]:
+        """What the stream answered, of a ledger's line."""
 
         async def attempt() -> Mapping[str, Any]:
-            answer = await self._client.request(
-                f"events.{key}.{event_type}", data, timeout=_ANSWER_SECONDS, headers=dict(headers) or None
-            )
+            answer = await self._client.request(subject, data, timeout=_ANSWER_SECONDS, headers=dict(headers) or None)
             acknowledged: dict[str, Any] = json.loads(answer.data)
             if "seq" not in acknowledged:
                 raise nats.js.errors.Error(str(acknowledged.get("error")))
             return {"sequence": acknowledged["seq"], "duplicate": acknowledged.get("duplicate", False)}
 
-        self._note(body, "publish", await self._until_done(attempt))
+        stored: Mapping[str, Any] = await self._until_done(attempt)
+        return stored
 
     async def _call(self, body: Body) -> None:
         """Calls the service until it has accepted; a refusal for another body under the same id is an end, too."""
@@ -240,7 +258,9 @@ class Load:
         else:
             self._noted.add(key)
             self.progress.begun += 1
-        line = {"key": key, "type": _type(body), "how": how, "body": body, **answer}
+        self._write({"key": key, "type": _type(body), "how": how, "body": body, **answer})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
         self._ledger.write(json.dumps(line) + "\n")
         self._ledger.flush()
 

@@ -35,7 +35,7 @@ _COMMAND_SECONDS = 120.0
 _STOP_SECONDS = 20.0
 _LOG_LIMIT_BYTES = 1 << 30
 """Evidence is counted in the logs, so none is rotated away."""
-_CHANNEL_OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 500)]
+CHANNEL_OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 500)]
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class SecondProcess:
 
 async def problem_at(address: str) -> str:
     """Why nobody serves at an address; nothing where somebody does."""
-    async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=3)
         except grpc.aio.AioRpcError as error:

@@ -20,6 +20,7 @@ from tests.chaos.checker.evidence import LEDGER, REBUILT, RUN, STREAM, Run
 from tests.chaos.checker.stream import copy_stream, last_sequence
 from tests.chaos.faults import Faults, Rhythm, raging
 from tests.chaos.load import Load
+from tests.chaos.operators import keep_redriving
 from tests.chaos.proxy import Proxy
 from tests.chaos.stack import NATS, Durations, Stack, StackFailedError, problem_at
 
@@ -55,14 +56,14 @@ class Plan:
     def of(cls, *, seed: int, minutes: float, sagas: int, must_be_complete: bool) -> Plan:
         """A run of so many minutes of storm: faults come as often in a short one as in a long one."""
         seconds = minutes * 60
-        durations = Durations(saga=15, step=5, compensation=10)
+        durations = Durations(saga=20, step=8, compensation=15)
         return cls(
             seed=seed,
             seconds=seconds,
             sagas=sagas,
             kills=int(seconds / 4.2),
             durations=durations,
-            bound_seconds=30,
+            bound_seconds=60,
             must_be_complete=must_be_complete,
             rhythm=Rhythm(
                 kill=3.5,
@@ -111,7 +112,6 @@ async def rage(plan: Plan, stack: Stack, disk_problem: str, say: Say) -> None:
             unsettled = await _settle(plan, stack, load, say)
             say("rebuilding the correlator's records from the stream")
             published = await _rebuild(stack)
-            await copy_stream(stack.nats_url, directory / STREAM)
             run = Run(
                 seed=plan.seed,
                 deadlines=dict.fromkeys(("order-fulfilment", "drone-delivery"), plan.durations.saga),
@@ -141,16 +141,20 @@ async def _storm(plan: Plan, stack: Stack, faults: Faults, load: Load, say: Say)
     """Load and faults at the same time; returns once the faults are over and all load was acknowledged."""
     began = time.monotonic()
     loading = asyncio.create_task(load.run())
-    telling = asyncio.create_task(_tell(began, stack, faults, load, say))
+    beside = [
+        loading,
+        asyncio.create_task(_tell(began, stack, faults, load, say)),
+        asyncio.create_task(keep_redriving(stack.address("correlator"))),
+    ]
     try:
         async with raging(faults, plan.seconds):
             pass
         async with asyncio.timeout(_LAST_ACKNOWLEDGEMENTS_SECONDS):
             await loading
     finally:
-        for task in (loading, telling):
+        for task in beside:
             task.cancel()
-        await asyncio.gather(loading, telling, return_exceptions=True)
+        await asyncio.gather(*beside, return_exceptions=True)
 
 
 async def _tell(began: float, stack: Stack, faults: Faults, load: Load, say: Say) -> None:
@@ -233,9 +237,9 @@ def _count(database: Path, statement: str) -> int:
 
 
 async def _rebuild(stack: Stack) -> list[str]:
-    """Has a correlator fold the stream into an empty store; returns the types of what came into the stream meanwhile.
+    """Has a correlator fold the stream into an empty store, and copies the stream then.
 
-    Raises `StackFailedError` where it does not get there.
+    Returns the types of what came into the stream meanwhile. Raises `StackFailedError` where it does not get there.
     """
     await asyncio.to_thread(stack.farandole, "stop", "correlator")
     before = await last_sequence(stack.nats_url)
@@ -247,13 +251,7 @@ async def _rebuild(stack: Stack) -> list[str]:
                 raise StackFailedError(f"a correlator on an empty store does not serve: {problem}")
             await asyncio.sleep(0.2)
         await asyncio.sleep(_QUIET_SECONDS)
-    return await _types_behind(stack, before)
-
-
-async def _types_behind(stack: Stack, sequence: int) -> list[str]:
-    probe = stack.directory / "behind.jsonl"
-    await copy_stream(stack.nats_url, probe)
-    with probe.open(encoding="utf-8") as lines:
+    await copy_stream(stack.nats_url, stack.directory / STREAM)
+    with (stack.directory / STREAM).open(encoding="utf-8") as lines:
         messages = [json.loads(line) for line in lines]
-    probe.unlink()
-    return [message["subject"].split(".", 2)[2] for message in messages if message["sequence"] > sequence]
+    return [message["subject"].split(".", 2)[2] for message in messages if message["sequence"] > before]

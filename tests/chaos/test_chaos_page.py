@@ -34,6 +34,6 @@ def test_the_faults_are_those_that_are_brought_about(tmp_path: Path) -> None:
 
 def test_the_deadlines_and_the_size_are_those_of_the_plan() -> None:
     plan = Plan.of(seed=1, minutes=7, sagas=5250, must_be_complete=True)
-    assert plan.durations == Durations(saga=15, step=5, compensation=10)
-    assert "a saga has 15 seconds, a step 5, a compensation 10" in PAGE
+    assert plan.durations == Durations(saga=20, step=8, compensation=15)
+    assert "a saga has 20 seconds, a step 8, a compensation 15" in PAGE
     assert plan.kills >= 100

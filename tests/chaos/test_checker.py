@@ -112,6 +112,12 @@ def _the_last_of_what_was_acknowledged_was_cut_off(state: EndState) -> None:
 
 
 @spoils("stored")
+def _garbage_that_was_acknowledged_is_not_in_the_stream(state: EndState) -> None:
+    garbage = state.events()[-2]["sequence"]
+    state.change_lines(STREAM, lambda lines: [line for line in lines if line["sequence"] < garbage])
+
+
+@spoils("stored")
 def _an_event_is_gone_that_a_participant_published(state: EndState) -> None:
     lost = state.sequence_of("ord-1", "choreography.v1.SagaCompleted")
     state.change_lines(STREAM, lambda lines: [line for line in lines if line["sequence"] != lost])
@@ -134,7 +140,7 @@ def _an_accepted_call_led_to_no_event(state: EndState) -> None:
 
 
 @spoils("stored")
-def _a_message_can_not_be_read(state: EndState) -> None:
+def _a_message_can_not_be_read_that_was_to_be_one(state: EndState) -> None:
     last = state.events()[-1]
     garbage = last | {"sequence": last["sequence"] + 1, "data": base64.b64encode(b"{").decode()}
     state.change_lines(STREAM, lambda lines: [*lines, garbage])
@@ -169,6 +175,35 @@ def _a_record_is_of_nobody(state: EndState) -> None:
 @spoils("processed")
 def _an_event_still_waits(state: EndState) -> None:
     state.insert("shipping", "farandole_queue", sequence=3, key="ord-1", subject="events.0.x", error="no luck")
+
+
+@spoils("processed")
+def _an_event_was_given_up_on_and_never_closed(state: EndState) -> None:
+    closed = state.sequence_of("ord-3", "choreography.v1.DeadLetterSuperseded")
+    change_event(state, closed, subject="events.0.choreography.v1.DeadLetterRecorded")
+
+
+@spoils("dead letters")
+def _a_dead_letter_is_still_open(state: EndState) -> None:
+    in_both_stores(state, "UPDATE dead_letter SET state = 1 WHERE participant = 'shipping'")
+
+
+@spoils("dead letters")
+def _what_no_one_can_read_is_no_dead_letter(state: EndState) -> None:
+    in_both_stores(state, "DELETE FROM dead_letter WHERE participant = 'correlator'")
+
+
+@spoils("dead letters")
+def _nobody_was_told_that_an_event_can_not_be_read(state: EndState) -> None:
+    last = state.events()[-1]
+    assert last["subject"].endswith("EventUnreadable")
+    state.change_lines(STREAM, lambda lines: lines[:-1])
+
+
+@spoils("dead letters")
+def _what_can_be_read_is_a_dead_letter_of_the_correlator(state: EndState) -> None:
+    for store in ("correlator", REBUILT):
+        state.insert(store, "dead_letter", participant="correlator", sequence=3, state=1)
 
 
 @spoils("published")
@@ -511,7 +546,7 @@ def _a_rebuilt_history_differs(state: EndState) -> None:
 
 @spoils("records")
 def _a_dead_letter_is_only_in_the_rebuilt_records(state: EndState) -> None:
-    state.insert(REBUILT, "dead_letter", id=1, participant="payments", sequence=3)
+    state.insert(REBUILT, "dead_letter", participant="payments", sequence=3, state=4)
 
 
 @spoils("records")
@@ -575,6 +610,17 @@ def _no_parcel_was_begun(state: EndState) -> None:
 def _no_saga_was_begun_twice(state: EndState) -> None:
     again = state.sequence_of("ord-1", "orders.v1.OrderCreated") + 1
     state.change_lines(STREAM, lambda lines: [line for line in lines if line["sequence"] != again])
+
+
+@spoils("the run")
+def _no_dead_letter_was_redriven(state: EndState) -> None:
+    redriven = state.sequence_of("ord-3", "choreography.v1.DeadLetterRedriven")
+    change_event(state, redriven, subject="events.0.choreography.v1.DeadLetterRecorded")
+
+
+@spoils("the run")
+def _nothing_unreadable_was_published(state: EndState) -> None:
+    state.change_lines(STREAM, lambda lines: lines[:-2])
 
 
 @spoils("the run")

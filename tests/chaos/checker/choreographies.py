@@ -16,6 +16,7 @@ PARCELS = "drone-delivery"
 
 SAGA_TIMED_OUT = "choreography.v1.SagaTimedOut"
 STEP_VOIDED = "choreography.v1.StepVoided"
+DEAD_LETTER_REDRIVEN = "choreography.v1.DeadLetterRedriven"
 PARTITION_TICK = "choreography.v1.PartitionTick"
 DEFINITION_ACTIVATED = "choreography.v1.DefinitionActivated"
 OF_PARTITIONS = frozenset(

@@ -43,6 +43,8 @@ from tests.chaos.checker.effects import REFERENCES, TABLE
 RUN, LEDGER, STREAM = "run.json", "ledger.jsonl", "stream.jsonl"
 REBUILT = "rebuilt"
 """The name of the database of the correlator that was given an empty store at the end."""
+GARBAGE = b'{"chaos": '
+"""A body that no one can read, published on purpose."""
 
 _MODULES = (
     correlator_events_pb2,
@@ -115,7 +117,7 @@ class Acknowledged:
     key: str
     type: str
     how: str
-    """`publish` or `call`."""
+    """`publish`, `call`, or `garbage` for what no one can read."""
     body: Mapping[str, Any]
     """ProtoJSON."""
     sequence: int | None
@@ -157,6 +159,7 @@ class Unreadable:
 
     sequence: int
     subject: str
+    on_purpose: bool
     why: str
 
 
@@ -370,9 +373,10 @@ def _event(message: Mapping[str, Any]) -> Event | Unreadable:
     headers: dict[str, str] = {name.lower(): value for name, value in message["headers"].items()}
     data = base64.b64decode(message["data"])
     event_type = subject.split(".", 2)[2]
+    is_garbage = data == GARBAGE
     kind = MESSAGES.get(event_type)
     if kind is None:
-        return Unreadable(message["sequence"], subject, "unknown type")
+        return Unreadable(message["sequence"], subject, is_garbage, "unknown type")
     body = kind()
     try:
         if headers.get("ce-datacontenttype") == "application/protobuf":
@@ -380,7 +384,7 @@ def _event(message: Mapping[str, Any]) -> Event | Unreadable:
         else:
             json_format.Parse(data, body, ignore_unknown_fields=True)
     except (json_format.ParseError, DecodeError, UnicodeDecodeError) as error:
-        return Unreadable(message["sequence"], subject, str(error))
+        return Unreadable(message["sequence"], subject, is_garbage, str(error))
     key = next(getattr(body, name) for name in _KEY_FIELDS if name in kind.DESCRIPTOR.fields_by_name)
     digest = hashlib.sha256(data).hexdigest()
     return Event(

@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from choreography.v1.correlator_events_pb2 import EventUnreadable
 from choreography.v1.dead_letter_events_pb2 import DeadLetterDiscarded, DeadLetterSuperseded
+from choreography.v1.dead_letter_pb2 import DEAD_LETTER_STATE_OPEN
 from choreography.v1.lifecycle_pb2 import StepVoided
 from orders.v1.order_events_pb2 import OrderCreated
 from tests.chaos.checker.choreographies import (
     CHOREOGRAPHIES,
     COMPENSATED,
     COMPLETED,
+    DEAD_LETTER_REDRIVEN,
     ENDS,
     FAILED,
     FLEET,
@@ -94,8 +97,13 @@ def acknowledged_is_stored(state: EndState, look: Look) -> None:
     for before, after in zip(state.sequences, state.sequences[1:], strict=False):
         look.that(after == before + 1, f"the stream has nothing between {before} and {after}")
     for unreadable in state.unreadable:
-        look.that(False, f"{unreadable.sequence} {unreadable.subject} can't be read: {unreadable.why}")
+        where = f"{unreadable.sequence} {unreadable.subject}"
+        look.that(unreadable.on_purpose, f"{where} can't be read: {unreadable.why}")
+    garbage = {unreadable.sequence for unreadable in state.unreadable}
     for entry in state.ledger:
+        if entry.how == "garbage":
+            look.that(entry.sequence in garbage, f"{entry.key}: {entry.type} at {entry.sequence} is lost")
+            continue
         message = entry.message
         if entry.sequence is None:
             stored = [e for e in state.by_key.get(entry.key, ()) if e.type == entry.type and e.body == message]
@@ -137,6 +145,28 @@ def everything_is_processed(state: EndState, look: Look) -> None:
     for participant, books in state.books.items():
         waiting = [(row["key"], row["sequence"], row["error"]) for row in books.queued]
         look.that(not waiting, f"{participant} still has {len(waiting)} events in its queue, first {waiting[:1]}")
+
+
+def dead_letters_are_closed(state: EndState, look: Look) -> None:
+    """The correlator keeps one dead letter of each event that no one can read, and says so; nobody else keeps any."""
+    told = Counter(
+        event.body.sequence
+        for event in state.events
+        if isinstance(event.body, EventUnreadable) and event.source == CORRELATOR
+    )
+    letters = state.records.tables["dead_letter"]
+    for unreadable in state.unreadable:
+        where = f"{unreadable.sequence} {unreadable.subject}"
+        look.that((CORRELATOR, unreadable.sequence) in letters, f"{where} can't be read, and is no dead letter")
+        times = told[unreadable.sequence]
+        look.that(times == 1, f"{where} was said to be unreadable {times} times")
+    of_no_one = {unreadable.sequence for unreadable in state.unreadable}
+    for (participant, sequence), row in letters.items():
+        if participant == CORRELATOR:
+            look.that(sequence in of_no_one, f"{row['subject']} at {sequence} is a dead letter, and can be read")
+        else:
+            is_open = row["state"] == DEAD_LETTER_STATE_OPEN
+            look.that(not is_open, f"{participant} has given up on {row['subject']} at {sequence}")
 
 
 def outboxes_are_empty(state: EndState, look: Look) -> None:
@@ -471,6 +501,8 @@ def the_run_proves_itself(state: EndState, look: Look) -> None:
     look.that(ended >= 0.95 * len(state.sagas), f"only {ended} of {len(state.sagas)} sagas have ended")
     look.that(any(saga.timed_out for saga in state.sagas), "no saga was late")
     look.that(any(len(saga.of_type(saga.start.type)) > 1 for saga in state.sagas), "no saga was begun twice")
+    look.that(any(e.type == DEAD_LETTER_REDRIVEN for e in state.events), "no dead letter was redriven")
+    look.that(bool(state.unreadable), "nothing unreadable was published")
     kills = sum(run.kills.values())
     look.that(kills >= run.wanted_kills, f"only {kills} SIGKILLs were seen, of {run.wanted_kills} wanted")
     for process, count in run.kills.items():
@@ -486,6 +518,7 @@ def the_run_proves_itself(state: EndState, look: Look) -> None:
 INVARIANTS: tuple[Invariant, ...] = (
     Invariant("stored", "the stream has all that was acknowledged", acknowledged_is_stored),
     Invariant("processed", "each event was dealt with by all whom it concerns; nothing waits", everything_is_processed),
+    Invariant("dead letters", "of what no one can read one, and none that is open besides", dead_letters_are_closed),
     Invariant("published", "every outbox is empty", outboxes_are_empty),
     Invariant("effects once", "at most one effect a saga, step and direction", effects_happen_once),
     Invariant("events once", "at most one success or failure, undoing and voiding a step", events_happen_once),
