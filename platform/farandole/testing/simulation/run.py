@@ -46,6 +46,9 @@ class Result:
     violations: Sequence[str]
     """What does not hold, a line each; empty where all is well."""
     strikes: Counter[Fault]
+    """How often each kind of fault did something."""
+    drawn: Counter[Fault]
+    """How often each was meant to strike."""
     sagas: Counter[str]
     """How many ended in which way."""
     seconds: float
@@ -87,6 +90,7 @@ class _Run:
         self._scenario = scenario
         self._seed = seed
         self._loop = loop
+        self._drawn: Counter[Fault] = Counter()
         self._stage = Stage(scenario, seed, loop, trace, deployment)
 
     async def result(self) -> Result:
@@ -95,7 +99,7 @@ class _Run:
         customers = Customers(stage, random.Random(f"{self._seed} customers"))  # noqa: S311
         striking = Striking(stage, random.Random(f"{self._seed} strikes"), customers.publish_again)  # noqa: S311
         customers.begin()
-        striking.schedule()
+        self._drawn = striking.schedule()
         await asyncio.sleep(scenario.faults.seconds)
         striking.heal()
         until = self._loop.time() + _BOUND_SECONDS + max(d.deadline.total_seconds() for d in scenario.definitions)
@@ -118,14 +122,15 @@ class _Run:
         violations = [*self._stage.violations, why]
         return Result(self._seed, violations, self._stage.strikes, Counter(), self._loop.time(), 0, self._stage.trace)
 
-    def _result(self, world: World, violations: Sequence[str]) -> Result:
+    def _result(self, world: World | None, violations: Sequence[str]) -> Result:
         return Result(
             seed=self._seed,
             violations=violations,
             strikes=self._stage.strikes,
-            sagas=Counter(saga.status.name for saga in world.sagas.values()),
+            drawn=self._drawn,
+            sagas=Counter(saga.status.name for saga in world.sagas.values()) if world else Counter(),
             seconds=self._loop.time(),
-            events=len(world.events),
+            events=len(world.events) if world else 0,
             trace=self._stage.trace,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -15,16 +16,17 @@ import sqlalchemy as sa
 
 from farandole.broker.connection import Broker
 from farandole.correlator.changes import SagaChanges
+from farandole.correlator.definitions import Definitions
 from farandole.correlator.main import correlator_handler, correlator_worker, open_store
 from farandole.correlator.memory_store import MemoryCorrelatorStore
-from farandole.correlator.store import Claim
-from farandole.errors import FencedError
+from farandole.correlator.store import Claim, CorrelatorStore
+from farandole.errors import FencedError, StoreUnavailableError
 from farandole.lifecycle import CORRELATOR
 from farandole.participant.barrier import Direction
 from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.step import Step
 from farandole.participant.transaction import Transaction
-from farandole.process import CHECKS, when_available
+from farandole.process import CHECKS
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor
 from farandole.service import Runtime, participant_worker
@@ -47,6 +49,8 @@ _BATCH_SIZES = (1, 2, 10, 500)
 _RESTART_SECONDS = (0.05, 1.0)
 _LONG_RESTART_SECONDS = (1.0, 8.0)
 _LONG_RESTARTS = 0.2
+_OPEN_SECONDS = 1.0
+"""Who can't open its store tries again after so long."""
 _POSITION = "SELECT epoch, position FROM farandole_position"
 WAITING_TABLES = ("farandole_outbox", "farandole_queue", "farandole_prerequisite")
 _TRIED = sa.text("SELECT max(attempts - attempts_before) FROM farandole_queue WHERE key = :key")
@@ -250,7 +254,7 @@ class Stage:
             process, service.disk, self.store, self.loop.time, partial(self._store_written, service, process)
         )
         broker.start()
-        definitions = await when_available(lambda: open_store(store, self.scenario.definitions), running.monitor)
+        definitions = await self._opened(store)
         handler = correlator_handler(
             store,
             definitions,
@@ -262,6 +266,14 @@ class Stage:
         )
         worker = correlator_worker(handler, broker=broker, batch_size=self.batch_size, report=running.monitor.set)
         await self._work(worker.run(), broker, process)
+
+    async def _opened(self, store: CorrelatorStore) -> Definitions:
+        """The definitions, once the store can be opened, as a process waits for it."""
+        while True:
+            try:
+                return await open_store(store, self.scenario.definitions)
+            except StoreUnavailableError:
+                await asyncio.sleep(_OPEN_SECONDS)
 
     async def _work(self, work: Coroutine[Any, Any, None], broker: Broker, process: Process) -> None:
         try:

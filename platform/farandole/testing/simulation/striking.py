@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -78,10 +79,12 @@ class Striking:
             Fault.SAME_AGAIN: self._same_again,
         }
 
-    def schedule(self) -> None:
-        """Draws what is to strike, and has it strike when it is time."""
-        for at, fault in self._stage.scenario.faults.drawn(self._random):
+    def schedule(self) -> Counter[Fault]:
+        """Draws what is to strike, and has it strike when it is time; returns how often each kind is to."""
+        drawn = self._stage.scenario.faults.drawn(self._random)
+        for at, fault in drawn:
             self._stage.loop.call_later(at, self._strike, fault)
+        return Counter(fault for _, fault in drawn)
 
     def heal(self) -> None:
         """Ends what is left of all faults, but for who is held up until a deadline."""
