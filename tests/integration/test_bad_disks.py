@@ -68,6 +68,22 @@ async def test_a_full_disk(day: BadDay, disk: SmallDisk, clients: Clients) -> No
     await clients.until_complete("after-it-was-full")
 
 
+async def test_a_check_of_a_store_writes(disk: SmallDisk) -> None:
+    """A full disk lets one begin a transaction, and read."""
+    database = Database(f"sqlite:///{disk.path}/checked.db")
+    await database.check()
+    disk.fill()
+    try:
+        with pytest.raises(StoreUnavailableError, match=told("a store's disk is full")):
+            await database.write(lambda c: c.exec_driver_sql("CREATE TABLE large AS SELECT zeroblob(100000)"))
+        with pytest.raises(StoreUnavailableError, match=told("a store's disk is full")):
+            await database.check()
+    finally:
+        disk.make_room()
+    await database.check()
+    await database.close()
+
+
 async def test_a_read_only_file_system(day: BadDay, disk: SmallDisk, clients: Clients) -> None:
     for service in BOTH:
         day.stop(service)
@@ -102,18 +118,23 @@ def without_root() -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
+def permit(path: Path, mode: int) -> None:
+    """Gives a database's file a mode, and what SQLite keeps beside it."""
+    for file in path.parent.glob(f"{path.name}*"):
+        file.chmod(mode)
+
+
 async def test_a_file_that_is_made_writable_is_written_without_a_restart(without_root: Path) -> None:
     """SQLite keeps a file that it has opened read-only for as long as the connection lasts."""
     path = without_root / "store.db"
     made = Database(f"sqlite:///{path}")
     await made.check()
     await made.close()
-    path.chmod(0o444)
+    permit(path, 0o444)
     database = Database(f"sqlite:///{path}")
     with pytest.raises(StoreUnavailableError, match=told("a store's file is read-only")):
         await database.check()
-    for file in without_root.glob("store.db*"):
-        file.chmod(0o644)
+    permit(path, 0o644)
     await database.check()
     await database.close()
 

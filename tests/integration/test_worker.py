@@ -50,13 +50,20 @@ PARTICIPANT = Participant(
 
 
 class Trouble(ParticipantBatchHandler):
-    """A handler whose store fails, once, before or after its commit."""
+    """A handler whose store fails before or after its commit, once or for longer."""
 
     before_commit = False
     after_commit = False
+    lasts = False
+    """Whether it goes on failing until this is taken back."""
+    sessions = 0
+
+    async def claim(self, incarnation: str) -> Position:
+        self.sessions += 1
+        return await super().claim(incarnation)
 
     async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
-        if self.before_commit:
+        if self.before_commit or self.lasts:
             self.before_commit = False
             raise StoreUnavailableError("the disk is full")
         handled = await super().handle(messages, published)
@@ -157,6 +164,22 @@ async def test_trouble_of_the_store_is_told_and_survived(broker: Broker, tmp_pat
         await working.until("")
         await working.until_outbox_is_empty()
     assert len(await keys_of_stored(broker, "OrderCompleted")) == 25
+
+
+async def test_a_trouble_that_lasts_is_told_as_long_as_it_does(broker: Broker, tmp_path: Path) -> None:
+    """Also while the next session has begun, which takes less room than what it is to write."""
+    async with at_work(broker, tmp_path) as working:
+        await working.until("")
+        working.handler.lasts = True
+        await ship(broker, KEYS[:1])
+        await working.until("full")
+        sessions = working.handler.sessions
+        async with asyncio.timeout(20):
+            while working.handler.sessions < sessions + 3:
+                assert working.problems["events"] is not None
+                await asyncio.sleep(0)
+        working.handler.lasts = False
+        await working.until("")
 
 
 async def test_a_full_disk_loses_and_doubles_nothing(broker: Broker, tmp_path: Path) -> None:
