@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos.checker.choreographies import PARTICIPANTS
+from tests.chaos.checker.choreographies import CHOREOGRAPHIES, PARTICIPANTS
 from tests.chaos.checker.evidence import Strike
 from tests.chaos.disks import Disk
 from tests.chaos.proxy import Direction, Proxy
@@ -71,6 +72,7 @@ class Faults:
         self._random = random.Random(seed)
         self._disk_problem = disk_problem
         self._began = time.monotonic()
+        self._for_long = self._of_each_saga_in_turn()
         self._suspended: set[int] = set()
         self._full: set[Disk] = set()
         self._held: set[str] = set()
@@ -134,6 +136,11 @@ class Faults:
         while True:
             yield from self._random.sample(names, len(names))
 
+    def _of_each_saga_in_turn(self) -> Iterator[str]:
+        """Participants of one saga and of the other by turns, so that both have late ones."""
+        for choreography in itertools.cycle(CHOREOGRAPHIES.values()):
+            yield self._random.choice(sorted(choreography.participants))
+
     def _note(self, kind: str, what: str) -> None:
         self.done.brought_about[kind] += 1
         self.done.log.append(f"{time.monotonic() - self._began:7.2f} {kind}: {what}")
@@ -153,7 +160,7 @@ class Faults:
             await self._hold(name, self._random.choice((0.2, 0.5, 1.0, 2.0, 4.0, 7.0)))
 
     async def _stop_long(self) -> None:
-        name = self._random.choice(PARTICIPANTS)
+        name = next(self._for_long)
         if await self._running(name) is not None:
             with self._holding(name):
                 await self._hold(name, self._rhythm.long_stop_seconds)

@@ -71,7 +71,7 @@ class Plan:
                 connection=2.5,
                 disk=12,
                 rival=20,
-                long_stops=max(1, round(minutes)),
+                long_stops=max(2, round(minutes * 0.7)),
                 broker_disk=max(1, round(minutes / 2)),
                 long_stop_seconds=durations.saga * 1.4,
             ),
