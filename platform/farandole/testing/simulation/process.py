@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from farandole.participant.barrier import Direction
@@ -82,7 +83,7 @@ class Process:
         self._tasks: dict[asyncio.Task[Any], None] = {}
         """In the order in which they were made."""
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._held: deque[Callable[[], None]] = deque()
+        self._held: deque[Callable[[], object]] = deque()
         self._strike_at = 0
         self._strike: Callable[[str], None] | None = None
         self.main: asyncio.Task[None] | None = None
@@ -133,7 +134,7 @@ class Process:
             if self.is_dead:
                 return
             if self.is_suspended:
-                self._held.append(run)
+                self._held.append(partial(copy_context().run, run))  # it is the process's also when it goes on
                 return
             try:
                 value = do()
