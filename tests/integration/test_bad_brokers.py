@@ -90,6 +90,9 @@ async def test_events_deleted_made_anew_and_restored(day: BadDay, clients: Clien
     await clients.place("while-it-was-gone")
     await provision(clients.broker)
     await day.until_told("`EVENTS` was made anew", *BOTH)
+    day.stop(CORRELATOR)
+    day.services.begin(CORRELATOR)
+    await day.until_told("`EVENTS` was made anew", CORRELATOR)
     await clients.place("while-it-was-another")
     assert await clients.stored("orders.v1.OrderCreated") == []
     await swap_storage(day, clients, tmp_path / "backup")

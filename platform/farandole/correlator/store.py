@@ -275,9 +275,9 @@ def without_history(saga: Saga) -> Saga:
 def refuse_other_incarnation(stored: str, current: str) -> StreamIncarnationError:
     """The error for a stream that is not the one into which the stored positions point."""
     return StreamIncarnationError(
-        f"the stored positions point into the stream EVENTS created {stored}, and the broker has one created "
-        f"{current}: it was deleted and made again, or restored. Bring the broker's data of that stream back, or "
-        "start the correlator with an empty database, which folds the present stream from its beginning"
+        f"the stored positions belong to the stream EVENTS that was made at {stored}, and the broker has one that was "
+        f"made at {current}: restore the stream from its backup; or start the correlator with an empty database, which "
+        "folds the present stream from its beginning"
     )
 
 
