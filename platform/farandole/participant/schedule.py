@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,10 @@ class Wait:
 
 
 UNTIL_TOLD = Wait()
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+_FEW = 1000
+"""A heap as small as that is not worth clearing out."""
 
 
 @dataclass(slots=True)
@@ -40,6 +44,14 @@ class Schedule:
         self._held: dict[str, Wait] = {}
         self._dependants: dict[str, dict[str, None]] = {}
         """The sagas that wait for each dependency, those first that have waited longest."""
+        self._timed: list[tuple[datetime, int, str]] = []
+        """A heap of who waits for which time. Those that have come to wait for something else are among them, until
+        their time comes."""
+        self._numbers: dict[str, int] = {}
+        """By saga that waits for a time: which of the heap is its own."""
+        self._count = 0
+        self._last_begun = _LONG_AGO
+        """When the last pause began: an earlier time shows that the clock was set back since."""
 
     def __contains__(self, key: str) -> bool:
         return key in self._held
@@ -52,6 +64,9 @@ class Schedule:
         """Begins anew with what each saga waits for, in the order in which they came."""
         self._held.clear()
         self._dependants.clear()
+        self._timed.clear()
+        self._numbers.clear()
+        self._last_begun = _LONG_AGO
         for key, wait in waits.items():
             self._hold(key, wait)
 
@@ -73,8 +88,10 @@ class Schedule:
 
     def due_in(self, now: datetime) -> float | None:
         """In how many seconds a saga is due; None where none is going to be."""
-        first = min((due for _, due in self._timed(now)), default=None)
-        return None if first is None else (first - now).total_seconds()
+        self._mind_the_clock(now)
+        while self._timed and not self._is_current(*self._timed[0][1:]):
+            heapq.heappop(self._timed)
+        return (self._timed[0][0] - now).total_seconds() if self._timed else None
 
     def is_due(self, key: str, now: datetime) -> bool:
         """Whether a saga is to be looked at now."""
@@ -83,16 +100,27 @@ class Schedule:
 
     def due(self, now: datetime, most: int) -> list[str]:
         """The sagas that are due, longest waiting first, and no more than so many."""
-        due = ((time, place, key) for place, (key, time) in enumerate(self._timed(now)) if time <= now)
-        return [key for _, _, key in heapq.nsmallest(most, due)]
+        self._mind_the_clock(now)
+        found: list[tuple[datetime, int, str]] = []
+        while self._timed and self._timed[0][0] <= now and len(found) < most:
+            timed = heapq.heappop(self._timed)
+            if self._is_current(*timed[1:]):
+                found.append(timed)
+        for timed in found:  # they stay due until a transaction that deals with them has committed
+            heapq.heappush(self._timed, timed)
+        return [key for _, _, key in found]
 
-    def _timed(self, now: datetime) -> Iterator[tuple[str, datetime]]:
-        """Who waits for a time, and for which; a pause begins anew where the clock was set back."""
-        for key, wait in self._held.items():
-            if wait.due is not None:
-                if wait.due - now > wait.pause:
-                    wait = self._held[key] = Wait(now + wait.pause, wait.pause)
-                yield key, wait.due or now
+    def _mind_the_clock(self, now: datetime) -> None:
+        """Has each pause begin anew that the clock shows to begin later than now: it was set back."""
+        if now >= self._last_begun:
+            return
+        self._last_begun = now
+        for key, wait in list(self._held.items()):
+            if wait.due is not None and wait.due - now > wait.pause:
+                self._hold(key, Wait(now + wait.pause, wait.pause))
+
+    def _is_current(self, number: int, key: str) -> bool:
+        return self._numbers.get(key) == number
 
     def _hold(self, key: str, wait: Wait) -> None:
         before = self._held.get(key)
@@ -101,8 +129,23 @@ class Schedule:
         self._held[key] = wait
         if wait.dependency:
             self._dependants.setdefault(wait.dependency, {})[key] = None
+        if wait.due is None:
+            self._numbers.pop(key, None)
+        else:
+            self._count += 1
+            self._numbers[key] = self._count
+            heapq.heappush(self._timed, (wait.due, self._count, key))
+            self._last_begun = max(self._last_begun, wait.due - wait.pause)
+            self._clear_out()
+
+    def _clear_out(self) -> None:
+        """Drops from the heap what has come to wait for something else, once that is most of it."""
+        if len(self._timed) > _FEW and len(self._timed) > 2 * len(self._numbers):
+            self._timed = [timed for timed in self._timed if self._is_current(*timed[1:])]
+            heapq.heapify(self._timed)
 
     def _drop(self, key: str) -> None:
+        self._numbers.pop(key, None)
         wait = self._held.pop(key, None)
         if wait is not None and wait.dependency:
             self._leave(key, wait.dependency)
