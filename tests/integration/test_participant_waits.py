@@ -335,6 +335,21 @@ class TestCircuits:
         assert types(await desk.rests(2)) == ["PaymentProcessed"] * 3
         assert bench.handler.dependencies_problem is None
 
+    async def test_probes_that_find_each_other_s_dependency_down_find_both_up_again(self, desk: Desk) -> None:
+        """Each dependency is then known to be needed for the steps that wait for the other one."""
+        bench = desk.bench
+        desk.raises["charge", ""] = DependencyDown(PROCESSOR)
+        desk.raises["audit", ""] = DependencyDown("archive")
+        orders = ("o1", "o2", "o3")
+        await bench.take(*(bench.message(reserved(key)) for key in orders))
+        await bench.take(*(bench.message(OrderShipped(order_id=key, tracking_number="t")) for key in ("p1", "p2")))
+        desk.raises["charge", ""] = DependencyDown("archive")
+        desk.raises["audit", ""] = DependencyDown(PROCESSOR)
+        await desk.rests(1)
+        desk.raises.clear()
+        assert types(await desk.rests(120)) == ["PaymentProcessed"] * 3
+        assert [await bench.done(key) for key in (*orders, "p1", "p2")] == [["charge"]] * 3 + [["audit"]] * 2
+
     async def test_a_restart_keeps_what_waits_and_tries_at_once(self, desk: Desk) -> None:
         bench = desk.bench
         desk.raises["charge", ""] = DependencyDown(PROCESSOR, "refused")

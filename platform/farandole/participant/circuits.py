@@ -72,10 +72,9 @@ class Circuits:
         circuit = self.open.get(dependency)
         return circuit.places if circuit is not None else ()
 
-    def blocking(self, place: Place, *, allowed: Collection[str] = ()) -> Circuit | None:
-        """The circuit that keeps something from being run; those of dependencies that are `allowed` keep nothing."""
-        found = (c for c in self.open.values() if place in c.places and c.dependency not in allowed)
-        return next(found, None)
+    def blocking(self, place: Place) -> Circuit | None:
+        """A circuit that keeps something from being run; None where none does."""
+        return next((circuit for circuit in self.open.values() if place in circuit.places), None)
 
     def met(self, dependency: str, place: Place, error: str, now: datetime) -> None:
         """A handler has found a dependency to be down."""

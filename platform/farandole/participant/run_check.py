@@ -33,10 +33,9 @@ class RunCheck:
 
     def __call__(self, event: Event, reaction: Reaction) -> None:
         """Raises `CircuitOpenError`, and `CrashedError` or `CountFirstError`, see `Crashes.check`."""
-        if self._circuits.open:
-            own = {dependency for dependency, key in self._probes.items() if key == event.key}
-            if circuit := self._circuits.blocking(reaction.place, allowed=own):
-                raise CircuitOpenError(circuit.dependency, circuit.error)
+        # a probe finds out only by being run, whatever else it was found to need
+        if event.key not in self._probes.values() and (circuit := self._circuits.blocking(reaction.place)):
+            raise CircuitOpenError(circuit.dependency, circuit.error)
         try:
             self._crashes.check(event.sequence, event.key, doubtful=self._doubtful)
         except CrashedError:
