@@ -128,15 +128,11 @@ class QueueTable:
             .order_by(queue.c.sequence)
             .limit(sa.bindparam("most"))
         )
-        other = queue.alias()
         no_content = (sa.literal("{}").label("headers"), sa.literal(b"").label("data"))
         changing = [queue.c[column] for column in _CHANGING]
         self._select_heads = (
             sa.select(queue.c.sequence, queue.c.subject, queue.c.stream_time, *no_content, *changing)
-            .where(
-                queue.c.sequence
-                == sa.select(sa.func.min(other.c.sequence)).where(other.c.key == queue.c.key).scalar_subquery()
-            )
+            .where(queue.c.sequence.in_(sa.select(sa.func.min(queue.c.sequence)).group_by(queue.c.key)))
             .order_by(queue.c.sequence)
         )
         dead = sa.func.sum(sa.cast(queue.c.state == int(QueueState.DEAD_LETTERED), sa.Integer))
