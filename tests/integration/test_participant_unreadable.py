@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from choreography.v1.dead_letter_pb2 import (
     DEAD_LETTER_REASON_RULE_VIOLATION,
     DEAD_LETTER_REASON_UNDECODABLE,
 )
+from farandole import Reject, Transaction, step
 from farandole.envelope import Event, StoredMessage
 from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
@@ -24,6 +26,7 @@ from farandole.partitions import partition_key, partition_of
 from farandole.registry import Registry
 from inventory.v1 import inventory_events_pb2
 from inventory.v1.inventory_events_pb2 import ItemsReserved
+from payments.v1.payment_events_pb2 import PaymentProcessed
 from tests.integration.participant_bench import START, Bench, bench_at, discarded, failed, redriven, reserved, types
 
 TYPE = ItemsReserved.DESCRIPTOR.full_name
@@ -174,6 +177,25 @@ class TestAnOlderSchema:
         await deploy_right(bench)
         assert await bench.finish() == []
         assert (await bench.done(), await bench.queued()) == ([], [])
+
+    async def test_it_is_handled_at_once_where_its_saga_is_quarantined_by_a_later_event(self, bench: Bench) -> None:
+        """Also where both are looked at in one transaction, as after a restart."""
+        messages = [as_json(bench), bench.message(reserved(cents=7))]
+
+        def refuse(_event: ItemsReserved, _tx: Transaction) -> PaymentProcessed:
+            raise Reject("not this one")
+
+        bench.with_steps(step("take-payment", refuse, saga="order-fulfilment"))
+        deploy_older(bench, with_another_type)
+        await bench.restart()
+        assert types(await bench.take(*messages)) == ["DeadLetterRecorded"]
+        assert await states(bench) == ["DEAD_LETTERED"]
+        await bench.handler.release()
+        bench.now += timedelta(seconds=5)
+        bench.with_steps(step("take-payment", bench.cashier.charge, saga="order-fulfilment"))
+        await bench.handler.claim("stream-1")
+        assert types(await bench.finish()) == ["PaymentProcessed"]
+        assert await states(bench) == ["DEAD_LETTERED"]
 
     async def test_it_goes_before_what_waits_of_its_saga(self, bench: Bench) -> None:
         deploy_older(bench, with_another_type)

@@ -39,6 +39,8 @@ class Unfinished:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._new: list[QueueEntry] = []
+        self._moved_to: set[str] = set()
+        """The sagas that an event was put at its place of."""
 
     def holds(self, key: str) -> bool:
         """Whether something of a saga waits, so that all that comes later has to wait behind it."""
@@ -109,6 +111,8 @@ class Unfinished:
                 self._hold(key, Wait(self._work.now))
             else:
                 self._work.changes.released.add(key)
+        for key in self._moved_to:  # whatever they were found to wait for: what came to them may stand before that
+            self._hold(key, Wait(self._work.now))
 
     def _go_on(self, entries: Sequence[QueueEntry], *, is_cut: bool) -> Wait | None:
         """Tries a saga's events until one is not dealt with; returns what the saga waits for then, or None."""
@@ -177,7 +181,7 @@ class Unfinished:
         """Puts an event that can be read now, and so has a saga, at its place in that saga's queue."""
         moved = replace(entry, key=key, state=QueueState.WAITING, error="", attempts_before=entry.attempts)
         self._work.queue.update(self._work.connection, moved)
-        self._hold(key, Wait(self._work.now))
+        self._moved_to.add(key)
 
     def _passed(self, head: QueueEntry, event: Event, by: Event) -> None:
         """Nothing is left to do for the first event of a saga: it has been overtaken."""
