@@ -202,6 +202,22 @@ class TestRelay:
         await relay.stop()
         await publisher.stop()
 
+    async def test_rows_of_one_key_go_out_in_their_order_also_where_a_later_one_was_told_of_first(
+        self, broker: Broker
+    ) -> None:
+        """As by a remote procedure that commits while what an earlier run left is still being read."""
+        publisher = Publisher(broker)
+        relay = OutboxRelay(publisher)
+        rows = [OutboxRow(n, publication("k", n)) for n in (1, 2, 3, 4)]
+        relay.add(rows[3:])
+        relay.add(rows[2:])
+        relay.run()
+        relay.add(rows[:2])  # the first of the others is under way by now
+        await until_drained(relay)
+        assert [number for _, number in await stored(broker)] == [3, 1, 2, 4]
+        await relay.stop()
+        await publisher.stop()
+
     async def test_nothing_is_published_before_it_runs_and_nothing_that_was_withdrawn(self, broker: Broker) -> None:
         publisher = Publisher(broker)
         relay = OutboxRelay(publisher)

@@ -133,7 +133,8 @@ class OutboxRelay:
     def add(self, rows: Sequence[OutboxRow]) -> asyncio.Future[None]:
         """Takes rows over, in order; the result comes once the broker has acknowledged all of them.
 
-        A row that it has already is passed over.
+        A row that it has already is passed over. One that was written before others of its key goes before those that
+        are not under way yet.
         """
         rows = [row for row in rows if row.id not in self._groups]
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -148,7 +149,7 @@ class OutboxRelay:
                 if self._running:
                     self._begin(row.publication.key)
             else:
-                queue.append(row)
+                self._put(queue, row)
         return done
 
     def run(self) -> None:
@@ -185,6 +186,12 @@ class OutboxRelay:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _put(self, queue: deque[OutboxRow], row: OutboxRow) -> None:
+        place, first = len(queue), 1 if self._running else 0
+        while place > first and queue[place - 1].id > row.id:
+            place -= 1
+        queue.insert(place, row)
 
     def _begin(self, key: str) -> None:
         task = asyncio.create_task(self._publish_key(key), name=f"relay-{key}")
