@@ -156,8 +156,9 @@ class Worker:
     ) -> None:
         """`report(check, problem)` takes what health should know, under `events`, `outbox` and `dependencies`.
 
-        With `hold_until_caught_up` nothing
-        is published before everything is taken in that the stream held when the session began."""
+        With `hold_until_caught_up` nothing is published before everything is taken in that the stream held when the
+        session began.
+        """
         self._broker = broker
         self._durable = durable
         self._description = description
