@@ -218,6 +218,37 @@ class TestRelay:
         await relay.stop()
         await publisher.stop()
 
+    async def test_what_another_stream_took_is_not_done_with_when_that_has_it_twice(self, broker: Broker) -> None:
+        """It stays in the outbox until whoever reads the stream has found the right one in its place."""
+
+        class Reader:
+            """Has read further than the stream reaches, and has not noticed."""
+
+            last = 100
+            knows = asyncio.Event()
+            waits = asyncio.Event()
+
+            async def in_order(self) -> None:
+                if self.knows.is_set():
+                    self.waits.set()
+                    await asyncio.Event().wait()
+
+            def doubt(self) -> None:
+                self.knows.set()
+
+        publisher = Publisher(broker)
+        reader = Reader()
+        relay = OutboxRelay(publisher, reader)
+        relay.run()
+        done = relay.add([OutboxRow(1, publication("k", 1))])
+        waits = asyncio.ensure_future(reader.waits.wait())
+        async with asyncio.timeout(10):
+            await asyncio.wait([done, waits], return_when=asyncio.FIRST_COMPLETED)
+        waits.cancel()
+        assert (done.done(), relay.take_acknowledged()) == (False, [])
+        await relay.stop()
+        await publisher.stop()
+
     async def test_nothing_is_published_before_it_runs_and_nothing_that_was_withdrawn(self, broker: Broker) -> None:
         publisher = Publisher(broker)
         relay = OutboxRelay(publisher)

@@ -39,6 +39,10 @@ class Reader(Protocol):
         """Waits while it is not certain that the stream is the one that it reads."""
         ...
 
+    def doubt(self) -> None:
+        """The stream may be another one: whoever waits for `in_order` waits until that has been looked at."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -224,7 +228,10 @@ class OutboxRelay:
                 reached = self._reader.last
             try:
                 acknowledgement = await self._publisher.publish(row.publication)
-                _check_place(row, acknowledgement, reached)
+                if _is_misplaced(row, acknowledgement, reached):
+                    assert self._reader is not None, "without a reader no place is a wrong one"
+                    self._reader.doubt()  # published there again, it would be a duplicate, and seem to be done with
+                    raise _another_stream(row, acknowledgement, reached)
             except BrokerError as error:
                 pauses = self._note_failure(row, error)
             else:
@@ -277,11 +284,14 @@ class OutboxRelay:
             group.done.set_result(None)
 
 
-def _check_place(row: OutboxRow, acknowledgement: Acknowledgement, reached: int) -> None:
-    """Raises `BrokerUnavailableError` where a row was stored at a sequence that its stream had passed before."""
+def _is_misplaced(row: OutboxRow, acknowledgement: Acknowledgement, reached: int) -> bool:
+    """Whether a row was stored at a sequence that its stream had passed before."""
     is_event = row.publication.subject.startswith(_EVENTS)
-    if is_event and not acknowledgement.is_duplicate and acknowledgement.sequence <= reached:
-        raise BrokerUnavailableError(
-            f"{row.publication.subject} was stored at {acknowledgement.sequence}, though the stream {EVENTS} had "
-            f"reached {reached}: another stream has its place"
-        )
+    return is_event and not acknowledgement.is_duplicate and acknowledgement.sequence <= reached
+
+
+def _another_stream(row: OutboxRow, acknowledgement: Acknowledgement, reached: int) -> BrokerUnavailableError:
+    return BrokerUnavailableError(
+        f"{row.publication.subject} was stored at {acknowledgement.sequence}, though the stream {EVENTS} had "
+        f"reached {reached}: another stream has its place"
+    )

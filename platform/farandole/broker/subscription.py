@@ -137,6 +137,11 @@ class Subscription:
             self._restored.clear()
             await self._restored.wait()
 
+    def doubt(self) -> None:
+        """Has the consumer set anew, which looks first whether the stream is the one that this reads."""
+        self._order.lose()
+        self._wake.set()
+
     async def problem_changed(self) -> None:
         """Waits until `problem` is another one."""
         self._problem_changed.clear()
