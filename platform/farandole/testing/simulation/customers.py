@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Coroutine
 from random import Random
 from typing import Any
@@ -51,6 +52,12 @@ class Customers:
     def is_done(self) -> bool:
         """Whether all that was to be started is acknowledged."""
         return all(task.done() for task in self._tasks)
+
+    @property
+    def errors(self) -> list[str]:
+        """What commands raised that is no refusal."""
+        failed = (task.exception() for task in self._tasks if task.done() and not task.cancelled())
+        return ["".join(traceback.format_exception(error)).rstrip() for error in failed if error is not None]
 
     def publish_again(self) -> bool:
         """Publishes once more what some saga was started with, soon or late; whether there is anything yet."""

@@ -214,7 +214,7 @@ class _ProcessStore:
         disk: Disk,
         store: MemoryCorrelatorStore,
         time: Callable[[], float],
-        written: Callable[[Claim], None],
+        written: Callable[[str, Claim], None],
     ) -> None:
         self._process = process
         self._disk = disk
@@ -231,6 +231,7 @@ class _ProcessStore:
         return ask
 
     async def _ask(self, name: str, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Asks the store at a moment of the process's time."""
         await self._process.gate(f"before {name}")
         if name in _WRITES:
             result = await self._process.later(
@@ -249,9 +250,9 @@ class _ProcessStore:
         result = at_once(call())
         match result:
             case Claim():
-                self._written(result)
+                self._written("claim", result)
             case Committed():
-                self._written(result.claim)
+                self._written("commit", result.claim)
         if fate is not None:
             self._disk.end_with(fate, self._process.name)
         return result
@@ -262,10 +263,10 @@ def process_store(
     disk: Disk,
     store: MemoryCorrelatorStore,
     time: Callable[[], float],
-    written: Callable[[Claim], None],
+    written: Callable[[str, Claim], None],
 ) -> CorrelatorStore:
-    """The correlator's store as one process sees it. `written` is called at the moment at which it is claimed, or a
-    batch committed."""
+    """The correlator's store as one process sees it. `written` is called with `claim` or `commit` at the moment at
+    which that is done, and with what the process holds then."""
     return cast("CorrelatorStore", _ProcessStore(process, disk, store, time, written))
 
 

@@ -18,6 +18,7 @@ class Fault(enum.Enum):
     TAKEOVER = "a process is suspended while another one takes over its work, and goes on later"
     OVERLAP = "a second process of the same service is started beside the first"
     HELD_UNTIL_LATE = "a service stands still until about the deadline of a saga that needs it"
+    RACE = "a saga is about to be timed out, and who decides that is suspended while its commit event comes"
     CLOCK_JUMP = "the wall clock of a process is set on or back"
     HANDLER_RAISES = "the handlers of a participant raise for a while"
     DATABASE_FULL = "the disk of a database is full for a while"
@@ -42,9 +43,10 @@ _RATES: Mapping[Fault, float] = MappingProxyType(
         Fault.KILL: 0.6,
         Fault.KILL_AT_A_GATE: 1.0,
         Fault.SUSPEND: 0.4,
-        Fault.TAKEOVER: 0.6,
+        Fault.TAKEOVER: 0.9,
         Fault.OVERLAP: 0.2,
         Fault.HELD_UNTIL_LATE: 0.5,
+        Fault.RACE: 0.6,
         Fault.CLOCK_JUMP: 0.5,
         Fault.HANDLER_RAISES: 0.4,
         Fault.DATABASE_FULL: 0.3,
@@ -70,7 +72,7 @@ _RATES: Mapping[Fault, float] = MappingProxyType(
 class Faults:
     """How much goes wrong in a run."""
 
-    seconds: float = 6.0
+    seconds: float = 5.0
     """Faults begin within so many virtual seconds; soon after, all that is left of them ends."""
     rates: Mapping[Fault, float] = field(default_factory=lambda: _RATES)
     """How often each kind is meant to strike in a run, on average. A kind that is not named never does."""

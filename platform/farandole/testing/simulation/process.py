@@ -76,7 +76,6 @@ class Process:
         self.name = name
         self.witness = witness
         self.clock = wall_clock
-        self.gates_passed = 0
         self.is_dead = False
         self.is_suspended = False
         self._loop = asyncio.get_running_loop()
@@ -84,7 +83,8 @@ class Process:
         """In the order in which they were made."""
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._held: deque[Callable[[], object]] = deque()
-        self._strike_at = 0
+        self._gates_left = 0
+        self._strike_point = ""
         self._strike: Callable[[str], None] | None = None
         self.main: asyncio.Task[None] | None = None
 
@@ -109,9 +109,8 @@ class Process:
 
         Where the process is suspended, it waits here until it goes on; where it is killed here, it never does.
         """
-        self.gates_passed += 1
-        if self.gates_passed == self._strike_at and self._strike is not None:
-            self._strike(point)
+        if self._strike is not None:
+            self._come_to(point)
         while self.is_suspended and not self.is_dead:
             goes_on = self._loop.create_future()
             self._waiting.append(goes_on)
@@ -119,10 +118,21 @@ class Process:
         if self.is_dead:
             raise asyncio.CancelledError(f"{self.name} is dead")
 
-    def strike_after(self, gates: int, strike: Callable[[str], None]) -> None:
-        """Calls `strike` with the point, once, as the process comes to a gate, so many gates from now."""
-        self._strike_at = self.gates_passed + gates
+    def strike_after(self, gates: int, strike: Callable[[str], None], *, point: str = "") -> None:
+        """Calls `strike` with the point, once, as the process comes to a gate, so many gates from now. With a `point`
+        only those gates count that are there."""
+        self._gates_left = gates
+        self._strike_point = point
         self._strike = strike
+
+    def _come_to(self, point: str) -> None:
+        if self._strike_point and point != self._strike_point:
+            return
+        self._gates_left -= 1
+        if self._gates_left <= 0:
+            strike, self._strike = self._strike, None
+            assert strike is not None, "asked for by the caller"
+            strike(point)
 
     def later(self, seconds: float, do: Callable[[], T]) -> asyncio.Future[T]:
         """Has something done in so many seconds, also where whoever waits for it is cancelled meanwhile: a thread of

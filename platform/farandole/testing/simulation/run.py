@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ class _Run:
             is_quiet = is_quiet + 1 if not striking.holds and self._is_quiet(customers) else 0
         striking.count()
         world = self._world(customers)
-        violations = [*stage.violations, *broken(world), *scenario.check(world)]
+        violations = [*stage.violations, *customers.errors, *broken(world), *_checked(scenario, world)]
         if not violations and is_quiet < 2:
             violations.append("all has ended, and there is no rest: " + "; ".join(self._unrest(customers)))
         stage.end()
@@ -120,7 +121,7 @@ class _Run:
     def stuck(self, why: str) -> Result:
         """The result of a run that did not end."""
         violations = [*self._stage.violations, why]
-        return Result(self._seed, violations, self._stage.strikes, Counter(), self._loop.time(), 0, self._stage.trace)
+        return self._result(None, violations)
 
     def _result(self, world: World | None, violations: Sequence[str]) -> Result:
         return Result(
@@ -182,6 +183,14 @@ class _Run:
             left_over=lambda participant: stage.services[participant].left_over(),
             inbox=lambda participant: stage.services[participant].inbox(),
         )
+
+
+def _checked(scenario: Scenario, world: World) -> Iterator[str]:
+    """What the scenario's own check finds; what it raises counts as well."""
+    try:
+        yield from scenario.check(world)
+    except Exception as error:  # noqa: BLE001 - in a world that is broken a check may find what it does not expect
+        yield f"check failed: {''.join(traceback.format_exception(error)).rstrip()}"
 
 
 def _last_wanted(service: Service, stored: Sequence[StoredMessage]) -> int:

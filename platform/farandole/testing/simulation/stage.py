@@ -45,6 +45,8 @@ from farandole.testing.simulation.trace import WORLD, Trace
 
 T = TypeVar("T")
 
+_OFFSETS_SECONDS = (0.0, 0.0, 0.1, 3.0, 3600.0)
+"""How far off the clocks of machines are, at most."""
 _BATCH_SIZES = (1, 2, 10, 500)
 _RESTART_SECONDS = (0.05, 1.0)
 _LONG_RESTART_SECONDS = (1.0, 8.0)
@@ -141,6 +143,8 @@ class Stage:
             for participant in scenario.participants
         }
         self.services[CORRELATOR] = Service(CORRELATOR, Disk(disks, self.struck), None)
+        for service in self.services.values():
+            service.clock_offset = timedelta(seconds=self.random.uniform(-1, 1) * self.random.choice(_OFFSETS_SECONDS))
         self._is_over = False
         self._effects: list[Effect] = []
         """Of the transaction that is going on."""
@@ -331,12 +335,12 @@ class Stage:
             self.note(process.name, f"has taken in all up to {row[1]}")
         service.position = row
 
-    def _store_written(self, service: Service, process: Process, claim: Claim) -> None:
+    def _store_written(self, service: Service, process: Process, what: str, claim: Claim) -> None:
         """The correlator's store was claimed, or a batch committed: `claim` is what the process holds then."""
         epoch, position = service.position
-        if claim.epoch > epoch:
+        if what == "claim":
             service.owner = process.name
-        elif claim.epoch < epoch:
+        elif service.owner != process.name:
             self.violations.append(f"{process.name} committed after {service.owner} had taken over")
         if claim.position < position:
             self.violations.append(f"{process.name} moved the position back from {position} to {claim.position}")

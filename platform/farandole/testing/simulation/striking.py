@@ -8,6 +8,8 @@ from datetime import timedelta
 from functools import partial
 from random import Random
 
+from farandole.definition import Definition
+from farandole.envelope import StoredMessage
 from farandole.lifecycle import CORRELATOR
 from farandole.testing.simulation.faults import Fault
 from farandole.testing.simulation.process import Process
@@ -21,6 +23,15 @@ _SUSPENDED_SECONDS = (0.05, 4.0)
 _HELD_SECONDS = (-0.6, 2.0)
 """How far from the deadline of a saga someone goes on who was held up."""
 _HELD_GATES = 25
+_LOOK_SECONDS = 0.1
+_ANSWERED = "answered"
+"""The gate behind an answer of the broker, such as which commit event it has stored last."""
+_RACES_AT_AN_ANSWER = 0.7
+_RACE_GATES = 25
+_RACE_SECONDS = (0.3, 1.8)
+"""How long the correlator is suspended in a race, and"""
+_COMMIT_SECONDS = (0.0, 0.25)
+"""when in this time the service goes on that publishes the commit event."""
 _CLOCK_SECONDS = (-2.0, 2.0, -40.0, 40.0, -3600.0, 3600.0, -86400.0, 86400.0)
 _RAISING_SECONDS = (0.1, 4.0)
 _HALF_OPEN_SECONDS = (1.0, 10.0)
@@ -60,6 +71,7 @@ class Striking:
             Fault.TAKEOVER: self._take_over,
             Fault.OVERLAP: self._overlap,
             Fault.HELD_UNTIL_LATE: self._hold_until_late,
+            Fault.RACE: self._begin_race,
             Fault.CLOCK_JUMP: self._set_clock,
             Fault.HANDLER_RAISES: self._have_handlers_raise,
             Fault.DATABASE_FULL: partial(self._trouble, Fault.DATABASE_FULL),
@@ -166,7 +178,7 @@ class Striking:
         if pivot in stage.services:
             held += [stage.services[pivot]] * len(held)
         service = random.choice(held)
-        until = self.first_start(definition.initiating_event) + definition.deadline.total_seconds()
+        until = self._first_start(definition.initiating_event) + definition.deadline.total_seconds()
 
         def strike(running: Running, point: str) -> None:
             seconds = until + random.uniform(*_HELD_SECONDS) - stage.loop.time()
@@ -179,7 +191,53 @@ class Striking:
 
         self._at_a_gate(service, strike, most=_HELD_GATES)
 
-    def first_start(self, event_type: str) -> float:
+    def _begin_race(self, _service: Service) -> None:
+        """Holds up whoever publishes the commit event of some saga until the correlator has decided to time it out."""
+        stage, random = self._stage, self._random
+        definition = random.choice(list(stage.scenario.definitions))
+        pivot = stage.services.get(definition.steps[definition.pivot].participant)
+        running = self._one_of(pivot) if pivot is not None else None
+        if running is None or running.process.is_suspended:
+            return
+        running.process.suspend()
+        self._held.add(running.process)
+        stage.loop.call_later(definition.deadline.total_seconds() + _HELD_SECONDS[1], self._release, running)
+        self._await_deadline(definition, running)
+
+    def _await_deadline(self, definition: Definition, pivot: Running) -> None:
+        """Has the race begin at the deadline of the first saga that may still commit, as soon as there is one."""
+        stage = self._stage
+        if pivot.process not in self._held:
+            return
+        committed = {_key_of(message) for message in stage.broker.stored if message.type == definition.commit_event}
+        for message in stage.broker.stored:
+            seconds = (message.time + definition.deadline - stage.now()).total_seconds()
+            if message.type == definition.initiating_event and _key_of(message) not in committed and seconds > 0:
+                stage.loop.call_later(seconds, self._race, pivot)
+                return
+        stage.loop.call_later(_LOOK_SECONDS, self._await_deadline, definition, pivot)
+
+    def _race(self, pivot: Running) -> None:
+        """The deadline has come: suspends the correlator on its way to the time-out, and lets the pivot go on."""
+        stage, random = self._stage, self._random
+        service = stage.services[CORRELATOR]
+        running = self._one_of(service)
+        if running is None or running.process.is_suspended or pivot.process not in self._held:
+            return
+
+        def strike(point: str) -> None:
+            stage.struck(Fault.RACE, running.process.name, point)
+            running.process.suspend()
+            self._held.add(running.process)
+            stage.loop.call_later(random.uniform(*_COMMIT_SECONDS), self._release, pivot)
+            stage.loop.call_later(random.uniform(*_RACE_SECONDS), self._release, running)
+
+        if random.random() < _RACES_AT_AN_ANSWER:
+            running.process.strike_after(1, strike, point=_ANSWERED)
+        else:
+            running.process.strike_after(random.randint(1, _RACE_GATES), strike)
+
+    def _first_start(self, event_type: str) -> float:
         """When the first saga of that initiating event began, in virtual seconds; now, where none has."""
         stage = self._stage
         began = (message.time for message in stage.broker.stored if message.type == event_type)
@@ -265,3 +323,7 @@ class Striking:
     def _same_again(self, _service: Service) -> None:
         if self._publish_again():
             self._stage.struck(Fault.SAME_AGAIN, "customer", "")
+
+
+def _key_of(message: StoredMessage) -> str:
+    return message.headers.get("ce-correlationid", "")
