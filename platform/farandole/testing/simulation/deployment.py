@@ -34,8 +34,10 @@ class Deployment:
 
     def store(self, broker: SimulatedBroker) -> MemoryCorrelatorStore:
         """Puts into an empty stream what it holds then; returns a store of its own for one run."""
+        usual, broker.weather.store_seconds = broker.weather.store_seconds, (0.0, 0.0)  # stored before anything strikes
         for one in self.publications:
             broker.jetstream.takes(one.subject, "", one.headers, one.data)
+        broker.weather.store_seconds = usual
         return _copied(self._store)
 
 
