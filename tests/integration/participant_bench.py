@@ -92,9 +92,11 @@ class Bench:
         self.handler = self.new_owner()
         return self.handler
 
-    def new_owner(self) -> ParticipantBatchHandler:
+    def new_owner(self, *, batch_size: int = 500) -> ParticipantBatchHandler:
         """Another process on the same database."""
-        return ParticipantBatchHandler(self.participant, self.database, ParticipantTables(), clock=lambda: self.now)
+        return ParticipantBatchHandler(
+            self.participant, self.database, ParticipantTables(), clock=lambda: self.now, batch_size=batch_size
+        )
 
     async def restart(self) -> None:
         """Goes on in another process."""

@@ -241,6 +241,49 @@ async def test_a_time_out_that_ends_the_process_is_given_up_on_at_its_place(till
     assert await bench.queued() == []
 
 
+async def test_time_outs_are_heard_one_by_one_as_long_as_one_may_have_ended_the_process(till: Till) -> None:
+    """The others are heard together: after a long stop they are very many."""
+    bench = till.bench
+    keys = [f"o{number}" for number in range(8)]
+    undone: list[str] = []
+
+    def refund(_event: SagaTimedOut, tx: Transaction) -> PaymentRefunded:
+        undone.append(tx.key)
+        if tx.key == "o0":
+            raise RuntimeError("the bank is closed")
+        if (tx.key, len(undone)) == ("o7", 8):
+            raise ProcessEnds
+        return PaymentRefunded(order_id=tx.key, payment_id="p", reason="r")
+
+    bench.with_steps(step("take-payment", till.charge, undo=refund, saga="order-fulfilment"))
+    await bench.handler.claim("stream-1")
+    await bench.take(*(bench.message(reserved(key)) for key in keys))
+    await bench.handler.release()
+    time_outs = [bench.message(timed_out(key)) for key in keys]
+    await bench.restart()
+    with pytest.raises(ProcessEnds):
+        await bench.hear(*time_outs)
+    bench.handler = bench.new_owner(batch_size=4)
+    await bench.handler.claim("stream-1")
+    counted = statements(bench, "INSERT INTO farandole_started")
+    await bench.hear(*time_outs)
+    assert undone[-1] == "o7"
+    assert 4 <= len(counted) < len(keys), "one that failed may come to nothing else each time"
+    assert await till.counts() == []
+
+
+def statements(bench: Bench, of: str) -> list[str]:
+    """The statements of one kind that the database is given from now on."""
+    found: list[str] = []
+
+    @sa.event.listens_for(bench.database._writer, "before_cursor_execute")
+    def _note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(of):
+            found.append(statement)
+
+    return found
+
+
 async def test_a_process_that_ended_in_order_leaves_nothing_to_be_doubted(till: Till) -> None:
     till.deadly.add(("charge", "o3"))
     messages = [till.bench.message(reserved(f"o{number}")) for number in range(5)]

@@ -71,6 +71,7 @@ class Crashes:
         """`batch_size` is how many events a transaction may have had that was running when a process ended."""
         self._batch_size = batch_size
         self._doubtful_events = 0
+        self._doubtful_heard = 0
         self._doubtful_keys: set[str] = set()
         self._counts: dict[int, int] = {}
         self._own: set[int] = set()
@@ -79,13 +80,18 @@ class Crashes:
         """Takes on what the process before left: its counts, and the sagas of which something waits."""
         self._counts = dict(counts)
         if is_unclean:
-            self._doubtful_events = self._batch_size
+            self._doubtful_events = self._doubtful_heard = self._batch_size
             self._doubtful_keys = set(keys)
 
     @property
     def doubts_events(self) -> bool:
         """Whether the next events of the stream may be what ended the process before."""
         return self._doubtful_events > 0
+
+    @property
+    def doubts_heard(self) -> bool:
+        """Whether the next events that are heard first may be what ended the process before."""
+        return self._doubtful_heard > 0
 
     def doubts(self, key: str) -> bool:
         """Whether what waits of a saga may be what ended the process before."""
@@ -102,6 +108,10 @@ class Crashes:
     def took_in(self, events: int) -> None:
         """So many more events of the stream have been taken in."""
         self._doubtful_events = max(0, self._doubtful_events - events)
+
+    def heard(self, events: int) -> None:
+        """So many more events that were heard first have run and been dealt with."""
+        self._doubtful_heard = max(0, self._doubtful_heard - events)
 
     def next_count(self, sequence: int) -> int:
         """How often an event will have been run once it runs now. A process counts it once, however often it tries."""

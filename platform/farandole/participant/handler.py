@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -54,6 +54,8 @@ class _Settled:
     circuits: Circuits
     counts_removed: Collection[int]
     """The events whose counts are gone."""
+    dealt_with: int = 0
+    """How many events, of those that were counted before they ran."""
 
 
 def utc_now() -> datetime:
@@ -82,6 +84,7 @@ class ParticipantBatchHandler:
         self._position = 0
         self._schedule = Schedule()
         self._circuits = Circuits(participant.probes)
+        self._batch_size = batch_size
         self._crashes = Crashes(batch_size)
         self.first_heard = FirstHeard((TIMED_OUT,))
         self.problem: str | None = None
@@ -169,7 +172,8 @@ class ParticipantBatchHandler:
             return await self._settle(lambda connection: self._hear(connection, events))
 
         async for page in pages:
-            await self._one_by_one_where_doubtful(page, hear)
+            for first in range(0, len(page), self._batch_size):
+                await self._one_by_one_where_doubtful(page[first : first + self._batch_size], hear)
         return Handled()
 
     async def waiting(self) -> Sequence[OutboxRow]:
@@ -285,6 +289,7 @@ class ParticipantBatchHandler:
         settled = await self._database.write(work)
         self._schedule.apply(settled.changes)
         self._crashes.dealt_with(settled.counts_removed)
+        self._crashes.heard(settled.dealt_with)
         self._take_on(settled.circuits)
         return settled.rows
 
@@ -329,7 +334,7 @@ class ParticipantBatchHandler:
 
     def _hear(self, connection: sa.Connection, events: Sequence[Event]) -> _Settled:
         self._tables.move(connection, epoch=self._epoch, old=self._position, new=self._position)
-        work, check = self._begin(connection, events, doubtful=self._crashes.doubts_events)
+        work, check = self._begin(connection, events, doubtful=self._crashes.doubts_heard)
         unfinished = Unfinished(work)
         for event in events:
             if unfinished.holds(event.key):
@@ -341,8 +346,9 @@ class ParticipantBatchHandler:
                     sequence=event.sequence,
                     step=failure.reaction.step.name,
                 )
-        # what must not run keeps its count: it becomes a dead letter at its place
-        return self._settled(work, check.ran)
+        # what failed runs again at its place, and counts as not dealt with; what must not run keeps its count till then
+        dealt_with = sum(event.sequence in check.ran and work.intake.knows(event) for event in events)
+        return replace(self._settled(work, check.ran), dealt_with=dealt_with)
 
     def _try_again(
         self, connection: sa.Connection, keys: Sequence[str], most: int, probes: Mapping[str, str]
