@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
@@ -241,10 +242,10 @@ class TestRelay:
         relay = OutboxRelay(publisher, reader)
         relay.run()
         done = relay.add([OutboxRow(1, publication("k", 1))])
-        waits = asyncio.ensure_future(reader.waits.wait())
+        either: list[asyncio.Future[Any]] = [done, asyncio.ensure_future(reader.waits.wait())]
         async with asyncio.timeout(10):
-            await asyncio.wait([done, waits], return_when=asyncio.FIRST_COMPLETED)
-        waits.cancel()
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        either[1].cancel()
         assert (done.done(), relay.take_acknowledged()) == (False, [])
         await relay.stop()
         await publisher.stop()
