@@ -350,6 +350,25 @@ class TestCircuits:
         assert types(await desk.rests(120)) == ["PaymentProcessed"] * 3
         assert [await bench.done(key) for key in (*orders, "p1", "p2")] == [["charge"]] * 3 + [["audit"]] * 2
 
+    async def test_a_probe_has_its_turn_however_much_else_is_due(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("farandole.participant.handler._DUE_MESSAGES", 2)
+        bench = desk.bench
+        desk.raises["charge", ""] = RuntimeError("closed")
+        desk.raises["audit", ""] = DependencyDown("archive")
+        await bench.take(
+            *(bench.message(reserved(f"o{number}")) for number in range(4)),
+            bench.message(OrderShipped(order_id="p1", tracking_number="t")),
+        )
+        desk.tried.clear()
+        bench.now += timedelta(seconds=1)
+        with capture_logs() as logs:
+            while (due_in := bench.handler.due_in()) is not None and due_in <= 0:
+                await bench.due()
+        assert sorted(desk.tried) == [("audit", "p1"), *(("charge", f"o{number}") for number in range(4))]
+        assert [log for log in logs if log["event"].startswith("circuit")] == []
+
     async def test_a_restart_keeps_what_waits_and_tries_at_once(self, desk: Desk) -> None:
         bench = desk.bench
         desk.raises["charge", ""] = DependencyDown(PROCESSOR, "refused")

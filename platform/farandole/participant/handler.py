@@ -216,16 +216,16 @@ class ParticipantBatchHandler:
     async def due(self) -> Handled:
         """Goes on with the sagas whose queue is due, and tries what is down."""
         now = self._clock()
-        keys = dict.fromkeys(self._schedule.due(now, _DUE_SAGAS))
         probes = self._probes(now)
-        keys |= dict.fromkeys(probes.values())
+        # probes come first, and alone: what else is due may be more than one transaction has room for
+        keys = list(probes.values()) or self._schedule.due(now, _DUE_SAGAS)
         if not keys:
             return Handled()
         if doubtful := next(filter(self._crashes.doubts, keys), None):
             return Handled(await self._try_alone(doubtful, probes))
         try:
             return Handled(
-                await self._settle(lambda connection: self._try_again(connection, list(keys), _DUE_MESSAGES, probes))
+                await self._settle(lambda connection: self._try_again(connection, keys, _DUE_MESSAGES, probes))
             )
         except CountFirstError as first:
             self._crashes.doubt(first.key)
