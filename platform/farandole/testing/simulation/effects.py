@@ -66,18 +66,20 @@ Before = Callable[[str, Step, Direction, Transaction], None]
 """Called as a handler of a participant begins; what it raises, the handler raises."""
 After = Callable[[Effect], None]
 """Called as a handler ends, in a transaction that may still be rolled back."""
+Raised = Callable[[str, str], None]
+"""Called as a handler of a participant raises, with the key of the saga."""
 
 
-def counted(participant: Participant, before: Before, after: After) -> Participant:
+def counted(participant: Participant, before: Before, after: After, raised: Raised) -> Participant:
     """The participant, with handlers that leave rows. Its contract is the same."""
 
     def wrapped(step: Step) -> Step:
         return dataclasses.replace(
             step,
-            forward=_counting(participant.name, step, Direction.FORWARD, step.forward, before, after),
-            undo=step.undo and _counting(participant.name, step, Direction.UNDO, step.undo, before, after),
+            forward=_counting(participant.name, step, Direction.FORWARD, step.forward, before, after, raised),
+            undo=step.undo and _counting(participant.name, step, Direction.UNDO, step.undo, before, after, raised),
             irrevocable=step.irrevocable
-            and _counting(participant.name, step, Direction.CONFIRM, step.irrevocable, before, after),
+            and _counting(participant.name, step, Direction.CONFIRM, step.irrevocable, before, after, raised),
         )
 
     changed = copy.copy(participant)
@@ -95,12 +97,16 @@ def read_effects(participant: str, connection: sqlite3.Connection) -> Iterator[E
 
 
 def _counting(
-    participant: str, step: Step, direction: Direction, handler: Handler, before: Before, after: After
+    participant: str, step: Step, direction: Direction, handler: Handler, before: Before, after: After, raised: Raised
 ) -> Handler:
     def count(*arguments: Any) -> Outcome:  # noqa: ANN401 - the events that the handler takes, and the transaction
         tx: Transaction = arguments[-1]
-        before(participant, step, direction, tx)
-        outcome = handler(*arguments)
+        try:
+            before(participant, step, direction, tx)
+            outcome = handler(*arguments)
+        except Exception:
+            raised(participant, tx.key)
+            raise
         events = () if outcome is None else outcome if isinstance(outcome, tuple) else (outcome,)
         effect = Effect(
             participant,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from choreography.v1.dead_letter_events_pb2 import DeadLetterSuperseded
+from choreography.v1.lifecycle_pb2 import SagaTimedOut
 from farandole.correlator.definitions import Definitions
 from farandole.correlator.records import fold
 from farandole.definition import Definition
@@ -22,6 +23,9 @@ from farandole.participant.step import Step
 from farandole.saga import Saga, Status
 from farandole.testing.simulation.effects import Effect
 from farandole.testing.simulation.world import World
+
+_STORED_BY = timedelta(seconds=0.1)
+"""An event is stored within so long of the time that it has."""
 
 
 def broken(world: World) -> Iterator[str]:
@@ -35,6 +39,7 @@ def broken(world: World) -> Iterator[str]:
         a_completed_saga_is_done,
         an_undone_saga_is_undone,
         time_outs_are_true,
+        time_outs_are_heard_first,
         events_follow_from_commits,
         histories_are_complete,
         records_are_a_fold,
@@ -146,6 +151,27 @@ def time_outs_are_true(world: World) -> Iterator[str]:
     for saga, ids in timed_out.items():
         if len(ids) > 1:
             yield f"{' '.join(saga)}: timed out {len(ids)} times"
+
+
+def time_outs_are_heard_first(world: World) -> Iterator[str]:
+    """Who is started begins no step that the stream's time-outs name by then, also where it reads its trigger first.
+
+    One that a handler could not deal with, when it was heard, was left for its place in the stream.
+    """
+    timed_out: dict[tuple[str, str, str], datetime] = {}
+    for event in world.events:
+        if isinstance(event.body, SagaTimedOut):
+            for step in event.body.steps:
+                timed_out.setdefault((event.body.definition, event.key, step), event.stream_time)
+    for effect, begun in world.begun_at.items():
+        if effect.direction is not Direction.FORWARD or (effect.participant, effect.key) in world.raised:
+            continue
+        time = timed_out.get((effect.definition, effect.key, effect.step))
+        if time is not None and time + _STORED_BY < begun:
+            yield (
+                f"{effect.definition} {effect.key}: {effect.participant} was started after the time-out, and began "
+                f"{effect.step}"
+            )
 
 
 def events_follow_from_commits(world: World) -> Iterator[str]:

@@ -37,6 +37,9 @@ class Witness(Protocol):
         """A handler has run; its transaction may still be rolled back."""
         ...
 
+    def handler_raises(self, participant: str, key: str) -> None:
+        """A handler has raised."""
+        ...
 
 class ProgramTask(asyncio.Task[Any]):
     """A task that belongs to a process, and whose place in a set is the same in each run with the same seed."""
@@ -84,6 +87,8 @@ class Process:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._held: deque[Callable[[], object]] = deque()
         self._gates_left = 0
+        self.began = self._loop.time()
+        """In virtual seconds."""
         self._strike_point = ""
         self._strike: Callable[[str], None] | None = None
         self.main: asyncio.Task[None] | None = None

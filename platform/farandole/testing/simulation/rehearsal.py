@@ -23,7 +23,7 @@ class Rehearsal:
     """A participant whose handlers are followed, and its database."""
 
     def __init__(self, participant: Participant) -> None:
-        self.participant = counted(participant, _handler_begins, _handler_ends)
+        self.participant = counted(participant, _handler_begins, _handler_ends, _handler_raises)
         self.disk = ParticipantDisk(participant)
         self.consumed = frozenset(subject.split(".", 2)[2] for subject in participant.filters)
         """The full types of the events that it consumes."""
@@ -51,6 +51,11 @@ def _in_order(classes: Iterable[type[Message]]) -> list[type[Message]]:
 def _handler_begins(participant: str, step: Step, direction: Direction, tx: Transaction) -> None:
     if (process := CURRENT.get()) is not None:
         process.witness.handler_begins(participant, step, direction, tx)
+
+
+def _handler_raises(participant: str, key: str) -> None:
+    if (process := CURRENT.get()) is not None:
+        process.witness.handler_raises(participant, key)
 
 
 def _handler_ends(effect: Effect) -> None:

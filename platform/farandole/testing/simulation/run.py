@@ -193,6 +193,8 @@ def _checked(scenario: Scenario, world: World) -> Iterator[str]:
         yield f"check failed: {''.join(traceback.format_exception(error)).rstrip()}"
 
 
+            begun_at=stage.begun_at,
+            raised=stage.raised,
 def _last_wanted(service: Service, stored: Sequence[StoredMessage]) -> int:
     """The sequence of the last event that a service consumes; 0 for none."""
     if service.rehearsal is None:

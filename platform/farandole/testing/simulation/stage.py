@@ -130,6 +130,10 @@ class Stage:
         self.violations: list[str] = []
         """What was seen to be wrong while the run went on."""
         self.committed_at: dict[Effect, datetime] = {}
+        self.begun_at: dict[Effect, datetime] = {}
+        """When the process was started that committed an effect first."""
+        self.raised: set[tuple[str, str]] = set()
+        """The participants of which a handler has raised, each with the saga for which it did."""
         self.random = Random(f"{seed} stage")  # noqa: S311 - reproducible on purpose
         self.broker = SimulatedBroker(loop, Random(f"{seed} broker"))  # noqa: S311 - reproducible on purpose
         self.broker.on_fault = self._tell_broker_fault
@@ -306,6 +310,10 @@ class Stage:
         """See `process.Witness`."""
         self._effects.append(effect)
 
+    def handler_raises(self, participant: str, key: str) -> None:
+        """See `process.Witness`."""
+        self.raised.add((participant, key))
+
     def _transacted(self, service: Service, process: Process, committed: bool) -> None:
         """A transaction of a participant has ended."""
         effects, self._effects = self._effects, []
@@ -313,6 +321,7 @@ class Stage:
             return
         for effect in effects:
             self.committed_at.setdefault(effect, self.now())
+            self.begun_at.setdefault(effect, self.now() - timedelta(seconds=self.loop.time() - process.began))
             if self.trace.wanted:
                 self.note(process.name, str(effect))
         assert service.rehearsal is not None, "only participants have a database of their own"

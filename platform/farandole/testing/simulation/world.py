@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -41,6 +41,10 @@ class World:
     """The correlation keys of the sagas of which the start was acknowledged: by the broker, or by a participant."""
     committed_at: Mapping[Effect, datetime]
     """When an effect was committed first, by the broker's clock."""
+    begun_at: Mapping[Effect, datetime]
+    """When the process was started that did."""
+    raised: Set[tuple[str, str]]
+    """The participants of which a handler has raised, each with the key of the saga for which it did."""
     reader: Reader
     left_over: Callable[[str], Mapping[str, int]]
     """How many rows wait in each table of a participant in which something waits."""
