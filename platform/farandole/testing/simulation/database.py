@@ -102,9 +102,7 @@ class ParticipantDisk:
             for pragma in _PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
 
-        @event.listens_for(self.engine, "begin")
-        def _begun(connection: sa.Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        self.engine.dialect.do_begin = _begin_writing  # type: ignore[method-assign,assignment]  # cheaper than a listener
 
         def make(connection: sa.Connection) -> None:
             for metadata in (self.tables.metadata, participant.metadata, effects.metadata):
@@ -114,12 +112,16 @@ class ParticipantDisk:
 
         transact(self.engine, make)
         self._first = self.raw.serialize()
+        self._is_in_trouble = False
+        """Whether it may be full or read-only."""
 
     def begin(self) -> None:
         """Makes it as it is after the first start."""
         self.raw.deserialize(self._first)
-        self.set_full(is_full=False)
-        self.set_read_only(is_read_only=False)
+        if self._is_in_trouble:
+            self.set_full(is_full=False)
+            self.set_read_only(is_read_only=False)
+            self._is_in_trouble = False
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """What `work` finds."""
@@ -127,12 +129,18 @@ class ParticipantDisk:
 
     def set_full(self, *, is_full: bool) -> None:
         """Whether it can't grow."""
+        self._is_in_trouble = True
         most = self.raw.execute("PRAGMA page_count").fetchone()[0] if is_full else _NO_LIMIT
         self.raw.execute(f"PRAGMA max_page_count={most}")
 
     def set_read_only(self, *, is_read_only: bool) -> None:
         """Whether it can't be written."""
+        self._is_in_trouble = True
         self.raw.execute(f"PRAGMA query_only={'ON' if is_read_only else 'OFF'}")
+
+
+def _begin_writing(connection: Any) -> None:  # noqa: ANN401 - a DB-API connection
+    connection.execute("BEGIN IMMEDIATE")
 
 
 class ProcessDatabase(Database):

@@ -46,7 +46,7 @@ _RATES: Mapping[Fault, float] = MappingProxyType(
         Fault.TAKEOVER: 0.9,
         Fault.OVERLAP: 0.2,
         Fault.HELD_UNTIL_LATE: 0.5,
-        Fault.RACE: 0.6,
+        Fault.RACE: 1.0,
         Fault.CLOCK_JUMP: 0.5,
         Fault.HANDLER_RAISES: 0.4,
         Fault.DATABASE_FULL: 0.3,

@@ -41,34 +41,39 @@ class Witness(Protocol):
         """A handler has raised."""
         ...
 
-class ProgramTask(asyncio.Task[Any]):
-    """A task that belongs to a process, and whose place in a set is the same in each run with the same seed."""
 
-    _made = 0
+class _Task(asyncio.Task[Any]):
+    """A task whose place in a set is the same in each run with the same seed: sets of tasks are gone through in it."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:  # noqa: ANN401 - as a task has them
-        ProgramTask._made += 1
-        self._hash = ProgramTask._made
-        super().__init__(*arguments, **settings)
+    number = 0
 
     def __hash__(self) -> int:
-        return self._hash
-
-    @classmethod
-    def count_anew(cls) -> None:
-        """Begins to count from the beginning, for the next run."""
-        cls._made = 0
+        return self.number
 
 
-def make_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], context: Context | None = None
-) -> asyncio.Task[T]:
-    """The task factory of a simulation's event loop."""
-    task = ProgramTask(coroutine, loop=loop, context=context)
-    process = CURRENT.get() if context is None else context.get(CURRENT)
-    if process is not None:
-        process.add_task(task)
-    return task
+class Tasks:
+    """The tasks of one run: a task factory for its event loop."""
+
+    def __init__(self) -> None:
+        self._made: list[_Task] = []
+
+    def __call__(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], context: Context | None = None
+    ) -> asyncio.Task[T]:
+        """Makes a task, and adds it to the process to which whoever makes it belongs."""
+        task = _Task.__new__(_Task)
+        task.number = len(self._made)
+        task.__init__(coroutine, loop=loop, context=context)  # type: ignore[misc]  # which asks for the hash already
+        self._made.append(task)
+        process = CURRENT.get() if context is None else context.get(CURRENT)
+        if process is not None:
+            process.add_task(task)
+        return task
+
+    @property
+    def unfinished(self) -> list[asyncio.Task[Any]]:
+        """Those that are not done, in the order in which they were made."""
+        return [task for task in self._made if not task.done()]
 
 
 class Process:
@@ -82,13 +87,13 @@ class Process:
         self.is_dead = False
         self.is_suspended = False
         self._loop = asyncio.get_running_loop()
+        self.began = self._loop.time()
+        """In virtual seconds."""
         self._tasks: dict[asyncio.Task[Any], None] = {}
         """In the order in which they were made."""
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._held: deque[Callable[[], object]] = deque()
         self._gates_left = 0
-        self.began = self._loop.time()
-        """In virtual seconds."""
         self._strike_point = ""
         self._strike: Callable[[str], None] | None = None
         self.main: asyncio.Task[None] | None = None

@@ -24,7 +24,7 @@ from farandole.testing.simulation.effects import Effect, read_effects
 from farandole.testing.simulation.faults import Fault
 from farandole.testing.simulation.invariants import broken
 from farandole.testing.simulation.loop import NoProgressError, NothingLeftToHappenError, VirtualTimeLoop
-from farandole.testing.simulation.process import CURRENT, ProgramTask, make_task
+from farandole.testing.simulation.process import CURRENT, Tasks
 from farandole.testing.simulation.scenario import Scenario, ScenarioOf
 from farandole.testing.simulation.stage import Service, Stage, registry_of_scenario, settings_of
 from farandole.testing.simulation.striking import Striking
@@ -63,13 +63,13 @@ def run_seed(scenario_of: ScenarioOf, seed: int, *, traced: bool = False) -> Res
     """Runs a scenario once. `traced` keeps what happens for people to read; it changes nothing of the run."""
     trace = Trace(wanted=traced)
     loop = VirtualTimeLoop()
-    loop.set_task_factory(make_task)  # type: ignore[arg-type]  # a factory may make its own kind of task
+    tasks = Tasks()
+    loop.set_task_factory(tasks)  # type: ignore[arg-type]  # a factory may take a context, since Python 3.11
     with _seeded(seed), _logging_into(trace, loop):
         draw = random.Random(f"{seed} scenario")  # noqa: S311 - reproducible on purpose
         is_first_start = draw.random() < _FIRST_STARTS
         scenario = scenario_of(draw)
-        run = _Run(scenario, seed, loop, trace, None if is_first_start else _deployment(scenario))
-        ProgramTask.count_anew()
+        run = _Run(scenario, seed, loop, tasks, trace, None if is_first_start else _deployment(scenario))
         try:
             return loop.run_until_complete(run.result())
         except (NothingLeftToHappenError, NoProgressError) as error:
@@ -86,9 +86,16 @@ def _deployment(scenario: Scenario) -> Deployment:
 
 class _Run:
     def __init__(
-        self, scenario: Scenario, seed: int, loop: VirtualTimeLoop, trace: Trace, deployment: Deployment | None
+        self,
+        scenario: Scenario,
+        seed: int,
+        loop: VirtualTimeLoop,
+        tasks: Tasks,
+        trace: Trace,
+        deployment: Deployment | None,
     ) -> None:
         self._scenario = scenario
+        self._tasks = tasks
         self._seed = seed
         self._loop = loop
         self._drawn: Counter[Fault] = Counter()
@@ -115,7 +122,7 @@ class _Run:
             violations.append("all has ended, and there is no rest: " + "; ".join(self._unrest(customers)))
         stage.end()
         await customers.end()
-        await _end_tasks()
+        await self._end_tasks()
         return self._result(world, violations)
 
     def stuck(self, why: str) -> Result:
@@ -134,6 +141,13 @@ class _Run:
             events=len(world.events) if world else 0,
             trace=self._stage.trace,
         )
+
+    async def _end_tasks(self) -> None:
+        """Cancels what is left, until it has ended."""
+        while rest := [task for task in self._tasks.unfinished if task is not asyncio.current_task()]:
+            for task in rest:
+                task.cancel()
+            await asyncio.wait(rest, timeout=_LOOK_SECONDS)
 
     def _is_quiet(self, customers: Customers) -> bool:
         return next(self._unrest(customers), None) is None
@@ -179,6 +193,8 @@ class _Run:
             effects=effects,
             acknowledged=frozenset(customers.acknowledged),
             committed_at=stage.committed_at,
+            begun_at=stage.begun_at,
+            raised=stage.raised,
             reader=lambda participant, work: stage.services[participant].read(work),
             left_over=lambda participant: stage.services[participant].left_over(),
             inbox=lambda participant: stage.services[participant].inbox(),
@@ -193,8 +209,6 @@ def _checked(scenario: Scenario, world: World) -> Iterator[str]:
         yield f"check failed: {''.join(traceback.format_exception(error)).rstrip()}"
 
 
-            begun_at=stage.begun_at,
-            raised=stage.raised,
 def _last_wanted(service: Service, stored: Sequence[StoredMessage]) -> int:
     """The sequence of the last event that a service consumes; 0 for none."""
     if service.rehearsal is None:
@@ -206,14 +220,6 @@ def _last_wanted(service: Service, stored: Sequence[StoredMessage]) -> int:
 def _key_of(message: StoredMessage) -> str:
     """The correlation key as the headers have it; empty where there are none."""
     return message.headers.get("ce-correlationid", "")
-
-
-async def _end_tasks() -> None:
-    """Cancels what is left, until it has ended."""
-    while rest := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
-        for task in rest:
-            task.cancel()
-        await asyncio.wait(rest, timeout=_LOOK_SECONDS)
 
 
 @contextmanager

@@ -280,6 +280,8 @@ class Striking:
         self._for_a_while(lambda: self._end_trouble(service, fault))
 
     def _end_trouble(self, service: Service, fault: Fault) -> None:
+        if fault not in service.disk.troubles:
+            return
         service.disk.troubles.discard(fault)
         if service.rehearsal is not None and fault is Fault.DATABASE_FULL:
             service.rehearsal.disk.set_full(is_full=False)
