@@ -20,7 +20,7 @@ from farandole.lifecycle import SAGA_TIMED_OUT
 from farandole.participant.barrier import Direction
 from farandole.participant.participant import Participant
 from farandole.participant.step import Step
-from farandole.saga import Saga, Status
+from farandole.saga import Disposition, Saga, Status
 from farandole.testing.simulation.effects import Effect
 from farandole.testing.simulation.world import World
 
@@ -36,6 +36,7 @@ def broken(world: World) -> Iterator[str]:
         nothing_is_left_over,
         every_event_is_dealt_with,
         nothing_runs_twice,
+        what_ran_was_applied,
         a_completed_saga_is_done,
         an_undone_saga_is_undone,
         time_outs_are_true,
@@ -89,6 +90,35 @@ def nothing_runs_twice(world: World) -> Iterator[str]:
     for (participant, definition, key, step, direction), count in runs.items():
         if count > 1:
             yield f"{definition} {key}: {participant} ran {direction.value} of {step} {count} times"
+
+
+def what_ran_was_applied(world: World) -> Iterator[str]:
+    """What made a part of a step run is APPLIED in the inbox, also where it has come again since."""
+    for participant in world.scenario.participants:
+        inbox = world.inbox(participant.name)
+        applied = {
+            (event.key, event.type)
+            for event in world.events
+            if inbox.get(message_id(event.source, event.id)) is Disposition.APPLIED
+        }
+        consumed = {
+            (step.saga, step.name, direction): signature.consumes
+            for step in participant.steps
+            for direction, signature in (
+                (Direction.FORWARD, step.forward_signature),
+                (Direction.UNDO, step.undo_signature),
+                (Direction.CONFIRM, step.irrevocable_signature),
+            )
+        }
+        for effect in world.effects:
+            if effect.participant != participant.name:
+                continue
+            triggers = consumed[effect.definition, effect.step, effect.direction]
+            if not any((effect.key, trigger.DESCRIPTOR.full_name) in applied for trigger in triggers):
+                yield (
+                    f"{effect.definition} {effect.key}: {participant.name} ran {effect.direction.value} of "
+                    f"{effect.step}, and no event is APPLIED in its inbox that makes it do so"
+                )
 
 
 def a_completed_saga_is_done(world: World) -> Iterator[str]:

@@ -29,6 +29,7 @@ from farandole.participant.transaction import Transaction
 from farandole.process import CHECKS
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor
+from farandole.saga import Disposition
 from farandole.service import Runtime, participant_worker
 from farandole.settings import Settings
 from farandole.testing.simulation.broker import SimulatedBroker
@@ -85,10 +86,11 @@ class Service:
         assert self.rehearsal is not None, "the correlator's store is another one"
         return self.rehearsal.disk.read(work)
 
-    def inbox(self) -> set[str]:
-        """The identities of the events that the participant has dealt with."""
+    def inbox(self) -> dict[str, Disposition]:
+        """What became of the events that the participant has dealt with, by their identities."""
         assert self.rehearsal is not None, "the correlator has no inbox"
-        return {identity for (identity,) in self.rehearsal.disk.raw.execute("SELECT identity FROM farandole_inbox")}
+        rows = self.rehearsal.disk.raw.execute("SELECT identity, disposition FROM farandole_inbox")
+        return {identity: Disposition(disposition) for identity, disposition in rows}
 
     def left_over(self) -> dict[str, int]:
         """How many rows wait in each table of a participant's in which something waits."""

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from farandole.correlator.queries import RecordedSaga
 from farandole.envelope import Event
 from farandole.partitions import PARTITIONS, partition_key
-from farandole.saga import Saga
+from farandole.saga import Disposition, Saga
 from farandole.testing.simulation.effects import Effect
 from farandole.testing.simulation.scenario import Scenario
 
@@ -48,8 +48,8 @@ class World:
     reader: Reader
     left_over: Callable[[str], Mapping[str, int]]
     """How many rows wait in each table of a participant in which something waits."""
-    inbox: Callable[[str], set[str]]
-    """The identities (see `envelope.message_id`) of the events that a participant has dealt with."""
+    inbox: Callable[[str], Mapping[str, Disposition]]
+    """What became of the events that a participant has dealt with, by their identities (see `envelope.message_id`)."""
 
     @property
     def sagas(self) -> Mapping[tuple[str, str], Saga]:
