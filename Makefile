@@ -81,10 +81,14 @@ clean: ## stop everything and remove its data; .venv and .tools stay
 
 ## The code
 
+# What wants the machine for itself.
+ALONE = tests/chaos/test_chaos.py
+
 .PHONY: test
-test: $(VENV)/development ## every test: unit, contract, integration, e2e
+test: $(VENV)/development ## every test: unit, contract, integration, e2e, simulation, and two minutes of chaos
 	@if command -v go >/dev/null; then $(MAKE) --no-print-directory tools; fi
-	@PATH="$(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests
+	@PATH="$(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests --numprocesses=2 --dist=loadfile --ignore=$(ALONE)
+	@PATH="$(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(ALONE)
 
 .PHONY: contract
 contract: $(VENV)/development ## the tests on schemas and definitions
