@@ -51,6 +51,8 @@ class Position:
     """The stream that the sequence belongs to."""
     time: datetime | None = None
     """When the stream stored what stands at the sequence, where that is known: another one has another event there."""
+    epoch: int = 0
+    """How often the store was claimed; 0 where that is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +255,12 @@ class Worker:
                 for key, message_id in heard.read_back:
                     self._relay.withdraw(key, message_id)
                 target = await last_stored(self._broker) if self._hold else 0
-                await subscription.start(after=position.sequence, incarnation=position.incarnation, time=position.time)
+                await subscription.start(
+                    after=position.sequence,
+                    incarnation=position.incarnation,
+                    time=position.time,
+                    epoch=position.epoch,
+                )
             except FencedError as error:
                 raise BaseExceptionGroup("fenced", [error]) from None
             except (BrokerError, StoreError) as error:

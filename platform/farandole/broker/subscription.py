@@ -10,7 +10,7 @@ import asyncio
 import json
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -40,6 +40,7 @@ _NANOSECONDS = 1_000_000_000
 _ACK_PREFIX = "$JS.ACK."
 _CONSUMER_NOT_FOUND = 10014
 _READER = "farandole.reader"
+_READERS_EPOCH = "farandole.epoch"
 _SUCCESSION_SECONDS = 1.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -96,6 +97,7 @@ class Subscription:
         self._ready_bytes = 0
         self._reader = uuid.uuid4().hex
         """Marks the consumer as read by this subscription and no other."""
+        self._epoch = 0
         self._has_taken_over = False
         self._may_have_left_pulls = False
         """Whether pulls may wait at the broker that were made over a connection that has ended."""
@@ -152,9 +154,10 @@ class Subscription:
             self._problem = problem
             self._problem_changed.set()
 
-    async def start(self, *, after: int, incarnation: str, time: datetime | None = None) -> None:
+    async def start(self, *, after: int, incarnation: str, time: datetime | None = None, epoch: int = 0) -> None:
         """Begins to read behind the position `after` of the stream made at `incarnation`, which has stored what stands
-        there at that `time`.
+        there at that `time`. Of two readers that take the consumer from each other the one with the higher `epoch` goes
+        on, that of who owns the store; of two with the same, who was last.
 
         Returns at once; where the stream is missing, is another one or is not as needed, `problem` says so until the
         reason has gone.
@@ -162,6 +165,7 @@ class Subscription:
         self._order = DeliveryOrder(after=after)
         self._incarnation = incarnation
         self._time = time
+        self._epoch = epoch
         self._forget = self._broker.on_change(self._on_change)
         self._pumping = asyncio.create_task(self._pump(), name=f"subscription-{self._durable}")
         self._pumping.add_done_callback(lambda _task: self._arrived.set())
@@ -339,8 +343,9 @@ class Subscription:
         connection: the broker may believe for minutes that it stands, and what the old pulls take comes again only
         after `ack_wait`.
 
-        Raises `FencedError` where another reader has taken it over since: two would reset it in turn, each behind a
-        position of its own.
+        Raises `FencedError` where another reader is to go on: two would reset it in turn, each behind a position of its
+        own. A process that was suspended on its way here takes the consumer from its successor when it goes on; the
+        successor, whose epoch is the higher one, takes it back.
         """
         wanted = {
             "name": self._durable,
@@ -354,7 +359,7 @@ class Subscription:
             "max_waiting": 512,
             "replay_policy": "instant",
             "filter_subjects": self._filters,
-            "metadata": {_READER: self._reader},
+            "metadata": {_READER: self._reader, _READERS_EPOCH: str(self._epoch)},
         }
         try:
             info = await self._broker.request(f"$JS.API.CONSUMER.INFO.{EVENTS}.{self._durable}")
@@ -368,7 +373,8 @@ class Subscription:
                 if not self._may_have_left_pulls:
                     return
             elif self._has_taken_over:
-                raise FencedError(f"another process reads the consumer {self._durable}; stop one of the two")
+                if _epoch_of(info["config"]) >= self._epoch:
+                    raise FencedError(f"another process reads the consumer {self._durable}; stop one of the two")
             else:
                 # an event is acknowledged once it is committed and what it called for is published
                 self._acknowledged = info["ack_floor"]["stream_seq"]
@@ -407,3 +413,9 @@ class Subscription:
         await self._broker.client.publish(
             f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{self._durable}", json.dumps(request).encode(), reply=self._inbox
         )
+
+
+def _epoch_of(config: Mapping[str, Any]) -> int:
+    """The epoch of a consumer's reader; 0 where it has told none."""
+    text = str((config.get("metadata") or {}).get(_READERS_EPOCH, ""))
+    return int(text) if text.isdecimal() else 0

@@ -165,7 +165,7 @@ class CorrelatorBatchHandler:
         self._claim = await self._store.claim(incarnation, held=self._claim)
         self._watch.begin(await self._store.next_deadlines())
         self._races = Races(self._monotonic)
-        return Position(self._claim.position, self._claim.incarnation, self._claim.time)
+        return Position(self._claim.position, self._claim.incarnation, self._claim.time, self._claim.epoch)
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
         """See `BatchHandler.hear`: learns which definitions are active where, and makes those of the files active; and

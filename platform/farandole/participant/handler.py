@@ -143,7 +143,7 @@ class ParticipantBatchHandler:
             self._crashes.begin(counts, {head.key for head in heads}, is_unclean=claim.is_unclean)
             if claim.is_unclean:
                 _log.info("the process before did not end in order: what may have ended it is run alone at first")
-        return claim.position
+        return replace(claim.position, epoch=claim.epoch)
 
     def _load(self, heads: Sequence[QueueEntry], timed_out: Collection[str]) -> None:
         """Begins with what waits. What something may overtake is looked at once; what is down is tried at once."""
@@ -380,6 +380,7 @@ class ParticipantBatchHandler:
         work = Work(
             participant=self._participant,
             queue=self._tables.queue,
+            set_aside=self._tables.set_aside,
             intake=intake,
             schedule=self._schedule,
             circuits=circuits,
