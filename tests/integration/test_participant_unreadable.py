@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +12,12 @@ from google.protobuf import descriptor_pb2
 from buf.validate import validate_pb2
 from choreography.v1 import participant_pb2
 from choreography.v1.correlator_events_pb2 import EventUnreadable
-from choreography.v1.dead_letter_events_pb2 import DeadLetterRecorded, DeadLetterSuperseded
+from choreography.v1.dead_letter_events_pb2 import (
+    DeadLetterDiscarded,
+    DeadLetterRecorded,
+    DeadLetterRedriven,
+    DeadLetterSuperseded,
+)
 from choreography.v1.dead_letter_pb2 import (
     DEAD_LETTER_REASON_INVALID_HEADER,
     DEAD_LETTER_REASON_RULE_VIOLATION,
@@ -96,12 +101,32 @@ def unreadable(message: StoredMessage) -> EventUnreadable:
     )
 
 
-async def states(bench: Bench, key: str = "o1") -> list[str]:
-    """Why the events of a saga are in the queue."""
-    reader = StatusReader(
+def own_redriven(message: StoredMessage, *, key: str = "o1") -> DeadLetterRedriven:
+    """An operator's decision about the correlator's dead letter of it."""
+    return redriven(message.sequence, key=key, participant="correlator", definition="", step_name="")
+
+
+def own_discarded(message: StoredMessage, *, key: str = "o1") -> DeadLetterDiscarded:
+    """An operator's decision about the correlator's dead letter of it."""
+    return discarded(message.sequence, key=key, participant="correlator", definition="", step_name="")
+
+
+async def counts(bench: Bench) -> tuple[int, int]:
+    """How many events the participant says to be in its queue, and how many dead letters."""
+    status = await reader_of(bench).read("")
+    return status.queued_events, status.dead_letters
+
+
+def reader_of(bench: Bench) -> StatusReader:
+    return StatusReader(
         "payments", database=bench.database, tables=ParticipantTables(), handler=bench.handler, problems=dict
     )
-    names = (participant_pb2.QueuedEventState.Name(event.state) for event in (await reader.read(key)).queue)
+
+
+async def states(bench: Bench, key: str = "o1") -> list[str]:
+    """Why the events of a saga are in the queue."""
+    status = await reader_of(bench).read(key)
+    names = (participant_pb2.QueuedEventState.Name(event.state) for event in status.queue)
     return [name.removeprefix("QUEUED_EVENT_STATE_") for name in names]
 
 
@@ -297,3 +322,192 @@ class TestWhatNoOneCanRead:
         assert len(recorded(await bench.finish())) == 1
         await bench.restart()
         assert (await bench.finish(), await states(bench, partition_key(1))) == ([], ["DEAD_LETTERED"])
+
+
+Restart = Callable[[], Awaitable[None]]
+
+
+class TestWhatTheCorrelatorCouldNotReadEither:
+    """It ran with older schemas too: the event is set aside until the correlator's dead letter is redriven."""
+
+    @pytest.fixture(params=[False, True], ids=["one-process", "restarts"])
+    def between(self, request: pytest.FixtureRequest, bench: Bench) -> Restart:
+        """What happens between two steps of a test: nothing, or another process goes on."""
+
+        async def restart() -> None:
+            if request.param:
+                await bench.restart()
+
+        return restart
+
+    async def set_aside(self, bench: Bench, between: Restart, message: StoredMessage) -> list[Event]:
+        """Has the correlator say that no one can read it; what the participant published."""
+        await between()
+        events = await bench.take(bench.message(unreadable(message), source="correlator"))
+        await between()
+        return events
+
+    async def test_it_runs_when_that_dead_letter_is_redriven(self, bench: Bench, between: Restart) -> None:
+        message = bench.message(reserved(cents=EXPENSIVE), event_id="e 1")
+        deploy_older(bench, with_a_rule)
+        await bench.take(message)
+        assert await self.set_aside(bench, between, message) == []
+        await bench.finish()
+        assert (await states(bench), await counts(bench), bench.handler.due_in()) == ([], (0, 0), None)
+        await deploy_right(bench)
+        assert (await bench.finish(), await bench.done()) == ([], []), "it waits for the operator"
+        verb = bench.message(own_redriven(message))
+        assert await bench.take(verb) == []
+        await between()
+        (event,) = await bench.finish()
+        assert (type(event.body), event.causation_id) == (PaymentProcessed, "e 1")
+        await between()
+        await bench.take(verb, bench.message(own_redriven(message)))
+        assert (await bench.finish(), await counts(bench), await bench.done()) == ([], (0, 0), ["charge"])
+
+    @pytest.mark.parametrize("is_key_told", [False, True])
+    async def test_also_where_its_saga_could_not_be_told(
+        self, bench: Bench, between: Restart, is_key_told: bool
+    ) -> None:
+        """It does not wait for the partition's other garbage: its saga can be told now."""
+        deploy_older(bench, with_another_type)
+        message = as_json(bench)
+        key = partition_key(partition_of("o1"))
+        await bench.take(message)
+        await self.set_aside(bench, between, message)
+        bench.sequence += 1
+        await bench.take(StoredMessage(message.subject, {}, b"\xff", bench.sequence, START))
+        await bench.finish()
+        assert (await states(bench), await states(bench, key)) == ([], ["DEAD_LETTERED"])
+        await deploy_right(bench)
+        await bench.take(bench.message(own_redriven(message, key="o1" if is_key_told else key)))
+        await between()
+        assert types(await bench.finish()) == ["PaymentProcessed"]
+        assert (await states(bench, key), await bench.done()) == (["DEAD_LETTERED"], ["charge"])
+
+    async def test_it_holds_nothing_up_and_does_no_work_that_its_saga_has_undone(
+        self, bench: Bench, between: Restart
+    ) -> None:
+        message = bench.message(reserved(cents=EXPENSIVE))
+        deploy_older(bench, with_a_rule)
+        await bench.take(message, bench.message(failed()))
+        assert await states(bench) == ["UNREADABLE", "WAITING"]
+        await self.set_aside(bench, between, message)
+        assert types(await bench.finish()) == ["StepVoided"]
+        await deploy_right(bench)
+        await bench.take(bench.message(own_redriven(message)))
+        await between()
+        assert (await bench.finish(), await bench.done(), await counts(bench)) == ([], [], (0, 0))
+
+    async def test_it_goes_behind_what_came_before_it_and_still_waits(self, bench: Bench, between: Restart) -> None:
+        bench.cashier.fails = lambda _key: True
+        first = bench.message(reserved())
+        message = bench.message(reserved(cents=EXPENSIVE))
+        deploy_older(bench, with_a_rule)
+        await bench.take(first, message)
+        await bench.finish()
+        await self.set_aside(bench, between, message)
+        assert await states(bench) == ["DEAD_LETTERED"]
+        await deploy_right(bench)
+        await bench.take(bench.message(own_redriven(message)))
+        await between()
+        await bench.finish()
+        assert await bench.queued() == [(first.sequence, True), (message.sequence, False)]
+        bench.cashier.fails = lambda _key: False
+        await bench.take(bench.message(discarded(first.sequence)))
+        (event,) = await bench.finish()
+        assert isinstance(event.body, PaymentProcessed)
+        assert event.body.amount_cents == EXPENSIVE
+        assert await bench.queued() == []
+
+    async def test_it_goes_before_what_came_after_it_and_still_waits(self, bench: Bench, between: Restart) -> None:
+        message = bench.message(reserved(cents=EXPENSIVE))
+        deploy_older(bench, with_a_rule)
+        await bench.take(message)
+        await self.set_aside(bench, between, message)
+        bench.cashier.fails = lambda _key: True
+        later = bench.message(reserved())
+        await bench.take(later)
+        assert await states(bench) == ["RETRYING"]
+        await deploy_right(bench)
+        await bench.take(bench.message(own_redriven(message)))
+        assert [sequence for sequence, _ in await bench.queued()] == [message.sequence, later.sequence]
+        await between()
+        bench.cashier.fails = lambda _key: False
+        (event,) = await bench.finish()
+        assert isinstance(event.body, PaymentProcessed)
+        assert event.body.amount_cents == EXPENSIVE
+
+    async def test_a_dead_letter_of_before_is_superseded_and_a_later_one_is_another(
+        self, bench: Bench, between: Restart
+    ) -> None:
+        """The correlator is ahead of the participant: redriven, that can't read it, and gives it up once more."""
+        message = bench.message(reserved(cents=EXPENSIVE))
+        deploy_older(bench, with_a_rule)
+        events = [*await bench.take(message), *await bench.finish()]
+        events += await self.set_aside(bench, between, message)
+        assert types(events) == ["DeadLetterRecorded", "DeadLetterSuperseded"]
+        assert await counts(bench) == (0, 0)
+        await bench.take(bench.message(own_redriven(message)))
+        await between()
+        events += await bench.due()
+        assert await states(bench) == ["UNREADABLE"]
+        await between()
+        events += await bench.finish()
+        assert (await states(bench), await counts(bench)) == (["DEAD_LETTERED"], (1, 1))
+        assert [body.attempts for body in recorded(events)] == [3, 6]
+        assert len({event.id for event in events}) == len(events) == 3
+        await deploy_right(bench)
+        await bench.take(bench.message(redriven(message.sequence)))
+        assert types(await bench.finish()) == ["PaymentProcessed"]
+
+    async def test_it_goes_for_good_when_that_dead_letter_is_discarded(self, bench: Bench, between: Restart) -> None:
+        message = bench.message(reserved(cents=EXPENSIVE))
+        deploy_older(bench, with_a_rule)
+        await bench.take(message)
+        await self.set_aside(bench, between, message)
+        await deploy_right(bench)
+        assert await bench.take(bench.message(own_discarded(message))) == []
+        await between()
+        await bench.take(bench.message(own_redriven(message)))
+        assert (await bench.finish(), await counts(bench), await bench.done()) == ([], (0, 0), [])
+
+    async def test_in_the_batch_of_the_event_too(self, bench: Bench) -> None:
+        message = bench.message(reserved(cents=EXPENSIVE))
+        deploy_older(bench, with_a_rule)
+        word = bench.message(unreadable(message), source="correlator")
+        await bench.take(message, word, bench.message(own_redriven(message)), bench.message(failed()))
+        assert [sequence for sequence, _ in await bench.queued()] == [message.sequence, bench.sequence]
+        await deploy_right(bench)
+        assert types(await bench.finish()) == ["PaymentProcessed", "PaymentRefunded"]
+
+    async def test_no_other_verb_brings_it_back_or_ends_it(self, bench: Bench, between: Restart) -> None:
+        message = bench.message(reserved(cents=EXPENSIVE))
+        deploy_older(bench, with_a_rule)
+        await bench.take(message)
+        await self.set_aside(bench, between, message)
+        await deploy_right(bench)
+        elsewhere = next(f"k{n}" for n in range(100) if partition_of(f"k{n}") != partition_of("o1"))
+        for verb in (redriven, discarded):
+            await bench.take(
+                bench.message(verb(message.sequence)),
+                bench.message(verb(message.sequence, participant="shipping")),
+                bench.message(verb(message.sequence, participant="correlator")),
+                bench.message(
+                    verb(message.sequence, participant="correlator", definition="", step_name="", key=elsewhere)
+                ),
+                bench.message(verb(message.sequence + 1, participant="correlator", definition="", step_name="")),
+            )
+            await between()
+            assert (await bench.finish(), await counts(bench)) == ([], (0, 0))
+        await bench.take(bench.message(own_redriven(message)))
+        assert types(await bench.finish()) == ["PaymentProcessed"]
+
+    async def test_a_dead_letter_of_the_participant_itself_is_not_the_correlator_s(self, bench: Bench) -> None:
+        bench.cashier.fails = lambda _key: True
+        message = bench.message(reserved())
+        await bench.take(message)
+        await bench.finish()
+        bench.cashier.fails = lambda _key: False
+        await bench.take(bench.message(own_redriven(message)), bench.message(own_discarded(message)))
+        assert (await bench.finish(), await states(bench)) == ([], ["DEAD_LETTERED"])

@@ -14,6 +14,7 @@ from farandole.lifecycle import CORRELATOR
 from farandole.participant.giving_up import tell_superseded
 from farandole.participant.queue_table import QueueEntry, QueueState
 from farandole.participant.schedule import Wait
+from farandole.participant.unfinished import key_of
 from farandole.participant.work import Work
 from farandole.partitions import partition_key
 from farandole.saga import Disposition
@@ -22,15 +23,20 @@ _log = structlog.get_logger(__name__)
 
 
 def decide(work: Work, event: Event) -> None:
-    """Does what an operator has decided about a dead letter of this participant, once.
+    """Does what an operator has decided about a dead letter of this participant, or of the correlator, once.
 
-    What it is about is in the queue's table, also where it has just come.
+    What it is about is in the queue's table, also where it has just come, or set aside.
     """
     body = event.body
     assert isinstance(body, dead_letter_events_pb2.DeadLetterRedriven | dead_letter_events_pb2.DeadLetterDiscarded), (
         "the type of the event is an operator's verb"
     )
-    if body.participant != work.participant.name or work.intake.knows(event):
+    if work.intake.knows(event):
+        return
+    if body.participant == CORRELATOR:
+        _decide_set_aside(work, event, body)
+        return
+    if body.participant != work.participant.name:
         return
     work.intake.note(event, Disposition.APPLIED)
     entry = work.queue.at(work.connection, body.sequence)
@@ -51,8 +57,9 @@ def decide(work: Work, event: Event) -> None:
 
 
 def forget(work: Work, event: Event) -> None:
-    """Takes an event out of the queue of which the correlator says that no one can read it.
+    """Takes an event out of the queue of which the correlator says that no one can read it, and sets it aside.
 
+    Where the correlator's schemas were too old as well, an operator has its dead letter redriven later, and so this.
     What this participant can read stays; so does everything where it is not the correlator that says so.
     """
     body = event.body
@@ -67,10 +74,35 @@ def forget(work: Work, event: Event) -> None:
         return
     work.intake.note(event, Disposition.APPLIED)
     work.queue.remove(work.connection, [body.sequence])
+    work.set_aside.add(work.connection, entry)
     work.changes.held[entry.key] = Wait(work.now)
     _log.info("no one can read an event", sequence=body.sequence, type=body.event_type, saga_id=entry.key)
     if entry.given_up:
         tell_superseded(entry, unreadable, event, work.intake.outgoing)
+
+
+def _decide_set_aside(
+    work: Work,
+    event: Event,
+    body: dead_letter_events_pb2.DeadLetterRedriven | dead_letter_events_pb2.DeadLetterDiscarded,
+) -> None:
+    """Does what an operator has decided about a dead letter of the correlator, where its event is set aside here.
+
+    Redriven, it is in the queue again, at its place in that of its saga, whose key may be known only now.
+    """
+    entry = work.set_aside.at(work.connection, body.sequence)
+    if entry is None or (entry.message.partition or 0) != event.partition or body.definition or body.step:
+        return  # most participants have nothing to do with it
+    work.intake.note(event, Disposition.APPLIED)
+    work.set_aside.remove(work.connection, body.sequence)
+    log = _log.bind(sequence=body.sequence, type=entry.message.type, event_id=event.id, actor=body.actor)
+    if isinstance(body, dead_letter_events_pb2.DeadLetterDiscarded):
+        log.info("event that was set aside discarded", reason=body.reason)
+        return
+    entry = replace(entry, key=key_of(work.decode(entry.message)), due=work.now)
+    work.queue.add(work.connection, [entry])
+    work.changes.held[entry.key] = Wait(work.now)
+    log.info("event that was set aside is read again", saga_id=entry.key, reason=body.reason)
 
 
 def _redrive(work: Work, entry: QueueEntry) -> None:

@@ -15,6 +15,7 @@ from farandole.participant.crashes import StartedTable
 from farandole.participant.message_columns import microseconds_of, time_of
 from farandole.participant.prerequisites import PrerequisiteTable
 from farandole.participant.queue_table import QueueTable
+from farandole.participant.set_aside import SetAsideTable
 from farandole.saga import Disposition
 from farandole.worker import Position
 
@@ -42,13 +43,14 @@ class Claim:
 
 
 class ParticipantTables:
-    """Position, inbox, barrier, prerequisites, queue, counts and outbox of one participant."""
+    """Position, inbox, barrier, prerequisites, queue, what is set aside, counts and outbox of one participant."""
 
     def __init__(self) -> None:
         self.metadata = sa.MetaData()
         self.outbox = Outbox(self.metadata)
         self.prerequisites = PrerequisiteTable(self.metadata)
         self.queue = QueueTable(self.metadata)
+        self.set_aside = SetAsideTable(self.metadata)
         self.started = StartedTable(self.metadata)
         position = self._position = sa.Table(
             "farandole_position",

@@ -63,7 +63,7 @@ class Unfinished:
 
     def add_unreadable(self, unreadable: Unreadable) -> None:
         """Puts an event into the queue that can't be read: under its key where that is known, else its partition's."""
-        entry = QueueEntry(_key_of(unreadable), unreadable.message)
+        entry = QueueEntry(key_of(unreadable), unreadable.message)
         if not self.holds(entry.key):
             entry = self._after_reading(entry, unreadable)
             self._hold(entry.key, entry.wait)
@@ -215,9 +215,9 @@ class Unfinished:
         return wait == UNTIL_TOLD if wait is not None else self._work.schedule.is_quarantined(key)
 
 
-def _key_of(unreadable: Unreadable) -> str:
+def key_of(event: Event | Unreadable) -> str:
     """The key under which an event waits: no saga waits for what can't be told to be its own."""
-    partition = unreadable.message.partition
-    if unreadable.key and partition_of(unreadable.key) == partition:
-        return unreadable.key
+    partition = event.message.partition
+    if event.key and partition_of(event.key) == partition:
+        return event.key
     return partition_key(partition or 0)

@@ -14,6 +14,7 @@ from farandole.participant.intake import Intake
 from farandole.participant.participant import Participant
 from farandole.participant.queue_table import QueueTable
 from farandole.participant.schedule import Schedule, ScheduleChanges
+from farandole.participant.set_aside import SetAsideTable
 
 Decode = Callable[[StoredMessage], Event | Unreadable]
 
@@ -24,6 +25,7 @@ class Work:
 
     participant: Participant
     queue: QueueTable
+    set_aside: SetAsideTable
     intake: Intake
     schedule: Schedule
     """As it was when the transaction began."""
