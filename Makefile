@@ -105,7 +105,13 @@ check: $(VENV)/development ## format, lint, types, and the direction of imports
 bench: $(VENV)/development ## sagas a second and latency, beside a bare choreography
 	@$(BIN)/python -m benchmarks
 
+SEEDS ?= 1000
+.PHONY: simulate
+simulate: $(VENV)/development ## the real sagas in virtual time, under faults that follow from a seed (SEEDS=1000)
+	@$(BIN)/python -m farandole.testing.simulation services.simulation:scenario --seeds $(SEEDS)
+
 MINUTES ?= 7
+
 .PHONY: chaos
 chaos: $(VENV)/development ## both sagas under load while everything around them fails (MINUTES=7 SEED=…), and a verdict
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
