@@ -40,13 +40,17 @@ class Customers:
         self._broker = Broker(settings_of(_NAME), stage.broker.client(_NAME))
         self._publisher = Publisher(self._broker)
 
-    def begin(self) -> None:
-        """Connects, and starts each saga at a time of its own."""
+    def begin(self) -> list[float]:
+        """Connects, and starts each saga at a time of its own; returns these, in seconds from now."""
         self._broker.start()
         until = self._stage.scenario.faults.seconds * _STARTING_SHARE
-        for number, start in enumerate(self._stage.scenario.starts):
-            at = 0.0 if self._random.random() < _AT_ONCE else self._random.uniform(0.0, until)
+        moments = [
+            0.0 if self._random.random() < _AT_ONCE else self._random.uniform(0.0, until)
+            for _ in self._stage.scenario.starts
+        ]
+        for number, (start, at) in enumerate(zip(self._stage.scenario.starts, moments, strict=True)):
             self._begin(self._start(start, at, number))
+        return moments
 
     @property
     def is_done(self) -> bool:

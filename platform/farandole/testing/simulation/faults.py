@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from types import MappingProxyType
@@ -82,21 +82,29 @@ class Faults:
         """Nothing goes wrong."""
         return cls(rates={})
 
-    def drawn(self, random: Random) -> list[tuple[float, Fault]]:
-        """When what is to strike in one run, in order of time.
+    def drawn(self, random: Random, moments: Sequence[float]) -> list[tuple[float, Fault]]:
+        """When what is to strike in one run, in order of time. `moments` are when something begins that is worth it.
 
         Half of the kinds are left out of each run, and the others strike twice as often: so that runs differ, and what
-        only a single kind brings about is not hidden by the others.
+        only a single kind brings about is not hidden by the others. Every other strike comes soon after some moment: a
+        saga takes a small part of a run.
         """
         strikes: list[tuple[float, Fault]] = []
         for fault, rate in self.rates.items():
             if random.random() < _LEFT_OUT:
                 continue
-            strikes += [(random.uniform(0.0, self.seconds), fault) for _ in range(_count(random, rate / _LEFT_OUT))]
+            strikes += [(self._time(random, moments), fault) for _ in range(_count(random, rate / _LEFT_OUT))]
         return sorted(strikes, key=lambda strike: strike[0])
+
+    def _time(self, random: Random, moments: Sequence[float]) -> float:
+        if moments and random.random() < _AT_A_MOMENT:
+            return min(random.choice(moments) + random.expovariate(1.0 / _SOON_SECONDS), self.seconds)
+        return random.uniform(0.0, self.seconds)
 
 
 _LEFT_OUT = 0.5
+_AT_A_MOMENT = 0.5
+_SOON_SECONDS = 0.03
 _MOST = 20
 
 

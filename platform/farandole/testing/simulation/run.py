@@ -106,8 +106,7 @@ class _Run:
         stage.begin()
         customers = Customers(stage, random.Random(f"{self._seed} customers"))  # noqa: S311
         striking = Striking(stage, random.Random(f"{self._seed} strikes"), customers.publish_again)  # noqa: S311
-        customers.begin()
-        self._drawn = striking.schedule()
+        self._drawn = striking.schedule(customers.begin())
         await asyncio.sleep(scenario.faults.seconds)
         striking.heal()
         until = self._loop.time() + _BOUND_SECONDS + max(d.deadline.total_seconds() for d in scenario.definitions)

@@ -48,6 +48,8 @@ T = TypeVar("T")
 
 _OFFSETS_SECONDS = (0.0, 0.0, 0.1, 3.0, 3600.0)
 """How far off the clocks of machines are, at most."""
+_LATENCIES_SECONDS = ((0.0001, 0.001), (0.0001, 0.001), (0.001, 0.01), (0.005, 0.08))
+"""Of messages, in runs of different kinds: in a slow network more goes on at the same time."""
 _BATCH_SIZES = (1, 2, 10, 500)
 _RESTART_SECONDS = (0.05, 1.0)
 _LONG_RESTART_SECONDS = (1.0, 8.0)
@@ -141,6 +143,7 @@ class Stage:
         self.broker.on_fault = self._tell_broker_fault
         self.broker.provision()
         self.store = deployment.store(self.broker) if deployment is not None else MemoryCorrelatorStore()
+        self.broker.weather.latency_seconds = self.random.choice(_LATENCIES_SECONDS)
         self.batch_size = self.random.choice(_BATCH_SIZES)
         self.registry = registry_of_scenario(scenario)
         disks = Random(f"{seed} disks")  # noqa: S311 - reproducible on purpose

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from random import Random
@@ -91,9 +91,10 @@ class Striking:
             Fault.SAME_AGAIN: self._same_again,
         }
 
-    def schedule(self) -> Counter[Fault]:
-        """Draws what is to strike, and has it strike when it is time; returns how often each kind is to."""
-        drawn = self._stage.scenario.faults.drawn(self._random)
+    def schedule(self, moments: Sequence[float]) -> Counter[Fault]:
+        """Draws what is to strike, and has it strike when it is time; returns how often each kind is to. `moments` are
+        when sagas begin."""
+        drawn = self._stage.scenario.faults.drawn(self._random, moments)
         for at, fault in drawn:
             self._stage.loop.call_later(at, self._strike, fault)
         return Counter(fault for _, fault in drawn)
