@@ -213,7 +213,7 @@ def _raise_trouble(tasks: Iterable[asyncio.Task[bool]], progress: Progress) -> N
 def _unfinished(progress: Progress, error: BaseException) -> UnfinishedError:
     _log.warning("dead letters decided in part", told=progress.told, matched=progress.matched, error=str(error))
     return UnfinishedError(
-        f"the broker can't be reached now; it has {progress.told} of {progress.matched} events. Call it again: none "
-        "counts twice",
+        f"the broker took {progress.told} of {progress.matched} events, and then no more: {error}. Call it again when "
+        "`farandole status` shows the correlator serving: none counts twice",
         metadata={"told": str(progress.told), "matched": str(progress.matched)},
     )
