@@ -100,3 +100,13 @@ def test_a_redelivery_counts() -> None:
     assert order.admits(1, 1)
     assert not order.admits(1, 2)
     assert order.admits(2, 3)
+
+
+def test_what_was_delivered_and_has_not_come_is_lost() -> None:
+    order = DeliveryOrder(after=0)
+    order.reset()
+    assert order.admits(1, 1)
+    order.hear_of(1)
+    assert not order.is_lost
+    order.hear_of(2)
+    assert order.is_lost

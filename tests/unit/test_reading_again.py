@@ -112,3 +112,39 @@ def test_who_takes_the_consumer_from_its_successor_finds_out_and_the_successor_g
             await broker.close()
 
     run(program)
+
+
+def test_what_another_reader_took_comes_again_soon() -> None:
+    """As one that was suspended before it asked for more, and asks after its successor has taken over."""
+
+    async def program(server: SimulatedBroker, publisher: Publisher) -> None:
+        reader, thief = await connected(server, "reader"), await connected(server, "thief")
+        subscription = Subscription(reader, "reader", ["events.>"])
+        await subscription.start(after=0, incarnation=(await events_state(reader)).incarnation)
+        await publisher.publish(event(1))
+        assert (await subscription.next_batch(1)).last_sequence == 1
+
+        request = b'{"batch": 1000, "expires": 60000000000}'
+        for _ in range(3):  # of several pulls each gets its turn
+            await thief.client.publish(
+                "$JS.API.CONSUMER.MSG.NEXT.EVENTS.reader", request, reply=await swallowing(thief)
+            )
+        for number in (2, 3):
+            await publisher.publish(event(number))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            last = 0
+            while last < 3:
+                last = (await subscription.next_batch(1)).last_sequence
+        await subscription.stop()
+        await reader.close()
+        await thief.close()
+
+    async def swallowing(broker: Broker) -> str:
+        async def swallow(_message: object) -> None:
+            return
+
+        inbox = broker.client.new_inbox()
+        await broker.client.subscribe(inbox, cb=swallow)
+        return inbox
+
+    run(program)

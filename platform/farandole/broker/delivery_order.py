@@ -30,6 +30,13 @@ class DeliveryOrder:
         self.is_lost = False
         self._expected = 1
 
+    def hear_of(self, consumer_sequence: int) -> None:
+        """The consumer says which number its last delivery had, behind all that it has sent here. Where that has not
+        come, order is lost: else it would come again only once nobody acknowledges it in time.
+        """
+        if consumer_sequence >= self._expected:
+            self.is_lost = True
+
     def admits(self, stream_sequence: int, consumer_sequence: int) -> bool:
         """Whether a delivery is the next one. Where it shows that one is missing, order is lost."""
         if self.is_lost:

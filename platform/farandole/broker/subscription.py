@@ -39,6 +39,8 @@ _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0)
 _NANOSECONDS = 1_000_000_000
 _ACK_PREFIX = "$JS.ACK."
 _CONSUMER_NOT_FOUND = 10014
+_LAST_DELIVERED = "Nats-Last-Consumer"
+"""In a heartbeat: the number of the consumer's last delivery, to whomever it was."""
 _READER = "farandole.reader"
 _READERS_EPOCH = "farandole.epoch"
 _SUCCESSION_SECONDS = 1.0
@@ -99,8 +101,8 @@ class Subscription:
         """Marks the consumer as read by this subscription and no other."""
         self._epoch = 0
         self._has_taken_over = False
-        self._may_have_left_pulls = False
-        """Whether pulls may wait at the broker that were made over a connection that has ended."""
+        self._has_strange_pulls = False
+        """Whether pulls may wait at the broker that are not of this reader, or of a connection that has ended."""
         self._missing_since: float | None = None
         self._acknowledged = 0
         """Up to where whoever read before had acknowledged; 0 once it is clear that the position is not behind that."""
@@ -212,7 +214,7 @@ class Subscription:
         if connected:
             self._wake.set()
         else:
-            self._may_have_left_pulls = True
+            self._has_strange_pulls = True
             self._set_problem("the broker is not reachable")
 
     async def _on_message(self, generation: int, message: Msg) -> None:
@@ -228,6 +230,7 @@ class Subscription:
         delivery = _Delivery.of(message.reply)
         if not self._order.admits(delivery.stream_sequence, delivery.consumer_sequence):
             if self._order.is_lost:
+                self._has_strange_pulls = True
                 self._wake.set()
             return
         self._time = delivery.time
@@ -260,7 +263,12 @@ class Subscription:
     def _on_status(self, headers: dict[str, str]) -> None:
         match headers.get(STATUS):
             case "100":
-                return
+                last = headers.get(_LAST_DELIVERED, "")
+                if last.isdecimal():
+                    self._order.hear_of(int(last))
+                if not self._order.is_lost:
+                    return
+                self._has_strange_pulls = True
             case "404" | "408":
                 self._outstanding -= int(headers.get("Nats-Pending-Messages", self._outstanding))
             case "409" if "MaxBytes" in headers.get("Description", "") or "Batch Completed" in headers.get(
@@ -339,9 +347,9 @@ class Subscription:
 
     async def _ensure_consumer(self) -> None:
         """Makes the durable consumer. One that another reader had is made anew: that ends the pulls of the other, which
-        would go on to take messages, as a suspended process does until it notices. So is one whose reader has lost its
-        connection: the broker may believe for minutes that it stands, and what the old pulls take comes again only
-        after `ack_wait`.
+        would go on to take messages, as a suspended process does until it notices. So is one of which something was
+        delivered that has not come here, or whose reader has lost its connection: the broker may believe for minutes
+        that it stands. What such pulls take comes again only after `ack_wait`.
 
         Raises `FencedError` where another reader is to go on: two would reset it in turn, each behind a position of its
         own. A process that was suspended on its way here takes the consumer from its successor when it goes on; the
@@ -370,7 +378,7 @@ class Subscription:
         else:
             if (info["config"].get("metadata") or {}).get(_READER) == self._reader:
                 self._has_taken_over = True
-                if not self._may_have_left_pulls:
+                if not self._has_strange_pulls:
                     return
             elif self._has_taken_over:
                 if _epoch_of(info["config"]) >= self._epoch:
@@ -384,7 +392,7 @@ class Subscription:
             {"stream_name": EVENTS, "config": wanted, "action": ""},
         )
         self._has_taken_over = True
-        self._may_have_left_pulls = False
+        self._has_strange_pulls = False
         self._missing_since = None
 
     def _wait_for_a_successor(self) -> None:
