@@ -42,6 +42,7 @@ def broken(world: World) -> Iterator[str]:
         time_outs_are_true,
         time_outs_are_heard_first,
         events_follow_from_commits,
+        events_keep_their_order,
         histories_are_complete,
         records_are_a_fold,
     ):
@@ -225,6 +226,25 @@ def events_follow_from_commits(world: World) -> Iterator[str]:
             yield f"{event.key}: {_short(event)} of {event.source} was published, and no committed step returned it"
         elif event.stream_time < committed:
             yield f"{event.key}: {_short(event)} of {event.source} was published before it was committed"
+
+
+def events_keep_their_order(world: World) -> Iterator[str]:
+    """What a participant has to say of one saga is in the stream in the order in which it was committed."""
+    stored: dict[tuple[str, str, str], Event] = {}
+    for event in world.events:
+        stored.setdefault((event.source, event.key, event.type), event)
+    returned = Counter((e.participant, e.key, event_type) for e in world.effects for event_type in e.published)
+    last: dict[tuple[str, str], Event] = {}
+    for effect in world.effects:
+        of_saga = (effect.participant, effect.key)
+        for event_type in effect.published:
+            event = stored.get((*of_saga, event_type))
+            if event is None or returned[*of_saga, event_type] > 1:
+                continue  # it can't be told which of several it is
+            before = last.get(of_saga)
+            if before is not None and before.sequence > event.sequence:
+                yield f"{effect.key}: {_short(event)} of {effect.participant} was committed after {_short(before)}"
+            last[of_saga] = event
 
 
 def histories_are_complete(world: World) -> Iterator[str]:

@@ -27,6 +27,8 @@ _LOOK_SECONDS = 0.1
 _ANSWERED = "answered"
 """The gate behind an answer of the broker, such as which commit event it has stored last."""
 _RACES_AT_AN_ANSWER = 0.7
+_RACES_WITH_A_TAKEOVER = 0.3
+"""In this share of the races another correlator takes over meanwhile."""
 _RACE_GATES = 25
 _RACE_SECONDS = (0.3, 1.8)
 """How long the correlator is suspended in a race, and"""
@@ -230,7 +232,11 @@ class Striking:
             stage.struck(Fault.RACE, running.process.name, point)
             running.process.suspend()
             self._held.add(running.process)
-            stage.loop.call_later(random.uniform(*_COMMIT_SECONDS), self._release, pivot)
+            with_takeover = random.random() < _RACES_WITH_A_TAKEOVER
+            if with_takeover:
+                stage.start(service)
+            seconds = random.uniform(*(_RACE_SECONDS if with_takeover else _COMMIT_SECONDS))
+            stage.loop.call_later(seconds, self._release, pivot)
             stage.loop.call_later(random.uniform(*_RACE_SECONDS), self._release, running)
 
         if random.random() < _RACES_AT_AN_ANSWER:
