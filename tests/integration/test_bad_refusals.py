@@ -125,6 +125,9 @@ class ReaderAt:
     async def in_order(self) -> None:
         await self.stands.wait()
 
+    def doubt(self) -> None:
+        self.stands.clear()
+
 
 async def test_a_row_that_another_stream_takes_is_not_done(broker: Broker) -> None:
     """As where a stream was deleted and made again, which nobody may have noticed yet."""

@@ -238,13 +238,13 @@ def events_keep_their_order(world: World) -> Iterator[str]:
     for effect in world.effects:
         of_saga = (effect.participant, effect.key)
         for event_type in effect.published:
-            event = stored.get((*of_saga, event_type))
-            if event is None or returned[*of_saga, event_type] > 1:
+            told = stored.get((*of_saga, event_type))
+            if told is None or returned[*of_saga, event_type] > 1:
                 continue  # it can't be told which of several it is
             before = last.get(of_saga)
-            if before is not None and before.sequence > event.sequence:
-                yield f"{effect.key}: {_short(event)} of {effect.participant} was committed after {_short(before)}"
-            last[of_saga] = event
+            if before is not None and before.sequence > told.sequence:
+                yield f"{effect.key}: {_short(told)} of {effect.participant} was committed after {_short(before)}"
+            last[of_saga] = told
 
 
 def histories_are_complete(world: World) -> Iterator[str]:
