@@ -21,6 +21,8 @@ class Fault(enum.Enum):
     RACE = "a saga is about to be timed out, and who decides that is suspended while its commit event comes"
     CLOCK_JUMP = "the wall clock of a process is set on or back"
     HANDLER_RAISES = "the handlers of a participant raise for a while"
+    HANDLER_SNOOZES = "the handlers of a participant put off whatever comes, for a while"
+    DEPENDENCY_DOWN = "the handlers of a participant find down what they depend on, for a while"
     DATABASE_FULL = "the disk of a database is full for a while"
     DATABASE_READ_ONLY = "a database is read-only for a while"
     DATABASE_LOCKED = "a database is locked for a while"
@@ -49,6 +51,8 @@ _RATES: Mapping[Fault, float] = MappingProxyType(
         Fault.RACE: 1.0,
         Fault.CLOCK_JUMP: 0.5,
         Fault.HANDLER_RAISES: 0.4,
+        Fault.HANDLER_SNOOZES: 0.3,
+        Fault.DEPENDENCY_DOWN: 0.3,
         Fault.DATABASE_FULL: 0.3,
         Fault.DATABASE_READ_ONLY: 0.2,
         Fault.DATABASE_LOCKED: 0.2,

@@ -24,6 +24,7 @@ from farandole.errors import FencedError, StoreUnavailableError
 from farandole.lifecycle import CORRELATOR
 from farandole.participant.barrier import Direction
 from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.outcomes import DependencyDown, Snooze
 from farandole.participant.step import Step
 from farandole.participant.transaction import Transaction
 from farandole.process import CHECKS
@@ -54,6 +55,7 @@ _BATCH_SIZES = (1, 2, 10, 500)
 _RESTART_SECONDS = (0.05, 1.0)
 _LONG_RESTART_SECONDS = (1.0, 8.0)
 _LONG_RESTARTS = 0.2
+_SNOOZE_SECONDS = (0.05, 1.0)
 _OPEN_SECONDS = 1.0
 """Who can't open its store tries again after so long."""
 _POSITION = "SELECT epoch, position FROM farandole_position"
@@ -76,8 +78,8 @@ class Service:
     """Whether one is going to be started."""
     clock_offset: timedelta = timedelta(0)
     """By how much the clock of its machine is off."""
-    raises: bool = False
-    """Whether its handlers raise now."""
+    raises: Fault | None = None
+    """How its handlers end now, where they don't end well."""
     position: tuple[int, int] = (0, 0)
     """The epoch and the position in its database, after the last transaction."""
     owner: str = ""
@@ -304,12 +306,19 @@ class Stage:
         """See `process.Witness`. Raises where the handlers of the participant are told to, as long as there is a try
         left after this one: a dead letter would need somebody to decide about it."""
         service = self.services[participant]
-        if not service.raises or service.rehearsal is None:
+        if service.raises is None or service.rehearsal is None:
             return
         tried = tx.connection.execute(_TRIED, {"key": tx.key}).scalar() or 0
-        if tried + 1 < service.rehearsal.participant.retries.tries:
-            self.struck(Fault.HANDLER_RAISES, participant, f"{direction.value} of {step.name} for {tx.key}")
-            raise HandlerFailsError("told to fail")
+        if service.raises is Fault.HANDLER_RAISES and tried + 1 >= service.rehearsal.participant.retries.tries:
+            return
+        self.struck(service.raises, participant, f"{direction.value} of {step.name} for {tx.key}")
+        match service.raises:
+            case Fault.HANDLER_SNOOZES:
+                raise Snooze(timedelta(seconds=self.random.uniform(*_SNOOZE_SECONDS)), "told to wait")
+            case Fault.DEPENDENCY_DOWN:
+                raise DependencyDown(f"what {participant} needs", "told to be down")
+            case _:
+                raise HandlerFailsError("told to fail")
 
     def handler_ends(self, effect: Effect) -> None:
         """See `process.Witness`."""

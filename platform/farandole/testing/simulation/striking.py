@@ -75,7 +75,9 @@ class Striking:
             Fault.HELD_UNTIL_LATE: self._hold_until_late,
             Fault.RACE: self._begin_race,
             Fault.CLOCK_JUMP: self._set_clock,
-            Fault.HANDLER_RAISES: self._have_handlers_raise,
+            Fault.HANDLER_RAISES: partial(self._have_handlers_raise, Fault.HANDLER_RAISES),
+            Fault.HANDLER_SNOOZES: partial(self._have_handlers_raise, Fault.HANDLER_SNOOZES),
+            Fault.DEPENDENCY_DOWN: partial(self._have_handlers_raise, Fault.DEPENDENCY_DOWN),
             Fault.DATABASE_FULL: partial(self._trouble, Fault.DATABASE_FULL),
             Fault.DATABASE_READ_ONLY: partial(self._trouble, Fault.DATABASE_READ_ONLY),
             Fault.DATABASE_LOCKED: partial(self._trouble, Fault.DATABASE_LOCKED),
@@ -108,7 +110,7 @@ class Striking:
         stage.broker.free_disk()
         stage.broker.weather.losses = stage.broker.weather.delays = 0.0
         for service in stage.services.values():
-            service.raises = False
+            service.raises = None
             service.disk.fates.clear()
             for fault in (Fault.DATABASE_FULL, Fault.DATABASE_READ_ONLY, Fault.DATABASE_LOCKED, Fault.DATABASE_SLOW):
                 self._end_trouble(service, fault)
@@ -274,9 +276,9 @@ class Striking:
         service.clock_offset += timedelta(seconds=seconds)
         self._stage.struck(Fault.CLOCK_JUMP, service.name, f"by {seconds:.3f} s")
 
-    def _have_handlers_raise(self, service: Service) -> None:
-        service.raises = True
-        self._for_a_while(lambda: setattr(service, "raises", False), _RAISING_SECONDS)
+    def _have_handlers_raise(self, fault: Fault, service: Service) -> None:
+        service.raises = fault
+        self._for_a_while(lambda: setattr(service, "raises", None), _RAISING_SECONDS)
 
     def _trouble(self, fault: Fault, service: Service) -> None:
         service.disk.troubles.add(fault)
