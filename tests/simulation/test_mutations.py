@@ -93,12 +93,20 @@ CASES = [
     ),
     Case(mutants.crashes_counted_afterwards, r"has ended \d+ processes", dispatching_with_a_fatal_order),
     Case(mutants.published_before_commit, r"was published before it was committed", busy({Fault.KILL: 1})),
-    Case(mutants.no_outbox, _LOST, busy({Fault.KILL_AT_A_GATE: 8, Fault.KILL: 4})),
+    Case(mutants.no_outbox, _LOST, busy({Fault.BROKER_RESTART: 3, Fault.LEADER_CHANGE: 3, Fault.KILL: 8})),
     Case(
         mutants.later_events_do_not_wait,
         r"the (order|parcel) is .*, not",
         busy({Fault.HANDLER_RAISES: 6}),
     ),
+    Case(mutants.publications_overtake, r"was committed after|has not ended", busy({Fault.DROP: 10})),
+    Case(
+        mutants.no_outbox_of_the_correlator,
+        r"has not ended",
+        dispatching(FaultsOfEveryRun(seconds=1.5, rates={Fault.KILL_AT_A_GATE: 6})),
+        seeds=200,
+    ),
+    Case(mutants.time_outs_of_any_id, r"timed out \d+ times", busy({Fault.RACE: 4}), seeds=200),
     Case(mutants.no_fence_of_the_correlator, _DISPLACED, busy({Fault.TAKEOVER: 6})),
     Case(
         mutants.no_tick,
