@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,12 +84,6 @@ def shown(stack: StackUnderTest, saga: str) -> dict[str, Any]:
 
 
 def test_help_waits_for_no_library() -> None:
-    def seconds() -> float:
-        started = time.monotonic()
-        subprocess.run([sys.executable, "-m", "farandole", "--help"], check=True, capture_output=True)
-        return time.monotonic() - started
-
-    assert min(seconds() for _ in range(5)) < 0.5
     loaded = subprocess.run(
         [sys.executable, "-c", "import farandole.cli.application, sys; print(*sys.modules)"],
         check=True,
