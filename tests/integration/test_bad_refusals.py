@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+import structlog.testing
 
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
@@ -59,10 +59,10 @@ async def until_refused(relay: OutboxRelay, *keys: str) -> None:
 
 
 async def test_a_row_that_is_refused_parks_its_saga_in_order_and_no_other(
-    broker: Broker, caplog: pytest.LogCaptureFixture
+    broker: Broker,
 ) -> None:
     await limit(broker, 1000)
-    with caplog.at_level(logging.INFO):
+    with structlog.testing.capture_logs() as logged:
         async with relay_on(broker) as relay:
             parked = relay.add([row(1, "a"), row(2, "a", size=2000), row(3, "a"), row(4, "a")])
             await relay.add([row(n, f"k{n % 3}") for n in range(10, 40)])
@@ -89,7 +89,7 @@ async def test_a_row_that_is_refused_parks_its_saga_in_order_and_no_other(
             assert [n for n in order if n < 10] == [1, 2, 3, 4]
             assert [n for n in order if n >= 50] == [50, 51]
             assert sorted(order) == [1, 2, 3, 4, *range(10, 40), 50, 51]
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    said = [line for line in logged if line["log_level"] == "error"]
     assert len(said) == 2, "each refusal is logged once, however often it is tried"
 
 
