@@ -36,6 +36,8 @@ _SETTLED_SECONDS = 3.0
 _WATCH_SECONDS = 1.0
 _MOST_UNPUBLISHED = 10_000
 """Beyond this many outbox rows nothing is read until some are published."""
+_OWNER_SECONDS = 5.0
+"""How often a process looks whether another one has taken over."""
 _TIDY_SECONDS = 0.2
 """How long an acknowledged outbox row may stay where no batch comes along to remove it."""
 
@@ -99,6 +101,10 @@ class BatchHandler(Protocol):
         `incarnation` is remembered where the store is new; else the stored position comes back with its own. Called
         again by the same owner, it raises `FencedError` where another one has claimed the store in between.
         """
+        ...
+
+    async def still_owner(self) -> None:
+        """Raises `FencedError` where another owner has claimed the store since."""
         ...
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
@@ -235,6 +241,7 @@ class Worker:
                 tasks.create_task(self._tidy(), name=f"{self._durable}-tidy")
                 tasks.create_task(self._keep_time(), name=f"{self._durable}-due")
                 tasks.create_task(self._watch(subscription), name=f"{self._durable}-watch")
+                tasks.create_task(self._stay_owner(), name=f"{self._durable}-owner")
         finally:
             await subscription.stop()
             await self._relay.stop()
@@ -344,6 +351,14 @@ class Worker:
                 self._report_dependencies()
             else:
                 await asyncio.sleep(_TIDY_SECONDS if due_in is None else min(due_in, _TIDY_SECONDS))
+
+    async def _stay_owner(self) -> None:
+        """Ends the session where another process has taken over: who has nothing to do would not find out, and what
+        the other one has left in the outbox would wait until there is something."""
+        while True:
+            await asyncio.sleep(_OWNER_SECONDS)
+            async with self._lock:
+                await self._handler.still_owner()
 
     async def _watch(self, subscription: Subscription) -> None:
         """Reports what the subscription and the relay have to say."""

@@ -265,6 +265,17 @@ def _count_notes(connection: sa.Connection) -> int:
     return connection.execute(sa.select(sa.func.count()).select_from(notes)).scalar_one()
 
 
+async def test_who_has_nothing_to_do_finds_out_that_another_has_taken_over(broker: Broker, tmp_path: Path) -> None:
+    """As where the other one was killed before it read anything: nothing else would tell."""
+    async with at_work(broker, tmp_path) as working:
+        await working.until("")
+        other = ParticipantBatchHandler(PARTICIPANT, working.database, working.tables)
+        await other.claim((await events_state(broker)).incarnation)
+        await working.until("has taken over")
+        with pytest.raises(FencedError):
+            await working.running
+
+
 async def test_a_reader_that_lost_its_consumer_does_not_take_it_back(broker: Broker) -> None:
     state = await events_state(broker)
     first = Subscription(broker, "reader", ["events.>"])
@@ -372,6 +383,9 @@ class Asking:
         return
 
     async def release(self) -> None:
+        return
+
+    async def still_owner(self) -> None:
         return
 
 

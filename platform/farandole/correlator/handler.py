@@ -214,11 +214,11 @@ class CorrelatorBatchHandler:
         late = [await self._late(partition, now) for partition, now in answers.items()]
         if late:
             checked = self._monotonic()
-            await self._check_owner()
+            await self.still_owner()
             attempts += [publication for one in late for publication in one.publications]
             attempts += await self._begin_races(late)  # comes last: each moment counts once the broker has answered
             if self._monotonic() - checked > _OWNER_SECONDS:
-                await self._check_owner()
+                await self.still_owner()
         return Handled(attempts=attempts)
 
     async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
@@ -321,9 +321,8 @@ class CorrelatorBatchHandler:
         ]
         return [(sequence, event.key if isinstance(event, Event) else "") for sequence, event in decoded]
 
-    async def _check_owner(self) -> None:
-        """Raises `FencedError` where another correlator has taken over: who was suspended finds out before it tells
-        anyone anything."""
+    async def still_owner(self) -> None:
+        """See `BatchHandler.still_owner`: who was suspended finds out before it tells anyone anything."""
         assert self._claim is not None, "claim() comes first"
         committed = await self._store.commit(self._claim, FoldedBatch(position=self._claim.position))
         self._claim = committed.claim

@@ -145,6 +145,11 @@ class ParticipantBatchHandler:
                 _log.info("the process before did not end in order: what may have ended it is run alone at first")
         return replace(claim.position, epoch=claim.epoch)
 
+    async def still_owner(self) -> None:
+        """See `BatchHandler.still_owner`."""
+        async with self.ownership:
+            await self._database.read(self.check_owner)
+
     def _load(self, heads: Sequence[QueueEntry], timed_out: Collection[str]) -> None:
         """Begins with what waits. What something may overtake is looked at once; what is down is tried at once."""
         now = self._clock()
