@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from farandole.rpc.health import REASON_METADATA
+from farandole.stack.plan import Kind
 
 ANSWER_TIMEOUT_SECONDS = 2.0
 
@@ -37,10 +38,10 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Where to ask: gRPC health of a service, or the broker's monitoring."""
+    """Where to ask, and how: gRPC health of a service, a broker's monitoring, or a question to a database."""
 
     address: str
-    is_broker: bool
+    kind: Kind
 
 
 def ask_all(probes: Sequence[Probe]) -> list[Health]:
@@ -53,7 +54,7 @@ def ask_all(probes: Sequence[Probe]) -> list[Health]:
 
 def ask(probe: Probe) -> Health:
     """Asks one service; never raises."""
-    return _ask_broker(probe.address) if probe.is_broker else ask_service(probe.address)
+    return _ask_broker(probe.address) if probe.kind == "broker" else ask_service(probe.address)
 
 
 def ask_service(address: str, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS) -> Health:

@@ -51,14 +51,17 @@ class Home:
         return self.run / "supervisor.lock"
 
     @property
-    def broker_configuration(self) -> Path:
-        """Written anew at each start of the broker."""
-        return self.run / "nats.conf"
+    def shape(self) -> Path:
+        """Says of which shape the data are."""
+        return self.data / "shape.json"
 
-    @property
-    def broker_store(self) -> Path:
-        """JetStream's directory."""
-        return self.data / "nats"
+    def broker_configuration(self, server: str) -> Path:
+        """Written anew at each start of that server."""
+        return self.run / f"{server}.conf"
+
+    def broker_store(self, server: str = "nats") -> Path:
+        """JetStream's directory, of one server of a cluster or of the only one."""
+        return self.data / server
 
     @property
     def control_socket(self) -> Path:
