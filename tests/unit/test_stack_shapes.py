@@ -126,7 +126,7 @@ def test_a_replica_and_a_service_of_one_name_or_port_are_told(tmp_path: Path) ->
 
 
 def test_several_replicas_on_sqlite_are_refused_with_the_remedy() -> None:
-    with pytest.raises(ConfigurationError, match="--replicas: .*`--database postgres`"):
+    with pytest.raises(ConfigurationError, match=r"--replicas: .*`--database postgres`"):
         Shape(replicas=2)
     with pytest.raises(ConfigurationError, match="from 1 to 16"):
         Shape(replicas=17, database="postgres")

@@ -65,10 +65,12 @@ def bring_up(
     """Starts the supervisor, where there is none, and every service that does not run; waits until all serve.
 
     A service is started once all that it depends on serve, and once what the embedded servers hold for services is
-    there: the streams. The data stay those of one shape (`keep_shape`). `report` is called whenever something may have changed. Doing it again is fine.
+    there: the streams. The data stay those of one shape (`keep_shape`). `report` is called whenever something may have
+    changed. Doing it again is fine.
 
     Raises `StackError`: ports are taken (all are named), the data are of another shape, the supervisor does not start,
-    or not all services serve in time; the stack is left as it is then. Raises `ConfigurationError` or `BrokerError` where provisioning does.
+    or not all services serve in time; the stack is left as it is then. Raises `ConfigurationError` or `BrokerError`
+    where provisioning does.
     """
     plan.home.prepare()
     client = SupervisorClient(plan.home)
@@ -184,8 +186,8 @@ def _refuse_another_place(plan: Plan, state: SupervisorState) -> None:
     """A running stack keeps the shape, the services and the ports with which it was started."""
     if (running_shape := kept_shape(plan.home)) not in (None, plan.shape):
         raise StackError(
-            f"the stack runs as {running_shape}, and not as {plan.shape}: `{running_shape.command}` goes on with it; for "
-            "another number of replicas `farandole down` first"
+            f"the stack runs as {running_shape}, and not as {plan.shape}: `{running_shape.command}` goes on with it; "
+            "for another number of replicas `farandole down` first"
         )
     wanted = {planned.name: planned.port.address for planned in plan.services}
     running = {service.name: service.address for service in state.services}

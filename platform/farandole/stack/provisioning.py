@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from farandole.broker.connection import Broker
+from farandole.broker.provisioning import Survey, survey
 from farandole.broker.streams import Provisioned, provision
 from farandole.errors import BrokerUnavailableError
 from farandole.settings import Settings
@@ -27,6 +28,21 @@ async def _provision(settings: Settings, replicas: int) -> list[Provisioned]:
     broker = await connect(settings)
     try:
         return await provision(broker, replicas=replicas)
+    finally:
+        await broker.close()
+
+
+def survey_broker(nats_url: str, *, replicas: int | None, apply: bool) -> Survey:
+    """See `survey`; `BrokerUnavailableError` where the broker does not answer in time."""
+    return asyncio.run(
+        _survey(Settings.load("provision", grpc_port=CORRELATOR_PORT, nats_url=nats_url), replicas, apply)
+    )
+
+
+async def _survey(settings: Settings, replicas: int | None, apply: bool) -> Survey:
+    broker = await connect(settings)
+    try:
+        return await survey(broker, replicas=replicas, apply=apply)
     finally:
         await broker.close()
 
