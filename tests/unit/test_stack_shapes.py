@@ -56,7 +56,8 @@ def test_each_replica_is_a_service_of_its_own_and_all_share_one_database(tmp_pat
     assert [till.environment["FARANDOLE_REPLICA"] for till in tills] == ["till", "till-2", "till-3"]
     assert [till.environment["FARANDOLE_GRPC_ADDRESS"] for till in tills] == [till.port.address for till in tills]
     for variable, value in (
-        ("FARANDOLE_DATABASE_URL", "postgresql://farandole@127.0.0.1:55432/till"),
+        ("FARANDOLE_DATABASE_URL", "postgresql://till@127.0.0.1:55432/till"),
+        ("PGPASSFILE", str(tmp_path / ".farandole" / "data" / "postgres" / "passwords")),
         ("FARANDOLE_LANES", "8"),
         ("FARANDOLE_NATS_URL", "nats://127.0.0.1:4222"),
     ):

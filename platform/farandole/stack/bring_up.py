@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from farandole.errors import BrokerUnavailableError, StackError
+from farandole.errors import StackError
 from farandole.stack.control import ServiceState, SupervisorClient, SupervisorState
 from farandole.stack.embedded_broker import check_version, find_nats_server
 from farandole.stack.log_rotation import last_lines
@@ -18,6 +18,7 @@ from farandole.stack.ports import Port, taken_ports
 from farandole.stack.processes import ProcessRecord, take_down_orphans
 from farandole.stack.provisioning import provision_broker
 from farandole.stack.shape import keep_shape, kept_shape
+from farandole.stack.stack_file import POSTGRES
 from farandole.stack.status import ServiceStatus, StackStatus, combine
 from farandole.stack.supervisor_lock import SUPERVISOR, supervisor_lock
 
@@ -65,8 +66,8 @@ def bring_up(
     """Starts the supervisor, where there is none, and every service that does not run; waits until all serve.
 
     A service is started once all that it depends on serve, and once what the embedded servers hold for services is
-    there: the streams. The data stay those of one shape (`keep_shape`). `report` is called whenever something may have
-    changed. Doing it again is fine.
+    there: the streams and the databases. The data stay those of one shape (`keep_shape`). `report` is called whenever
+    something may have changed. Doing it again is fine.
 
     Raises `StackError`: ports are taken (all are named), the data are of another shape, the supervisor does not start,
     or not all services serve in time; the stack is left as it is then. Raises `ConfigurationError` or `BrokerError`
@@ -214,21 +215,22 @@ class _Preparation:
 def _preparations(plan: Plan, deadline: float) -> Iterator[_Preparation]:
     if plan.brokers:
         servers = frozenset(broker.name for broker in plan.brokers)
-        yield _Preparation("making the streams", servers, lambda: _make_streams(plan, deadline))
+        yield _Preparation("making the streams", servers, lambda: _make_streams(plan))
+    if plan.postgres is not None:
+        yield _Preparation("making the databases", frozenset({POSTGRES}), lambda: _make_databases(plan, deadline))
 
 
-def _make_streams(plan: Plan, deadline: float) -> list[str]:
+def _make_streams(plan: Plan) -> list[str]:
     assert plan.nats_url is not None, "there are brokers"
-    while True:
-        try:
-            outcomes = provision_broker(plan.nats_url, replicas=len(plan.brokers))
-        except BrokerUnavailableError:  # a cluster has just elected its leader
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_POLL_SECONDS)
-        else:
-            made = [outcome.stream for outcome in outcomes if outcome.outcome == "created"]
-            return [f"the streams {', '.join(made)}"] if made else []
+    outcomes = provision_broker(plan.nats_url, replicas=len(plan.brokers))
+    made = [outcome.stream for outcome in outcomes if outcome.outcome == "created"]
+    return [f"the streams {', '.join(made)}"] if made else []
+
+
+def _make_databases(plan: Plan, deadline: float) -> list[str]:
+    assert plan.postgres is not None, "its server is planned"
+    plan.postgres.make_databases(plan.databases, within_seconds=max(deadline - time.monotonic(), 1.0))
+    return []
 
 
 def _not_serving(plan: Plan, status: StackStatus, over: str) -> str:

@@ -8,10 +8,12 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from string import Template
 from typing import Literal
 
 from farandole.errors import ConfigurationError, Fault, StackError
+from farandole.stack.embedded_postgres import PostgresCluster
 from farandole.stack.home import HOME_VARIABLE, Home
 from farandole.stack.ports import OFFSET_VARIABLE, Port
 from farandole.stack.shape import Shape
@@ -41,10 +43,14 @@ class PlannedService:
     environment: Mapping[str, str]
     """What is set over the caller's environment."""
     stop_timeout_seconds: float
+    database: str = ""
+    """Of a service only: the name of its database, the same for all its replicas."""
     monitoring: Port | None = None
     """Of a broker only: where it answers `/healthz`."""
     routes: Port | None = None
     """Of a broker in a cluster only: where it waits for the others."""
+    stop_signal: Signals = Signals.SIGTERM
+    """What tells it to end in order."""
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -66,6 +72,8 @@ class Plan:
     services: tuple[PlannedService, ...]
     """In start order."""
     shape: Shape
+    postgres: PostgresCluster | None
+    """The embedded PostgreSQL, where the services have their data in it."""
     addresses: Mapping[str, str]
     """By what stands for a service in `${...}`: the address of its first replica, or of a cluster's first server."""
     next_steps: tuple[NextStep, ...]
@@ -85,6 +93,11 @@ class Plan:
     def nats_url(self) -> str | None:
         """The embedded broker's URL, all servers of a cluster in it."""
         return ",".join(f"nats://{broker.port.address}" for broker in self.brokers) or None
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """The database of each service, which its replicas share."""
+        return tuple(dict.fromkeys(service.database for service in self.services if service.kind == "service"))
 
     @property
     def longest_stop_seconds(self) -> float:

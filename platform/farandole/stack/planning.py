@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from farandole.errors import ConfigurationError, Fault
+from farandole.stack.embedded_postgres import STOP_SIGNAL, PostgresCluster, find_programs
 from farandole.stack.home import Home
 from farandole.stack.plan import Plan, PlannedService
 from farandole.stack.ports import POSTGRES_PORT, Port, resolve_port
@@ -39,6 +40,7 @@ def make_plan(file: Path, environment: Mapping[str, str], shape: Shape | None = 
         home=home,
         services=tuple(planner.services),
         shape=shape,
+        postgres=planner.postgres,
         addresses=planner.addresses,
         next_steps=written.next_steps,
         logs=written.logs,
@@ -56,8 +58,7 @@ class _Planner:
         self._names: dict[str, tuple[str, ...]] = {}
         """By an entry of the file: what it became."""
         self._nats_urls: list[str] = []
-        self._postgres_address = ""
-        """Where services have their databases; empty where each has a file."""
+        self.postgres: PostgresCluster | None = None
         self.services: list[PlannedService] = []
         self.addresses: dict[str, str] = {}
 
@@ -87,7 +88,7 @@ class _Planner:
 
     def _database(self) -> Iterator[PlannedService]:
         port = self._port(POSTGRES, POSTGRES_PORT)
-        self._postgres_address = port.address
+        self.postgres = PostgresCluster(self._home.postgres, port.number, find_programs(self._environment))
         yield PlannedService(
             name=POSTGRES,
             kind="database",
@@ -96,6 +97,7 @@ class _Planner:
             depends_on=(),
             environment={},
             stop_timeout_seconds=_POSTGRES_STOP_SECONDS,
+            stop_signal=STOP_SIGNAL,
         )
 
     def _servers(self, entry: BrokerEntry) -> Iterator[PlannedService]:
@@ -131,15 +133,16 @@ class _Planner:
                 kind="service",
                 command=entry.command,
                 port=port,
-                depends_on=(*([POSTGRES] if self._postgres_address else []), *needed),
+                depends_on=(*([POSTGRES] if self.postgres else []), *needed),
                 environment=self._environment_of(entry, name, port, count),
                 stop_timeout_seconds=entry.stop_timeout_seconds,
+                database=entry.name,
             )
 
     def _environment_of(self, entry: ServiceEntry, name: str, port: Port, count: int) -> dict[str, str]:
         environment = {
             "FARANDOLE_GRPC_ADDRESS": port.address,
-            "FARANDOLE_DATABASE_URL": self._database_url(entry.name),
+            **self._database_of(entry.name),
             "FARANDOLE_REPLICA": name,
         }
         if self._nats_urls:
@@ -148,10 +151,10 @@ class _Planner:
             environment[LANES_VARIABLE] = str(SEVERAL_LANES)
         return {**environment, **entry.environment}
 
-    def _database_url(self, service: str) -> str:
-        if not self._postgres_address:
-            return self._home.database_url(service)
-        return f"postgresql://farandole@{self._postgres_address}/{service}"
+    def _database_of(self, service: str) -> dict[str, str]:
+        if self.postgres is not None:
+            return self.postgres.environment(service)
+        return {"FARANDOLE_DATABASE_URL": self._home.database_url(service)}
 
     def _port(self, service: str, default: int, purpose: str = "") -> Port:
         return resolve_port(service, default, self._environment, purpose)

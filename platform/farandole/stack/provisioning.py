@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from farandole.broker.connection import Broker
 from farandole.broker.provisioning import Survey, survey
@@ -12,37 +14,40 @@ from farandole.settings import Settings
 from farandole.stack.ports import CORRELATOR_PORT
 
 CONNECT_TIMEOUT_SECONDS = 3.0
+LEADER_SECONDS = 20.0
+"""A cluster that has lost a leader elects another within about ten seconds."""
+
+_RETRY_SECONDS = 0.25
+
+T = TypeVar("T")
 
 
 def provision_broker(nats_url: str, *, replicas: int = 1) -> list[Provisioned]:
     """Makes the streams that do not exist yet; says for each what it found or did.
 
-    Raises `StreamDriftError` where one exists that is not as Farandole needs it, `BrokerUnavailableError` where the
-    broker does not answer in time.
+    Waits for a cluster's leaders. Raises `StreamDriftError` where one exists that is not as Farandole needs it,
+    `BrokerUnavailableError` where the broker does not answer in time.
     """
-    settings = Settings.load("provision", grpc_port=CORRELATOR_PORT, nats_url=nats_url)
-    return asyncio.run(_provision(settings, replicas))
-
-
-async def _provision(settings: Settings, replicas: int) -> list[Provisioned]:
-    broker = await connect(settings)
-    try:
-        return await provision(broker, replicas=replicas)
-    finally:
-        await broker.close()
+    return asyncio.run(_connected(nats_url, lambda broker: provision(broker, replicas=replicas)))
 
 
 def survey_broker(nats_url: str, *, replicas: int | None, apply: bool) -> Survey:
-    """See `survey`; `BrokerUnavailableError` where the broker does not answer in time."""
-    return asyncio.run(
-        _survey(Settings.load("provision", grpc_port=CORRELATOR_PORT, nats_url=nats_url), replicas, apply)
-    )
+    """See `survey`. Waits for a cluster's leaders; `BrokerUnavailableError` where the broker does not answer in time."""
+    return asyncio.run(_connected(nats_url, lambda broker: survey(broker, replicas=replicas, apply=apply)))
 
 
-async def _survey(settings: Settings, replicas: int | None, apply: bool) -> Survey:
-    broker = await connect(settings)
+async def _connected(nats_url: str, work: Callable[[Broker], Awaitable[T]]) -> T:
+    """The result of `work`, which may be done again."""
+    broker = await connect(Settings.load("provision", grpc_port=CORRELATOR_PORT, nats_url=nats_url))
+    until = asyncio.get_running_loop().time() + LEADER_SECONDS
     try:
-        return await survey(broker, replicas=replicas, apply=apply)
+        while True:
+            try:
+                return await work(broker)
+            except BrokerUnavailableError:
+                if asyncio.get_running_loop().time() > until:
+                    raise
+            await asyncio.sleep(_RETRY_SECONDS)
     finally:
         await broker.close()
 

@@ -7,7 +7,9 @@ import secrets
 from collections.abc import Mapping
 
 from farandole.stack.embedded_broker import Routes, check_version, find_nats_server, render_configuration
+from farandole.stack.embedded_postgres import PostgresCluster
 from farandole.stack.plan import Plan, PlannedService, resolve_command
+from farandole.stack.unprivileged import account_of_caller
 
 _CLUSTER = "farandole"
 
@@ -28,9 +30,19 @@ class StartCommands:
             case "broker":
                 return self._broker(planned, environment)
             case "database":
-                raise NotImplementedError
+                return self._database(environment)
             case "service":
                 return resolve_command(planned.command, environment.get("PATH", os.defpath))
+
+    def _database(self, environment: Mapping[str, str]) -> list[str]:
+        assert self._plan.postgres is not None, "its server is planned"
+        cluster = PostgresCluster.of(
+            self._plan.postgres.directory, port=self._plan.postgres.port, environment=environment
+        )
+        if account_of_caller() is not None:
+            self._plan.home.let_through()
+        cluster.prepare()
+        return cluster.command
 
     def _broker(self, planned: PlannedService, environment: Mapping[str, str]) -> list[str]:
         home = self._plan.home

@@ -147,7 +147,7 @@ class SupervisedService:
         if not ending.done():
             self._state = "stopping"
             with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+                process.send_signal(self.planned.stop_signal)
             done, _ = await asyncio.wait({ending}, timeout=self.planned.stop_timeout_seconds)
             if not done:
                 _log.warning(
@@ -169,7 +169,7 @@ class SupervisedService:
         home, planned = self._plan.home, self.planned
         environment = {**self.environment, **planned.environment, "PYTHONUNBUFFERED": "1"}
         try:
-            command = self._commands.of(planned, environment)
+            command = await asyncio.to_thread(self._commands.of, planned, environment)
             with home.log(planned.name).open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
                     *command,
