@@ -32,7 +32,7 @@ def provision_broker(nats_url: str, *, replicas: int = 1) -> list[Provisioned]:
 
 
 def survey_broker(nats_url: str, *, replicas: int | None, apply: bool) -> Survey:
-    """See `survey`. Waits for a cluster's leaders; `BrokerUnavailableError` where the broker does not answer in time."""
+    """See `survey`. Waits for a cluster's leaders, as `provision_broker` does."""
     return asyncio.run(_connected(nats_url, lambda broker: survey(broker, replicas=replicas, apply=apply)))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import secrets
 import signal
 import socket
 import subprocess
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +24,8 @@ from farandole.settings import Settings
 from farandole.stack.embedded_broker import Routes, find_nats_server, render_configuration
 
 _START_SECONDS = 15.0
+_PORTS = range(12_000, 32_000)
+"""Below those that Linux and macOS give to outgoing connections."""
 
 
 class BrokerUnderTest(Protocol):
@@ -231,10 +235,16 @@ async def provision_streams(url: str) -> None:
 
 
 def free_port() -> int:
-    """A loopback port that nothing listened on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nothing listened on just now, and that the system gives to no outgoing connection.
+
+    Else a client that tries to connect to a server that is not there could be given its port, and be connected to
+    itself.
+    """
+    while True:
+        port = random.choice(_PORTS)  # noqa: S311 - any will do
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for_port(port: int, seconds: float) -> None:
