@@ -373,6 +373,7 @@ class Subscription:
             "max_ack_pending": -1,
             "max_waiting": 512,
             "replay_policy": "instant",
+            "num_replicas": 0,  # as many as the stream has
             "filter_subjects": self._filters,
             "metadata": {_READER: self._reader, _READERS_EPOCH: str(self._epoch)},
         }
