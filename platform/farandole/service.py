@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -140,7 +139,8 @@ def run(participant: Participant, *, grpc_port: int, rpcs: Rpcs = lambda _runtim
 
 async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> None:
     monitor = HealthMonitor(CHECKS)
-    database = Database(settings.database_url)
+    replica = Replica.begun(settings.replica)
+    database = Database(settings.database_url, application_name=replica.application_name(participant.name))
     tables = ParticipantTables()
     try:
         broker = Broker(settings)
@@ -155,7 +155,7 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
         keeper = LaneKeeper(
             participant.name,
             lanes=lanes.lanes,
-            replica=Replica(settings.replica, uuid.uuid4().hex),
+            replica=replica,
             leases=SqlLeases(database, tables.leases),
             broker=broker,
             work_of=lanes.work_of,
