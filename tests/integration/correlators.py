@@ -16,7 +16,6 @@ from farandole.broker.publisher import Publisher
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
 from farandole.broker.streams import EVENTS
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.definitions import Definitions
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.main import read_registry
 from farandole.correlator.queries import RecordedSaga
@@ -175,13 +174,11 @@ async def correlating(
 ) -> AsyncIterator[Correlator]:
     """A correlator at work on a store."""
     await store.open()
-    await store.activate(definitions)
-    stored = [version.definition() for version in await store.definitions()]
+    await store.activate(definitions, replica="correlator-1")
     changes = SagaChanges()
     handler = CorrelatorUnderTest(
         store=store,
         registry=registry,
-        definitions=Definitions(definitions, stored),
         changes=changes,
         last_stored_on=partial(last_stored, broker),
         stored_on=partial(stored_on, broker),

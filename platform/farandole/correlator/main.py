@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
@@ -16,13 +18,12 @@ from farandole.broker.connection import Broker
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
-from farandole.correlator.definitions import Definitions
 from farandole.correlator.events_stream import BrokerEventsStream
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.sql_store import SqlCorrelatorStore
-from farandole.correlator.store import CorrelatorStore
+from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore
 from farandole.database import Database
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
@@ -35,6 +36,8 @@ from farandole.settings import Settings
 from farandole.worker import Worker
 
 GRPC_PORT = 50051
+
+_log = structlog.get_logger(__name__)
 
 
 def main() -> None:
@@ -75,8 +78,8 @@ async def _serve(settings: Settings) -> None:
             ),
         ]
         async with serve(settings.grpc_address, rpcs, monitor):
-            definitions = await when_available(lambda: open_store(store, active), monitor)
-            handler = correlator_handler(store, definitions, broker=broker, registry=registry, changes=changes)
+            await when_available(lambda: open_store(store, active, replica=CORRELATOR), monitor)
+            handler = correlator_handler(store, broker=broker, registry=registry, changes=changes)
             worker = correlator_worker(handler, broker=broker, batch_size=settings.batch_size, report=monitor.set)
             try:
                 await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=store.check)
@@ -93,8 +96,8 @@ def utc_now() -> datetime:
 
 def correlator_handler(
     store: CorrelatorStore,
-    definitions: Definitions,
     *,
+    partitions: Collection[int] = ALL_PARTITIONS,
     broker: Broker,
     registry: Registry,
     changes: SagaChanges,
@@ -105,7 +108,7 @@ def correlator_handler(
     return CorrelatorBatchHandler(
         store=store,
         registry=registry,
-        definitions=definitions,
+        partitions=partitions,
         changes=changes,
         last_stored_on=partial(last_stored_on, broker),
         stored_on=partial(stored_on, broker),
@@ -131,8 +134,11 @@ def correlator_worker(
     )
 
 
-async def open_store(store: CorrelatorStore, active: Sequence[Definition]) -> Definitions:
-    """Opens the store with these definitions as the active ones; returns all that it knows."""
+async def open_store(store: CorrelatorStore, definitions: Sequence[Definition], *, replica: str) -> None:
+    """Opens the store for a replica that starts with these definitions, see `CorrelatorStore.activate`."""
     await store.open()
-    await store.activate(active)
-    return Definitions(active, [version.definition() for version in await store.definitions()])
+    if not await store.activate(definitions, replica=replica):
+        _log.warning(
+            "another replica has been started with other definitions since; those stay the active ones",
+            replica=replica,
+        )
