@@ -2,13 +2,13 @@
 
 Rows are written in the transaction that decides them, published in order (at most one unacknowledged a key), and
 removed once the broker has acknowledged them. A crash in between publishes a row again, with the same message id.
-Each row belongs to the partition of its key: whoever has that one publishes it.
+Who publishes a row is whoever owns the partition of its key.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -34,7 +34,7 @@ class Outbox:
             "farandole_outbox",
             metadata,
             sa.Column("id", sa.Integer, primary_key=True),
-            sa.Column("partition", sa.SmallInteger, nullable=False),
+            sa.Column("partition", sa.SmallInteger, nullable=False, index=True),
             sa.Column("key", sa.Text, nullable=False),
             sa.Column("subject", sa.Text, nullable=False),
             sa.Column("headers", sa.Text, nullable=False),
@@ -68,11 +68,11 @@ class Outbox:
         ).scalars()
         return [OutboxRow(row_id, publication) for row_id, publication in zip(ids, publications, strict=True)]
 
-    def waiting(self, connection: sa.Connection, partitions: Collection[int] = range(PARTITIONS)) -> list[OutboxRow]:
-        """Every row of these partitions, in the order in which they were written."""
+    def waiting(self, connection: sa.Connection, partitions: Iterable[int] = range(PARTITIONS)) -> list[OutboxRow]:
+        """Every row whose key is in one of these partitions, in the order in which they were written."""
         return [
             OutboxRow(row.id, Publication(row.key, row.subject, json.loads(row.headers), row.data))
-            for row in connection.execute(self._select, {"partitions": sorted(partitions)})
+            for row in connection.execute(self._select, {"partitions": list(partitions)})
         ]
 
     def remove(self, connection: sa.Connection, ids: Collection[int]) -> None:

@@ -143,7 +143,7 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
             await when_available(lambda: create_tables(participant, database, tables), monitor)
             await work_until_stopped(
                 broker=broker,
-                worker=worker,
+                work=worker,
                 monitor=monitor,
                 check_store=database.check,
                 beside=[lambda: respond(broker, subject, queue=participant.name, answer=status.answer)],

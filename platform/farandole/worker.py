@@ -24,7 +24,7 @@ from farandole.broker.stored import check_stored, stored_events
 from farandole.broker.streams import StreamState, check_position, events_state, last_stored
 from farandole.broker.subscription import Batch, Subscription
 from farandole.envelope import Publication, StoredMessage
-from farandole.errors import BrokerError, FencedError, StoreError
+from farandole.errors import BrokerError, FencedError, ReaderReplacedError, StoreError, StoreUnavailableError
 from farandole.outbox import OutboxRow
 
 _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
@@ -187,7 +187,8 @@ class Worker:
         """Whether the outbox may hold rows that nobody has told of."""
 
     async def run(self) -> None:
-        """Reads until cancelled. Raises `FencedError` where another process has taken over."""
+        """Reads until cancelled. Raises `FencedError` where another process has taken over; `ReaderReplacedError` of
+        those where it has in all but the store."""
         self._report("events", "has not begun to read")
         self._report("outbox", None)
         self._report("dependencies", None)
@@ -203,6 +204,8 @@ class Worker:
                         failures = 0
                     if isinstance(error, FencedError):
                         self._report("events", f"another process has taken over {self._durable}; {_ONE_OF_TWO}")
+                        if isinstance(error, ReaderReplacedError):
+                            await self._still_owner()
                         raise error from None
                     self._trouble = str(error)
                     failures = await self._pause(error, failures)
@@ -211,6 +214,15 @@ class Worker:
             raise
         finally:
             await self._publisher.stop()
+
+    async def _still_owner(self) -> None:
+        """Raises `FencedError` where it is in the store too that another process has taken over."""
+        failures = 0
+        while True:
+            try:
+                return await self._handler.still_owner()
+            except StoreUnavailableError as error:
+                failures = await self._pause(error, failures)
 
     @property
     def refused(self) -> Sequence[Refused]:

@@ -154,7 +154,7 @@ async def test_who_takes_a_lane_over_asks_the_time_anew_and_times_out_once() -> 
     await successor.pass_time(3)
     assert sorted(message.headers["ce-correlationid"] for message in stream.of_type("SagaTimedOut")) == sorted(keys)
     with pytest.raises(FencedError):
-        await right.handler.due()
+        await right.read()
     stream.publish_all(decided)
     await successor.settle()
     assert len(stream.of_type("SagaTimedOut")) == 2

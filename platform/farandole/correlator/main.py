@@ -82,7 +82,7 @@ async def _serve(settings: Settings) -> None:
             handler = correlator_handler(store, broker=broker, registry=registry, changes=changes)
             worker = correlator_worker(handler, broker=broker, batch_size=settings.batch_size, report=monitor.set)
             try:
-                await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=store.check)
+                await work_until_stopped(broker=broker, work=worker, monitor=monitor, check_store=store.check)
             finally:
                 await events.stop()
     finally:
