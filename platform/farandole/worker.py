@@ -273,7 +273,7 @@ class Worker:
                 self._relay.add(await self._handler.waiting())
                 for key, message_id in heard.read_back:
                     self._relay.withdraw(key, message_id)
-                target = await last_stored(self._broker) if self._hold else 0
+                target = await last_stored(self._broker, self._filters) if self._hold else 0
                 await subscription.start(
                     after=position.sequence,
                     incarnation=position.incarnation,

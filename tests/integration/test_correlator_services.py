@@ -173,7 +173,7 @@ async def change(correlator: Correlator, claim: Claim, before: Saga | None, afte
     """Commits a change and tells the watchers, as the correlator does."""
     batch = FoldedBatch(claim.position + 1, (SagaChange(before, after),))
     claim = (await correlator.store.commit(claim, batch)).claim
-    correlator.changes.changed([after.key])
+    await correlator.changes.changed([after.key])
     return claim
 
 
@@ -496,7 +496,7 @@ async def test_many_watchers_miss_no_end_and_see_no_revision_twice(correlator: C
         after = {key: told(*range(1, revision + 1), key=key, status=status) for key in keys}
         changes = [SagaChange(before.get(key), after[key]) for key in keys]
         claim = (await correlator.store.commit(claim, FoldedBatch(revision, changes))).claim
-        correlator.changes.changed(keys)
+        await correlator.changes.changed(keys)
         before = after
     async with asyncio.timeout(30):
         seen: Sequence[list[int]] = await asyncio.gather(*watchers)

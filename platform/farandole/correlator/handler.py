@@ -140,8 +140,8 @@ class CorrelatorBatchHandler:
         stream for its time."""
         self._store = store
         self._registry = registry
-        self._partitions = frozenset(partitions)
-        self._definitions = Definitions((), partitions=self._partitions)
+        self.partitions = frozenset(partitions)
+        self._definitions = Definitions((), partitions=self.partitions)
         self._changes = changes
         self._last_stored_on = last_stored_on
         self._stored_on = stored_on
@@ -167,8 +167,8 @@ class CorrelatorBatchHandler:
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
         self._cache.clear()
-        self._claim = await self._store.claim(incarnation, self._partitions, held=self._claim)
-        self._watch.begin(await self._store.next_deadlines(self._partitions))
+        self._claim = await self._store.claim(incarnation, self.partitions, held=self._claim)
+        self._watch.begin(await self._store.next_deadlines(self.partitions))
         self._races = Races(self._monotonic)
         return Position(self._claim.position, self._claim.incarnation, self._claim.time, self._claim.epoch)
 
@@ -185,11 +185,11 @@ class CorrelatorBatchHandler:
         self._definitions = Definitions(
             [one.definition() for one in known if one.is_active],
             [one.definition() for one in known],
-            partitions=self._partitions,
+            partitions=self.partitions,
         )
         self._unreadable = await self._heard_unreadable(self._claim.position)
         stored = [activation async for page in pages for activation in self._activations(page)]
-        waiting = [row.publication for row in await self._store.waiting_publications(self._partitions)]
+        waiting = [row.publication for row in await self._store.waiting_publications(self.partitions)]
         self._definitions.hear(stored, self._activations(map(_not_stored, waiting)))
         if self._claim.position == 0:
             self._definitions.refuse_changed()
@@ -204,7 +204,7 @@ class CorrelatorBatchHandler:
 
     async def waiting(self) -> Sequence[OutboxRow]:
         """See `BatchHandler.waiting`."""
-        return await self._store.waiting_publications(self._partitions)
+        return await self._store.waiting_publications(self.partitions)
 
     async def remove(self, published: Collection[int]) -> None:
         """See `BatchHandler.remove`."""
@@ -221,7 +221,7 @@ class CorrelatorBatchHandler:
         """See `BatchHandler.due`: publishes what the stream's answers call for, and asks where it seems to be time."""
         assert self._claim is not None, "claim() comes first"
         if self._watch.wants_refreshing:
-            self._watch.refresh(await self._store.next_deadlines(self._partitions))
+            self._watch.refresh(await self._store.next_deadlines(self.partitions))
         attempts = [self._tick(partition, tick_id) for partition, tick_id in self._watch.ask().items()]
         answers = self._races.lost() | self._watch.take_answers()
         late = [await self._late(partition, now) for partition, now in answers.items()]
@@ -267,7 +267,7 @@ class CorrelatorBatchHandler:
         )
         self._claim = committed.claim
         self._remember(folding.records)
-        self._changes.changed({key for _, key in folding.before})
+        await self._changes.changed({key for _, key in folding.before})
         self._watch.read(messages[-1].time)
         for message in messages:
             self._races.read(message.subject, message.sequence)
@@ -280,12 +280,12 @@ class CorrelatorBatchHandler:
     def _activations(self, messages: Iterable[StoredMessage]) -> list[Activation]:
         events = (decode(self._registry, message) for message in messages if message.type in (ACTIVATED, RETIRED))
         found = (activation_of(event) for event in events if isinstance(event, Event))
-        return [one for one in found if one is not None and one.partition in self._partitions]
+        return [one for one in found if one is not None and one.partition in self.partitions]
 
     async def _heard_unreadable(self, position: int) -> dict[int, Reason]:
         """Which events behind a position no correlator could read that came so far, as the stream tells."""
         pages = await asyncio.gather(
-            *(self._stored_on(f"events.{partition}.{EVENT_UNREADABLE}", position) for partition in self._partitions)
+            *(self._stored_on(f"events.{partition}.{EVENT_UNREADABLE}", position) for partition in self.partitions)
         )
         events = (decode(self._registry, message) for page in pages for message in page)
         told = (told_unreadable(event) for event in events if isinstance(event, Event))
@@ -354,7 +354,7 @@ class CorrelatorBatchHandler:
         for key, sagas in records.items():
             self._cache[key] = sagas
             self._cache.move_to_end(key)
-        while len(self._cache) > _CACHED_KEYS * len(self._partitions) // PARTITIONS:
+        while len(self._cache) > _CACHED_KEYS * len(self.partitions) // PARTITIONS:
             self._cache.popitem(last=False)
 
     def _give_up(self, folding: _Folding, unreadable: Unreadable) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +48,8 @@ from farandole.deadlines import next_deadline
 from farandole.definition import Definition
 from farandole.envelope import Publication
 from farandole.errors import FencedError, StoreError
+from farandole.leases import Leases
+from farandole.memory_leases import MemoryLeases
 from farandole.outbox import OutboxRow
 from farandole.partitions import partition_of
 from farandole.saga import Saga
@@ -71,6 +74,7 @@ class MemoryCorrelatorStore:
     """Keeps everything in this process, for one event loop. Every method runs without a pause, so it is atomic."""
 
     def __init__(self) -> None:
+        self.leases: Leases = MemoryLeases(time.monotonic)
         self._positions: dict[int, _Position] = {}
         self._records: dict[tuple[str, str], _Record] = {}
         """By (key, definition)."""

@@ -56,6 +56,7 @@ from farandole.deadlines import next_deadline
 from farandole.definition import Definition
 from farandole.envelope import Publication, Reason
 from farandole.errors import FencedError, StoreError
+from farandole.leases import Leases
 from farandole.outbox import Outbox, OutboxRow
 from farandole.partitions import partition_of
 from farandole.saga import (
@@ -70,6 +71,7 @@ from farandole.saga import (
     StepRecord,
     StepStatus,
 )
+from farandole.sql_leases import LeaseTables, SqlLeases
 
 Parameters: TypeAlias = dict[str, Any]
 Row: TypeAlias = sa.Row[Any]
@@ -404,6 +406,7 @@ class SqlCorrelatorStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.leases: Leases = SqlLeases(database, _LEASES)
 
     async def open(self) -> None:
         """See `CorrelatorStore.open`. Raises `StoreError` with the remedy where an earlier version made the tables."""
@@ -1043,6 +1046,7 @@ _IF_EARLIER = (
 )
 
 _OUTBOX = Outbox(_METADATA)
+_LEASES = LeaseTables(_METADATA)
 
 _STATUSES = {member.value: member for member in Status}
 _CAUSES = {member.value: member for member in Cause}

@@ -17,6 +17,7 @@ from farandole.correlator.queries import CorrelatorQueries, DueSaga, StoredDefin
 from farandole.definition import Definition
 from farandole.envelope import Publication
 from farandole.errors import DefinitionError, Fault, FencedError, StreamIncarnationError
+from farandole.leases import Leases
 from farandole.lifecycle import CORRELATOR
 from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS
@@ -90,7 +91,7 @@ class Committed:
 
 
 class CorrelatorStore(CorrelatorQueries, Protocol):
-    """Where a correlator keeps what it knows.
+    """Where a correlator keeps what it knows, or all replicas of one.
 
     One owner at a time writes a partition. `claim` makes its caller the owner; whoever claimed before can't commit
     any more. `load`, fold, `commit`, one after the other: the store never merges.
@@ -99,6 +100,11 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
     known whether it took place: claim again, which tells the position. Cancelling a task that waits for a write does
     not take the write back.
     """
+
+    @property
+    def leases(self) -> Leases:
+        """Where the correlators on this store share out their lanes."""
+        ...
 
     async def open(self) -> None:
         """Makes the tables that do not exist yet. Comes before everything else; again does nothing."""
