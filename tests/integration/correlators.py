@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from farandole.broker.connection import Broker
+from farandole.broker.nudges import Nudges
 from farandole.broker.publisher import Publisher
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
 from farandole.broker.streams import EVENTS
@@ -171,11 +172,12 @@ async def correlating(
     before_time_outs: Callable[[], Awaitable[None]] | None = None,
     last_stored: Callable[[Broker, str], Awaitable[int]] = last_stored_on,
     registry: Registry = REGISTRY,
+    nudges: Nudges | None = None,
 ) -> AsyncIterator[Correlator]:
     """A correlator at work on a store."""
     await store.open()
     await store.activate(definitions, replica="correlator-1")
-    changes = SagaChanges()
+    changes = SagaChanges(nudges)
     handler = CorrelatorUnderTest(
         store=store,
         registry=registry,
