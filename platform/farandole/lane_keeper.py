@@ -124,6 +124,9 @@ class LaneKeeper:
         """By lane that is held, or was until its worker has stopped."""
         self._blocked: set[int] = set()
         """Lanes that are not worked on though they are held: somebody has to see to it."""
+        self._displaced: str | None = None
+        """Who has this process's place, and the remedy; None where nobody has."""
+        self._has_turn = asyncio.Event()
         self._tenure = Tenure()
         self._has_joined = False
         self._wake = asyncio.Event()
@@ -134,6 +137,23 @@ class LaneKeeper:
     def lanes(self) -> frozenset[int]:
         """The lanes that this replica works on."""
         return frozenset(lane for lane, work in self._work.items() if work.ending is None)
+
+    @property
+    def replica(self) -> str:
+        """The name of this one."""
+        return self._replica.name
+
+    def check_turn(self) -> None:
+        """Raises `FencedError` where another process has this one's place: as a later one of the same name, or one
+        that reads its consumers with another database. It is the one to answer for the service."""
+        if self._displaced is not None:
+            raise FencedError(self._displaced)
+
+    async def in_turn(self) -> None:
+        """Waits while `check_turn` would raise."""
+        while self._displaced is not None:
+            self._has_turn.clear()
+            await self._has_turn.wait()
 
     @property
     def replicas(self) -> tuple[str, ...]:
@@ -183,6 +203,11 @@ class LaneKeeper:
         except (FencedError, LanesDifferError) as error:
             self._tenure = Tenure()
             problem = str(error)
+            self._displaced = problem if isinstance(error, FencedError) else None
+        else:
+            if not self._blocked:
+                self._displaced = None
+                self._has_turn.set()
         self._follow()
         if problem != self._health.own:
             if problem is not None:
@@ -238,7 +263,8 @@ class LaneKeeper:
             if lane in self._tenure.lanes:
                 _log.error("a lane is not worked on", lane=lane, problem=str(error))
                 self._blocked.add(lane)
-                self._health.set(lane, "events", f"{error}; stop one of the two, then restart the one that stays")
+                self._displaced = f"{error}; stop one of the two, then restart the one that stays"
+                self._health.set(lane, "events", self._displaced)
         except FencedError as error:
             _log.warning("displaced", lane=lane, problem=str(error))
 

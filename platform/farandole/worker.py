@@ -38,6 +38,10 @@ _MOST_UNPUBLISHED = 10_000
 """Beyond this many outbox rows nothing is read until some are published."""
 _OWNER_SECONDS = 5.0
 """How often a process looks whether another one has taken over."""
+_OUTBOX_SECONDS = 1.0
+"""How often it is looked for rows in the outbox that another process has written, and nobody has told of."""
+_FEW_ROWS = 1000
+"""So many rows that wait are read again without much ado."""
 _TIDY_SECONDS = 0.2
 """How long an acknowledged outbox row may stay where no batch comes along to remove it."""
 
@@ -183,8 +187,8 @@ class Worker:
         """What keeps the records from being up to date, or None."""
         self._trouble: str | None = None
         """What ended the session before, until this one has committed something or lasted; or None."""
-        self._is_in_doubt = False
-        """Whether the outbox may hold rows that nobody has told of."""
+        self._in_doubt = asyncio.Event()
+        """Set where the outbox may hold rows that nobody has told of."""
 
     async def run(self) -> None:
         """Reads until cancelled. Raises `FencedError` where another process has taken over; `ReaderReplacedError` of
@@ -234,8 +238,8 @@ class Worker:
         self._relay.add(rows)
 
     def look_into_outbox(self) -> None:
-        """Has what waits in the outbox read again: a transaction elsewhere may have been committed, or may not."""
-        self._is_in_doubt = True
+        """Has what waits in the outbox read again: something has come to it, or may have."""
+        self._in_doubt.set()
 
     async def _release(self) -> None:
         try:
@@ -252,6 +256,7 @@ class Worker:
                 tasks.create_task(self._read(subscription, target), name=f"{self._durable}-read")
                 tasks.create_task(self._tidy(), name=f"{self._durable}-tidy")
                 tasks.create_task(self._keep_time(), name=f"{self._durable}-due")
+                tasks.create_task(self._look_into_outbox(), name=f"{self._durable}-outbox")
                 tasks.create_task(self._watch(subscription), name=f"{self._durable}-watch")
                 tasks.create_task(self._stay_owner(), name=f"{self._durable}-owner")
         finally:
@@ -314,10 +319,9 @@ class Worker:
                 while self._relay.depth > _MOST_UNPUBLISHED:
                     await self._relay.changed()
                     await self._remove_published()
-                removable = self._relay.take_acknowledged()
                 told = self._trouble, self._handler.problem
                 async with self._lock:
-                    handled = await self._handler.handle(batch.messages, removable)
+                    handled = await self._handler.handle(batch.messages, self._relay.take_acknowledged())
                 self._trouble = None
                 self._report_dependencies()
                 if told != (None, self._handler.problem):
@@ -345,16 +349,12 @@ class Worker:
             await self._remove_published()
 
     async def _remove_published(self) -> None:
-        if removable := self._relay.take_acknowledged():
-            async with self._lock:
+        async with self._lock:
+            if removable := self._relay.take_acknowledged():
                 await self._handler.remove(removable)
 
     async def _keep_time(self) -> None:
         while True:
-            if self._is_in_doubt:
-                self._is_in_doubt = False
-                async with self._lock:
-                    self._relay.add(await self._handler.waiting())
             due_in = self._handler.due_in()
             if due_in is not None and due_in <= 0:
                 async with self._lock:
@@ -363,6 +363,18 @@ class Worker:
                 self._report_dependencies()
             else:
                 await asyncio.sleep(_TIDY_SECONDS if due_in is None else min(due_in, _TIDY_SECONDS))
+
+    async def _look_into_outbox(self) -> None:
+        """Takes over the rows that other processes have written, or this one in a transaction of which it is not known
+        whether it was committed."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_OUTBOX_SECONDS):
+                    await self._in_doubt.wait()
+            if self._in_doubt.is_set() or self._relay.depth < _FEW_ROWS:
+                self._in_doubt.clear()
+                async with self._lock:
+                    self._relay.add(await self._handler.waiting())
 
     async def _stay_owner(self) -> None:
         """Ends the session where another process has taken over: who has nothing to do would not find out, and what
