@@ -121,8 +121,6 @@ class _Late:
 class CorrelatorBatchHandler:
     """The correlator's `farandole.worker.BatchHandler` for some partitions."""
 
-    first_heard = FirstHeard((ACTIVATED, RETIRED), from_beginning=True)
-
     def __init__(
         self,
         *,
@@ -141,6 +139,7 @@ class CorrelatorBatchHandler:
         self._store = store
         self._registry = registry
         self.partitions = frozenset(partitions)
+        self.first_heard = FirstHeard((ACTIVATED, RETIRED), from_beginning=True, partitions=self.partitions)
         self._definitions = Definitions((), partitions=self.partitions)
         self._changes = changes
         self._last_stored_on = last_stored_on
