@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farandole.errors import ConfigurationError, Fault, InvalidArgumentError
+from farandole.errors import ConfigurationError, Fault, InvalidArgumentError, StreamDriftError
 
 if TYPE_CHECKING:
     from farandole.broker.publisher import Acknowledgement
@@ -73,7 +73,7 @@ def provision(
         out.print(idle)
         out.print(f"To remove one that is not needed any more: nats consumer rm EVENTS {found.idle[0].name}")
     if found.drift:
-        raise typer.Exit(1)
+        raise StreamDriftError("not every stream is as it should be")
 
 
 def pub(
