@@ -147,13 +147,15 @@ def _parsed(event_type: EventType, text: str, key: str) -> Any:  # noqa: ANN401 
 
 
 async def _publish(settings: Settings, publication: Publication) -> Acknowledgement:
+    from farandole.broker.connection import Broker
     from farandole.broker.publisher import Publisher
-    from farandole.stack.provisioning import connect
+    from farandole.stack.provisioning import with_leader
 
-    broker = await connect(settings)
-    publisher = Publisher(broker)
-    try:
-        return await publisher.publish(publication)
-    finally:
-        await publisher.stop()
-        await broker.close()
+    async def publish(broker: Broker) -> Acknowledgement:
+        publisher = Publisher(broker)
+        try:
+            return await publisher.publish(publication)
+        finally:
+            await publisher.stop()
+
+    return await with_leader(settings, publish)
