@@ -180,12 +180,18 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
                 check_store=database.check,
                 beside=[
                     runtime.listen,
+                    lambda: _tidy(keeper, lanes),
                     lambda: _respond(broker, keeper, status_subject(participant.name), participant.name, status.answer),
                     lambda: _respond(broker, keeper, replicas_subject(participant.name), "", status.answer_for_itself),
                 ],
             )
     finally:
         await close_or_exit(database.close())
+
+
+async def _tidy(keeper: LaneKeeper, lanes: LanesAtWork) -> None:
+    await keeper.joined()
+    await lanes.remove_left_over_consumers()
 
 
 async def _respond(broker: Broker, keeper: LaneKeeper, subject: str, queue: str, answer: Answer) -> None:

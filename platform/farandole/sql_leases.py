@@ -101,7 +101,6 @@ class LeaseTables:
         if new:
             connection.execute(sa.insert(lease), new)
 
-
     def end_sessions(self, connection: sa.Connection, before: Register, after: Register) -> None:
         """Ends what goes on in the database of processes that lived before and don't after."""
         if connection.dialect.name != "postgresql":
