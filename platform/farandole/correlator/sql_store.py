@@ -54,6 +54,7 @@ from farandole.deadlines import next_deadline
 from farandole.definition import Definition
 from farandole.envelope import Publication, Reason
 from farandole.errors import FencedError, StoreError
+from farandole.migrations import CORRELATOR, migrate
 from farandole.outbox import Outbox, OutboxRow
 from farandole.partitions import PARTITIONS, partition_of
 from farandole.saga import (
@@ -72,7 +73,7 @@ from farandole.saga import (
 Parameters: TypeAlias = dict[str, Any]
 Row: TypeAlias = sa.Row[Any]
 
-_METADATA = sa.MetaData()
+METADATA = sa.MetaData()
 _NEVER = 253_402_300_799_999_999
 """The end of the year 9999: where what has no deadline stands among deadlines."""
 
@@ -88,7 +89,7 @@ class _Bytes(sa.LargeBinary):
 
 _POSITION = sa.Table(
     "correlator_position",
-    _METADATA,
+    METADATA,
     sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("position", sa.BigInteger, nullable=False),
@@ -98,7 +99,7 @@ _POSITION = sa.Table(
 
 _SAGA = sa.Table(
     "saga",
-    _METADATA,
+    METADATA,
     sa.Column("id", ROW_NUMBER, primary_key=True),
     sa.Column("key", KEY_TEXT, nullable=False),
     sa.Column("definition", KEY_TEXT, nullable=False),
@@ -136,7 +137,7 @@ sa.Index(
 
 _HISTORY = sa.Table(
     "saga_history",
-    _METADATA,
+    METADATA,
     sa.Column("saga", sa.BigInteger, sa.ForeignKey("saga.id"), primary_key=True),
     sa.Column("sequence", sa.BigInteger, primary_key=True),
     sa.Column("disposition", sa.SmallInteger, nullable=False),
@@ -155,7 +156,7 @@ _HISTORY = sa.Table(
 
 _DEAD_LETTER = sa.Table(
     "dead_letter",
-    _METADATA,
+    METADATA,
     sa.Column("id", ROW_NUMBER, primary_key=True),
     sa.Column("participant", KEY_TEXT, nullable=False),
     sa.Column("sequence", sa.BigInteger, nullable=False),
@@ -188,7 +189,7 @@ sa.Index("dead_letter_by_state", _DEAD_LETTER.c.state, _DEAD_LETTER.c.id)
 
 _DEFINITION = sa.Table(
     "saga_definition",
-    _METADATA,
+    METADATA,
     sa.Column("name", KEY_TEXT, primary_key=True),
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("digest", sa.Text, nullable=False),
@@ -377,8 +378,8 @@ class SqlCorrelatorStore:
         self._database = database
 
     async def open(self) -> None:
-        """See `CorrelatorStore.open`. Raises `StoreError` with the remedy where an earlier version made the tables."""
-        await self._database.create(_METADATA, if_earlier=_IF_EARLIER)
+        """See `CorrelatorStore.open`. Raises `StoreError` with the remedy where another version made the tables."""
+        await migrate(self._database, CORRELATOR)
 
     async def close(self) -> None:
         """See `CorrelatorStore.close`."""
@@ -993,12 +994,7 @@ def _dead_letter(row: Row) -> DeadLetter:
     )
 
 
-_IF_EARLIER = (
-    "all that a correlator keeps follows from the stream: move {database} away, with the -wal and -shm beside it, and "
-    "start the correlator again; it folds the stream from its beginning into a new database"
-)
-
-_OUTBOX = Outbox(_METADATA)
+_OUTBOX = Outbox(METADATA)
 
 _STATUSES = {member.value: member for member in Status}
 _CAUSES = {member.value: member for member in Cause}
