@@ -215,7 +215,7 @@ class LaneKeeper:
         self._follow()
         if problem != self._health.own:
             if problem is not None:
-                _log.error("works on no lane", service=self._service, problem=problem)
+                _log.error("fenced" if self._displaced else "works on no lane", problem=problem)
             self._health.own = problem
             self._health.tell("events")
         if is_new and self._joined.is_set():
