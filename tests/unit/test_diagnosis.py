@@ -722,8 +722,8 @@ NOT_READ_YET = "runs and has not read payments.v1.PaymentProcessed (sequence 30)
             4,
             {"a": OTHERS, "b": None},
             (
-                f"No replica of shipping that answers works on lane {LANE}, which this saga is in. Of replica b nothing is "
-                "heard: look at the log there, or restart it."
+                f"No replica of shipping that answers works on lane {LANE}, which this saga is in. Of replica b "
+                "nothing is heard: look at the log there, or restart it."
             ),
         ),
         (
@@ -738,8 +738,8 @@ NOT_READ_YET = "runs and has not read payments.v1.PaymentProcessed (sequence 30)
             1,
             {"a": [], "b": None, "c": None},
             (
-                "No replica of shipping that answers works on its events. Of replica b, c nothing is heard: look at the "
-                "log there, or restart it."
+                "No replica of shipping that answers works on its events. Of replica b, c nothing is heard: look at "
+                "the log there, or restart it."
             ),
         ),
     ],
