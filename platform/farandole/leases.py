@@ -13,6 +13,7 @@ The port, its values, and the rules as pure functions, which every implementatio
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -33,7 +34,16 @@ class Replica:
     name: str
     """`FARANDOLE_REPLICA`."""
     run: str
-    """Tells the process from an earlier or a later one of the same name."""
+    """Tells the process from an earlier or a later one of the same name: an id of its own."""
+
+    @classmethod
+    def begun(cls, name: str) -> Replica:
+        """A process that begins."""
+        return cls(name, uuid.uuid4().hex[:12])
+
+    def application_name(self, service: str) -> str:
+        """What its sessions are called at a database server: whoever takes over from it ends those that hang."""
+        return f"{self.run} {service}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -140,7 +139,8 @@ def run(participant: Participant, *, grpc_port: int, rpcs: Rpcs = lambda _runtim
 
 async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> None:
     monitor = HealthMonitor(CHECKS)
-    database = Database(settings.database_url)
+    replica = Replica.begun(settings.replica)
+    database = Database(settings.database_url, application_name=replica.application_name(participant.name))
     tables = ParticipantTables()
     try:
         broker = Broker(settings)
@@ -155,7 +155,7 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
         keeper = LaneKeeper(
             participant.name,
             lanes=lanes.lanes,
-            replica=Replica(settings.replica, uuid.uuid4().hex),
+            replica=replica,
             leases=SqlLeases(database, tables.leases),
             broker=broker,
             work_of=lanes.work_of,
@@ -180,12 +180,18 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
                 check_store=database.check,
                 beside=[
                     runtime.listen,
+                    lambda: _tidy(keeper, lanes),
                     lambda: _respond(broker, keeper, status_subject(participant.name), participant.name, status.answer),
                     lambda: _respond(broker, keeper, replicas_subject(participant.name), "", status.answer_for_itself),
                 ],
             )
     finally:
         await close_or_exit(database.close())
+
+
+async def _tidy(keeper: LaneKeeper, lanes: LanesAtWork) -> None:
+    await keeper.joined()
+    await lanes.remove_left_over_consumers()
 
 
 async def _respond(broker: Broker, keeper: LaneKeeper, subject: str, queue: str, answer: Answer) -> None:

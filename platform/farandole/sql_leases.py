@@ -10,6 +10,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from farandole.database import Database
+from farandole.database.columns import KEY_TEXT
 from farandole.leases import (
     TIME_TO_LIVE_SECONDS,
     Member,
@@ -39,6 +40,13 @@ def _now_of_postgresql(*_given: Any, **_named: Any) -> str:  # noqa: ANN401 - th
     return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
 
 
+_END_SESSIONS = sa.text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND state <> 'idle' "
+    "AND pid <> pg_backend_pid() AND starts_with(application_name, :run || ' ')"
+)
+"""Of a process that lives no more, or was suspended in a transaction: whoever takes over would wait for its locks."""
+
+
 class LeaseTables:
     """The tables, and the statements on them."""
 
@@ -46,7 +54,7 @@ class LeaseTables:
         self._replica = sa.Table(
             "farandole_replica",
             metadata,
-            sa.Column("name", sa.Text, primary_key=True),
+            sa.Column("name", KEY_TEXT, primary_key=True),
             sa.Column("run", sa.Text, nullable=False),
             sa.Column("lanes", sa.SmallInteger, nullable=False),
             sa.Column("is_able", sa.Boolean, nullable=False),
@@ -93,6 +101,14 @@ class LeaseTables:
         if new:
             connection.execute(sa.insert(lease), new)
 
+    def end_sessions(self, connection: sa.Connection, before: Register, after: Register) -> None:
+        """Ends what goes on in the database of processes that lived before and don't after."""
+        if connection.dialect.name != "postgresql":
+            return
+        ended = {member.run for member in before.members.values()} - {member.run for member in after.members.values()}
+        for run in sorted(ended):
+            connection.execute(_END_SESSIONS, {"run": run})
+
 
 class SqlLeases:
     """`farandole.leases.Leases` over a service's own database, in which the tables have been made."""
@@ -119,7 +135,7 @@ class SqlLeases:
             before = self._tables.load(connection)
             self._tables.save(connection, before, given_back(before, replica, lanes))
 
-        await self._database.write(work)
+        await self._database.write_beside(work)
 
     async def leave(self, replica: Replica) -> None:
         """See `Leases.leave`."""
@@ -128,7 +144,7 @@ class SqlLeases:
             before = self._tables.load(connection)
             self._tables.save(connection, before, left(before, replica))
 
-        await self._database.write(work)
+        await self._database.write_beside(work)
 
     async def _renew(self, replica: Replica, lanes: int, *, is_able: bool, joins: bool) -> Tenure:
         def work(connection: sa.Connection) -> Tenure:
@@ -138,6 +154,7 @@ class SqlLeases:
                 before, replica, lanes, is_able=is_able, joins=joins, now=now, expires=now + self._time_to_live
             )
             self._tables.save(connection, before, after)
+            self._tables.end_sessions(connection, before, after)
             return tenure
 
-        return await self._database.write(work)
+        return await self._database.write_beside(work)

@@ -6,15 +6,23 @@ import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+import structlog
+
 from farandole.broker.connection import Broker
+from farandole.broker.consumers import remove_consumers
 from farandole.broker.relay import Refused
 from farandole.database import Database
+from farandole.errors import BrokerError, BrokerUnavailableError
 from farandole.lanes import Lanes
 from farandole.participant.circuits import Circuit
 from farandole.participant.handler import ParticipantBatchHandler, utc_now
 from farandole.participant.participant import Participant
 from farandole.participant.tables import ParticipantTables
 from farandole.worker import Worker
+
+_RETRY_SECONDS = 1.0
+
+_log = structlog.get_logger(__name__)
 
 
 class LaneAtWork:
@@ -59,6 +67,7 @@ class LanesAtWork:
         self._broker = broker
         self._batch_size = batch_size
         self._clock = clock
+        self._description = f"Farandole participant {participant.name}"
         self._alone = asyncio.Lock()
         self._at_work: dict[int, LaneAtWork] = {}
 
@@ -77,7 +86,7 @@ class LanesAtWork:
         worker = Worker(
             broker=self._broker,
             durable=self.lanes.durable(participant.name, lane),
-            description=f"Farandole participant {participant.name}",
+            description=self._description,
             filters=participant.filters_of(partitions),
             handler=handler,
             batch_size=self._batch_size,
@@ -85,6 +94,20 @@ class LanesAtWork:
             hold_until_caught_up=False,
         )
         return LaneAtWork(lane, handler, worker, self._at_work)
+
+    async def remove_left_over_consumers(self) -> None:
+        """Removes the durable consumers of another number of lanes, which nobody reads once all replicas have this one.
+        Tries until the broker answers."""
+        await self._broker.connected()
+        while True:
+            try:
+                names = self.lanes.left_over(self._participant.name)
+                return await remove_consumers(self._broker, names, description=self._description)
+            except BrokerUnavailableError:
+                await asyncio.sleep(_RETRY_SECONDS)
+            except BrokerError as error:
+                _log.warning("can't look for consumers of another number of lanes", error=str(error))
+                return None
 
     @property
     def at_work(self) -> Mapping[int, LaneAtWork]:
