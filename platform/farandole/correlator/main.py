@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -67,7 +66,8 @@ async def _serve(settings: Settings) -> None:
     registry = read_registry(settings.descriptors)
     definitions = load_definitions(settings.sagas, registry)
     monitor = HealthMonitor(CHECKS)
-    store = SqlCorrelatorStore(Database(settings.database_url))
+    replica = Replica.begun(settings.replica)
+    store = SqlCorrelatorStore(Database(settings.database_url, application_name=replica.application_name(CORRELATOR)))
     try:
         broker = Broker(settings)
         changes = SagaChanges(Nudges(broker, CHANGES_SUBJECT))
@@ -99,21 +99,21 @@ async def _serve(settings: Settings) -> None:
         keeper = LaneKeeper(
             CORRELATOR,
             lanes=lanes,
-            replica=Replica(settings.replica, uuid.uuid4().hex),
+            replica=replica,
             leases=store.leases,
             broker=broker,
             work_of=work_of,
             report=monitor.set,
         )
         async with serve(settings.grpc_address, rpcs, monitor):
-            await when_available(lambda: open_store(store, definitions, replica=settings.replica), monitor)
+            await when_available(lambda: open_store(store, definitions, replica=replica.name), monitor)
             try:
                 await work_until_stopped(
                     broker=broker, work=keeper, monitor=monitor, check_store=store.check, beside=[changes.listen]
                 )
             finally:
                 await events.stop()
-            await leave(store, settings.replica)
+            await leave(store, replica.name)
     finally:
         await close_or_exit(store.close())
 
