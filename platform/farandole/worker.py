@@ -26,6 +26,7 @@ from farandole.broker.subscription import Batch, Subscription
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerError, FencedError, ReaderReplacedError, StoreError, StoreUnavailableError
 from farandole.outbox import OutboxRow
+from farandole.partitions import PARTITIONS
 
 _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
 _ONE_OF_TWO = "stop one of the two, then restart the one that stays"
@@ -82,6 +83,8 @@ class FirstHeard:
     """Full message types."""
     from_beginning: bool = False
     """Whether all that the stream holds are wanted, or those behind the position."""
+    partitions: Collection[int] = range(PARTITIONS)
+    """Of which no others are needed; they may come all the same."""
 
 
 class BatchHandler(Protocol):
@@ -112,8 +115,9 @@ class BatchHandler(Protocol):
         ...
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
-        """Takes in what `first_heard` asks for: each page in stream order, type by type. Comes after `claim` and before
-        everything else, also where the stream holds none. The events come again at their place in the stream.
+        """Takes in what `first_heard` asks for: each page in stream order, type by type, and of some partitions one
+        after the other. Comes after `claim` and before everything else, also where the stream holds none. The events
+        come again at their place in the stream.
         """
         ...
 
@@ -278,7 +282,7 @@ class Worker:
                 self._relay.add(await self._handler.waiting())
                 for key, message_id in heard.read_back:
                     self._relay.withdraw(key, message_id)
-                target = await last_stored(self._broker) if self._hold else 0
+                target = await last_stored(self._broker, self._filters) if self._hold else 0
                 await subscription.start(
                     after=position.sequence,
                     incarnation=position.incarnation,
@@ -303,7 +307,9 @@ class Worker:
         first = self._handler.first_heard
         after = 0 if first.from_beginning else position.sequence
         for event_type in first.types:
-            async for page in stored_events(self._broker, event_type, after=after, until=state.last_sequence):
+            async for page in stored_events(
+                self._broker, event_type, after=after, until=state.last_sequence, partitions=first.partitions
+            ):
                 yield page
 
     async def _read(self, subscription: Subscription, target: int) -> None:

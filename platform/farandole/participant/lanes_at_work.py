@@ -6,23 +6,16 @@ import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-import structlog
-
 from farandole.broker.connection import Broker
 from farandole.broker.consumers import remove_consumers
 from farandole.broker.relay import Refused
 from farandole.database import Database
-from farandole.errors import BrokerError, BrokerUnavailableError
 from farandole.lanes import Lanes
 from farandole.participant.circuits import Circuit
 from farandole.participant.handler import ParticipantBatchHandler, utc_now
 from farandole.participant.participant import Participant
 from farandole.participant.tables import ParticipantTables
 from farandole.worker import Worker
-
-_RETRY_SECONDS = 1.0
-
-_log = structlog.get_logger(__name__)
 
 
 class LaneAtWork:
@@ -96,18 +89,10 @@ class LanesAtWork:
         return LaneAtWork(lane, handler, worker, self._at_work)
 
     async def remove_left_over_consumers(self) -> None:
-        """Removes the durable consumers of another number of lanes, which nobody reads once all replicas have this one.
-        Tries until the broker answers."""
-        await self._broker.connected()
-        while True:
-            try:
-                names = self.lanes.left_over(self._participant.name)
-                return await remove_consumers(self._broker, names, description=self._description)
-            except BrokerUnavailableError:
-                await asyncio.sleep(_RETRY_SECONDS)
-            except BrokerError as error:
-                _log.warning("can't look for consumers of another number of lanes", error=str(error))
-                return None
+        """Removes the durable consumers of another number of lanes, which nobody reads once all replicas have this
+        one."""
+        names = self.lanes.left_over(self._participant.name)
+        await remove_consumers(self._broker, names, description=self._description)
 
     @property
     def at_work(self) -> Mapping[int, LaneAtWork]:

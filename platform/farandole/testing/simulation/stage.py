@@ -16,7 +16,6 @@ import sqlalchemy as sa
 
 from farandole.broker.connection import Broker
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.definitions import Definitions
 from farandole.correlator.main import correlator_handler, correlator_worker, open_store
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.store import Claim, CorrelatorStore
@@ -303,10 +302,9 @@ class Stage:
             process, service.disk, self.store, self.loop.time, partial(self._store_written, service, process)
         )
         broker.start()
-        definitions = await self._opened(store)
+        await self._open(store)
         handler = correlator_handler(
             store,
-            definitions,
             broker=broker,
             registry=self.registry,
             changes=SagaChanges(),
@@ -316,11 +314,11 @@ class Stage:
         worker = correlator_worker(handler, broker=broker, batch_size=self.batch_size, report=running.monitor.set)
         await self._work(worker.run(), broker, process)
 
-    async def _opened(self, store: CorrelatorStore) -> Definitions:
-        """The definitions, once the store can be opened, as a process waits for it."""
+    async def _open(self, store: CorrelatorStore) -> None:
+        """Opens the store as soon as that can be done, as a process waits for it."""
         while True:
             try:
-                return await open_store(store, self.scenario.definitions)
+                return await open_store(store, self.scenario.definitions, replica=CORRELATOR)
             except StoreUnavailableError:
                 await asyncio.sleep(_OPEN_SECONDS)
 
