@@ -212,12 +212,11 @@ class LaneKeeper:
             if not self._blocked:
                 self._displaced = None
                 self._has_turn.set()
-        self._follow()
-        if problem != self._health.own:
-            if problem is not None:
-                _log.error("fenced" if self._displaced else "works on no lane", problem=problem)
-            self._health.own = problem
-            self._health.tell("events")
+        is_told, self._health.own = problem == self._health.own, problem
+        if problem is not None and not is_told:
+            _log.error("fenced" if self._displaced else "works on no lane", problem=problem)
+        self._follow()  # before it is told: a lane that has not begun is a problem too
+        self._health.tell("events")
         if is_new and self._joined.is_set():
             await self._nudges.send()  # who has more than a fair share now
         if unworked := self._tenure.due - self._work.keys():
