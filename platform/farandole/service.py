@@ -122,7 +122,7 @@ def run(participant: Participant, *, grpc_port: int, rpcs: Rpcs = lambda _runtim
 
 async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> None:
     monitor = HealthMonitor(CHECKS)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, application_name=settings.service)
     tables = ParticipantTables()
     try:
         broker = Broker(settings)

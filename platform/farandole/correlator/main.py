@@ -56,7 +56,7 @@ async def _serve(settings: Settings) -> None:
     registry = read_registry(settings.descriptors)
     active = load_definitions(settings.sagas, registry)
     monitor = HealthMonitor(CHECKS)
-    store = SqlCorrelatorStore(Database(settings.database_url))
+    store = SqlCorrelatorStore(Database(settings.database_url, application_name=settings.service))
     try:
         broker = Broker(settings)
         changes = SagaChanges()
