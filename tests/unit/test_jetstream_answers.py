@@ -23,7 +23,7 @@ def answer(code: int, err_code: int) -> bytes:
     ids=["no leader", "the disk is full", "an earlier try is under way"],
 )
 def test_what_passes_by_itself_is_tried_again(code: int, err_code: int) -> None:
-    with pytest.raises(BrokerUnavailableError, match="events.x: so it is") as refused:
+    with pytest.raises(BrokerUnavailableError, match=r"events\.x: so it is") as refused:
         read_answer(answer(code, err_code), "events.x")
     assert refused.value.code == err_code
 
