@@ -46,7 +46,7 @@ class Plan:
     kills: int
     """How many SIGKILLs there must be at least."""
     leader_kills: int
-    """How often a leader must be killed, and succeeded, at least."""
+    """How often a leader must be killed at least."""
     durations: Durations
     bound_seconds: float
     rhythm: Rhythm

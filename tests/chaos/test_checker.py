@@ -578,9 +578,15 @@ def _too_few_processes_were_killed(state: EndState) -> None:
 
 
 @spoils("the run")
-def _too_few_leaders_were_killed_or_succeeded(state: EndState) -> None:
-    killed = {"kind": "leader killed", "brought_about": 5, "observed": 1, "by": "the next leader's own word"}
-    state.change_run(wanted_leader_kills=2, strikes=[killed])
+def _too_few_leaders_were_killed(state: EndState) -> None:
+    killed = {"kind": "leader killed", "brought_about": 3, "observed": 3, "by": "the next leader's own word"}
+    state.change_run(wanted_leader_kills=4, strikes=[killed])
+
+
+@spoils("the run")
+def _too_few_leaders_were_succeeded(state: EndState) -> None:
+    killed = {"kind": "leader killed", "brought_about": 9, "observed": 1, "by": "the next leader's own word"}
+    state.change_run(wanted_leader_kills=4, strikes=[killed])
 
 
 @spoils("the run")

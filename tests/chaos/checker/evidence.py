@@ -109,7 +109,7 @@ class Run:
     must_be_complete: bool
     """Whether every kind of fault must have been brought about; else what the machine does not allow may be missing."""
     wanted_leader_kills: int = 0
-    """How often the leader of a cluster must have been killed, and another one seen to lead."""
+    """How often the leader of a cluster must have been killed, and half as often another one seen to lead."""
     unsettled: str = ""
     """What still moved when the run had waited long enough; empty where all was quiet."""
 
