@@ -26,9 +26,7 @@ EXAMPLES = {
         '"the body is not JSON: ü",1772355608123456,[["ce-id","1"],["ce-source","käse"]],3,'
         '"abababababababababababababababababababababababababababababababab",8,null,"AAH/","","",false,0,1,null,"",""]]'
     ),
-    "publication": (
-        '["publication",["b","events.b.choreography.v1.SagaCompleted",[["Nats-Msg-Id","m/b"]],"AIA="]]'
-    ),
+    "publication": ('["publication",["b","events.b.choreography.v1.SagaCompleted",[["Nats-Msg-Id","m/b"]],"AIA="]]'),
 }
 """Lines of `FORMAT`. Where this has to change, so has its number."""
 
@@ -65,7 +63,9 @@ def test_what_is_damaged_or_cut_off_is_refused(items: list[Item], tmp_path: Path
     whole = path.read_bytes()
     lines = gzip.decompress(whole).splitlines(keepends=True)
     variants = {
-        "a byte is another one": whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :],
+        "a byte is another one": whole[: len(whole) // 2]
+        + bytes([whole[len(whole) // 2] ^ 1])
+        + whole[len(whole) // 2 + 1 :],
         "its end is missing": whole[:-20],
         "a line is missing": gzip.compress(b"".join(lines[:3] + lines[4:])),
         "its last line is missing": gzip.compress(b"".join(lines[:-1])),
@@ -75,7 +75,7 @@ def test_what_is_damaged_or_cut_off_is_refused(items: list[Item], tmp_path: Path
         "it is empty": b"",
         "a field is missing": gzip.compress(b"".join([lines[0], b'["position",[1,2]]\n', *lines[2:]])),
     }
-    for what, data in variants.items():
+    for data in variants.values():
         path.write_bytes(data)
         with pytest.raises(SnapshotError):
-            print(what, list(reading(path)))
+            list(reading(path))

@@ -9,6 +9,7 @@ from farandole.cli import (
     dead_letter_verbs,
     event_commands,
     health_commands,
+    replay_commands,
     saga_commands,
     stack_commands,
 )
@@ -32,6 +33,7 @@ application.command("healthy")(health_commands.healthy)
 application.command("correlator")(event_commands.correlator)
 application.command("provision")(event_commands.provision)
 application.command("pub")(event_commands.pub)
+application.command("replay")(replay_commands.replay)
 
 sagas = typer.Typer(help="Sagas, as the correlator knows them.", no_args_is_help=True)
 sagas.command("list")(saga_commands.list_sagas)

@@ -14,7 +14,7 @@ import types
 import typing
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -72,7 +72,7 @@ def decode_item(line: bytes) -> Item:
     """The item of a line. Raises `SnapshotError` where it is none."""
     try:
         kind, fields = json.loads(line)
-        item: Item = _reader(_KINDS[kind])(fields)
+        item: Item = _reader(typing.cast("Hashable", _KINDS[kind]))(fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SnapshotError(f"holds a line that can't be read: {type(error).__name__}: {error}") from None
     return item
@@ -143,8 +143,8 @@ _Reader: TypeAlias = Callable[[Any], Any]
 
 
 @cache
-def _reader(kind: Any) -> _Reader:  # noqa: ANN401 - a type, or what `typing` has for one
-    """What makes a value of a type out of what `_plain` made of it."""
+def _reader(kind: Hashable) -> _Reader:
+    """What makes a value of a type, or of what `typing` has for one, out of what `_plain` made of it."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         inner = _reader(next(one for one in arguments if one is not type(None)))
@@ -155,6 +155,7 @@ def _reader(kind: Any) -> _Reader:  # noqa: ANN401 - a type, or what `typing` ha
         return _pair_reader([_reader(one) for one in arguments])
     if origin is not None and issubclass(origin, Mapping):
         return _mapping_reader(_reader(arguments[0]), _reader(arguments[1]))
+    assert isinstance(kind, type), "the fields of an item are of such types"
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return _class_reader(kind, [_reader(hints[field.name]) for field in dataclasses.fields(kind)])
@@ -175,7 +176,7 @@ def _mapping_reader(key: _Reader, value: _Reader) -> _Reader:
     return lambda plain: {key(name): value(one) for name, one in plain}
 
 
-def _class_reader(kind: Callable[..., Any], fields: Sequence[_Reader]) -> _Reader:
+def _class_reader(kind: type[Any], fields: Sequence[_Reader]) -> _Reader:
     return lambda plain: kind(*[read(value) for read, value in zip(fields, plain, strict=True)])
 
 

@@ -114,6 +114,10 @@ class _Late:
     time_outs: list[TimeOut] = field(default_factory=list)
 
 
+async def _as_it_is(_store: CorrelatorStore) -> None:
+    """Begins with a store as it is."""
+
+
 class CorrelatorBatchHandler:
     """The correlator's `farandole.worker.BatchHandler`."""
 
@@ -129,12 +133,15 @@ class CorrelatorBatchHandler:
         last_stored_on: LastStoredOn,
         stored_on: StoredOn,
         stored_at: StoredAt,
+        begin: Callable[[CorrelatorStore], Awaitable[None]] = _as_it_is,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` only says when an event was decided, for people. `monotonic`, in seconds, only says when to ask the
-        stream for its time."""
+        """`begin` fills a new store with what the stream does not hold any more; see `begin_from_snapshot`. `clock`
+        only says when an event was decided, for people. `monotonic`, in seconds, only says when to ask the stream for
+        its time."""
         self._store = store
+        self._begin = begin
         self._registry = registry
         self._definitions = definitions
         self._changes = changes
@@ -162,6 +169,7 @@ class CorrelatorBatchHandler:
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
         self._cache.clear()
+        await self._begin(self._store)
         self._claim = await self._store.claim(incarnation, held=self._claim)
         self._watch.begin(await self._store.next_deadlines())
         self._races = Races(self._monotonic)

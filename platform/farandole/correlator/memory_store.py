@@ -186,6 +186,10 @@ class MemoryCorrelatorStore:
                 earliest[partition] = min(earliest.get(partition, record.next_deadline), record.next_deadline)
         return earliest
 
+    async def positions(self) -> dict[int, int]:
+        """See `CorrelatorStore.positions`."""
+        return {partition: at.position for partition, at in self._positions.items()}
+
     async def export(self, take: Take) -> None:
         """See `CorrelatorStore.export`."""
         for partition, at in sorted(self._positions.items()):

@@ -448,13 +448,18 @@ class SqlCorrelatorStore:
         row = await self._database.read(lambda connection: connection.execute(SELECT_NEXT_DEADLINES).one())
         return {partition: _time(earliest) for partition, earliest in enumerate(row) if earliest is not None}
 
+    async def positions(self) -> dict[int, int]:
+        """See `CorrelatorStore.positions`."""
+        rows = await self._database.read(lambda connection: connection.execute(_SELECT_ALL_POSITIONS).all())
+        return {row.partition: row.position for row in rows}
+
     async def export(self, take: Take) -> None:
         """See `CorrelatorStore.export`."""
         await self._database.read(lambda connection: _export(connection, take))
 
     async def restore(self, contents: Callable[[], Iterable[Item]]) -> bool:
         """See `CorrelatorStore.restore`."""
-        return await self._database.write(lambda connection: _restore(connection, contents()))
+        return await self._database.write(lambda connection: _restore(connection, contents))
 
     async def get_sagas(self, key: str, definition: str | None = None) -> tuple[RecordedSaga, ...]:
         """See `CorrelatorQueries.get_sagas`."""
@@ -750,13 +755,13 @@ def _export(connection: sa.Connection, take: Take) -> None:
         take(waiting.publication)
 
 
-def _restore(connection: sa.Connection, contents: Iterable[Item]) -> bool:
+def _restore(connection: sa.Connection, contents: Callable[[], Iterable[Item]]) -> bool:
     if connection.execute(_SELECT_ALL_POSITIONS).first() is not None:
         return False
     stored = {(old.name, old.version): old for old in _definitions(connection)}
     kept: set[tuple[str, int]] = set()
     definitions: list[StoredDefinition] = []
-    for kind, items in groupby(contents, type):
+    for kind, items in groupby(contents(), type):
         for some in _batches(items, _SAGAS_AT_ONCE):
             if kind is PartitionPosition:
                 _insert_positions(connection, some)

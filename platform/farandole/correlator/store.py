@@ -181,6 +181,10 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         """The earliest next deadline of each partition that has any. Cheap, however many sagas there are."""
         ...
 
+    async def positions(self) -> Mapping[int, int]:
+        """How far each partition has been folded; empty for a store that nobody has claimed yet."""
+        ...
+
     async def export(self, take: Take) -> None:
         """Gives all that the store holds to `take`, from one consistent view; other commits go on meanwhile.
 

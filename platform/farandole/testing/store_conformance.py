@@ -1119,6 +1119,11 @@ class CorrelatorStoreConformance:
         assert [item for item in items if isinstance(item, Publication)] == waiting
         assert [item for item in items if isinstance(item, StoredDefinition)] == list(await store.definitions())
 
+    async def test_the_positions_tell_how_far_each_partition_is(self, store: CorrelatorStore) -> None:
+        assert await store.positions() == {}
+        await filled(store)
+        assert await store.positions() == {p: 12 if p in {2, 5} else 9 for p in ALL_PARTITIONS}
+
     async def test_what_was_exported_fills_an_empty_store(self, store: CorrelatorStore) -> None:
         other = MemoryCorrelatorStore()
         await filled(other)
