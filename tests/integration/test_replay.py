@@ -20,8 +20,12 @@ from farandole.testing.brokers import BrokerUnderTest
 from tests.integration.correlators import HAPPY, ROOT, Correlator, correlating, tell
 from tests.integration.farandole_command import Command
 
-SHIPPING_FAILED = ("shipping.v1.ShippingFailed", {"reason": "lost"})
-REFUNDED = ("payments.v1.PaymentRefunded", {"paymentId": "p", "amountCents": 5, "currency": "EUR", "reason": "lost"})
+Told = tuple[str, dict[str, object]]
+SHIPPING_FAILED: Told = ("shipping.v1.ShippingFailed", {"reason": "lost"})
+REFUNDED: Told = (
+    "payments.v1.PaymentRefunded",
+    {"paymentId": "p", "amountCents": 5, "currency": "EUR", "reason": "lost"},
+)
 
 OPEN = ("paid", "undone", "early", "again")
 

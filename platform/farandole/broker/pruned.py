@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 from farandole.broker.connection import Broker
 from farandole.broker.streams import EVENTS, StreamState, events_state
 from farandole.errors import StreamDriftError, StreamPrunedError
 
 PRUNED_METADATA = "farandole.pruned"
+_PURGED_AT_ONCE = 20_000
+"""So many sequences: each answer comes well before the broker would seem not to answer."""
 _LANE = re.compile(r"-\d{1,2}\Z")
 
 
@@ -29,10 +31,12 @@ class Pruned:
     """The id of the snapshot in the stream `SNAPSHOTS`, which has every record as of `until` or later."""
     readers: Mapping[str, int] = field(default_factory=dict)
     """By participant: the position that it has to have at least, since it had taken in then all that is gone."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """By participant: why an operator had it passed over, or forgotten."""
 
     def text(self) -> str:
         """As it stands in the metadata."""
-        return json.dumps({"until": self.until, "snapshot": self.snapshot, "readers": dict(self.readers)})
+        return json.dumps(asdict(self))
 
     def needed_by(self, durable: str) -> int:
         """The position that the reader of a durable consumer has to have at least; 0 where it has read nothing of what
@@ -48,7 +52,8 @@ def pruned_of(state: StreamState) -> Pruned | None:
     try:
         told = json.loads(text)
         readers = {str(name): int(position) for name, position in told["readers"].items()}
-        return Pruned(int(told["until"]), str(told["snapshot"]), readers)
+        reasons = {str(name): str(reason) for name, reason in told["reasons"].items()}
+        return Pruned(int(told["until"]), str(told["snapshot"]), readers, reasons)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise StreamDriftError(
             f"the metadata {PRUNED_METADATA} of the stream {EVENTS} can't be read: {text!r}; restore the stream from "
@@ -62,10 +67,11 @@ def check_not_pruned(state: StreamState, durable: str, position: int) -> None:
     pruned = pruned_of(state)
     if pruned is None or position >= pruned.needed_by(durable):
         return
+    participant = _LANE.sub("", durable)
     raise StreamPrunedError(
         f"{durable} had read up to {pruned.needed_by(durable)} when the stream {EVENTS} was pruned up to "
         f"{pruned.until}, and its database has read up to {position}: restore the database from a later backup; or, "
-        f"where what it knew is expendable, `farandole prune --forget {_LANE.sub('', durable)}` lets it begin anew"
+        f"where what it knew is expendable, `farandole prune --forget {participant} --reason …` lets it begin anew"
     )
 
 
@@ -76,11 +82,31 @@ async def mark_pruned(broker: Broker, pruned: Pruned) -> None:
     await broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**config, "metadata": metadata})
 
 
-async def forget_reader(broker: Broker, participant: str) -> bool:
+async def forget_reader(broker: Broker, participant: str, reason: str) -> bool:
     """Lets a participant begin anew on what is left of a pruned stream; returns whether it was known."""
     pruned = pruned_of(await events_state(broker))
     if pruned is None or participant not in pruned.readers:
         return False
     readers = {name: position for name, position in pruned.readers.items() if name != participant}
-    await mark_pruned(broker, replace(pruned, readers=readers))
+    await mark_pruned(broker, replace(pruned, readers=readers, reasons={**pruned.reasons, participant: reason}))
     return True
+
+
+async def purge(
+    broker: Broker, until: int, *, keep: Collection[str], report: Callable[[int, int], None] = lambda _done, _all: None
+) -> int:
+    """Removes what `EVENTS` holds up to a sequence, but for the event types to keep; returns how many events went.
+
+    Doing it again is fine: where it was interrupted it goes on. Raises what `Broker.request` does.
+    """
+    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}", {"subjects_filter": "events.>"})
+    subjects = [one for one in info["state"].get("subjects") or {} if one.split(".", 2)[2] not in keep]
+    first = info["state"]["first_seq"]
+    removed = 0
+    while first <= until:
+        first = min(first + _PURGED_AT_ONCE, until + 1)
+        for subject in subjects:
+            answer = await broker.request(f"$JS.API.STREAM.PURGE.{EVENTS}", {"filter": subject, "seq": first})
+            removed += answer["purged"]
+        report(first, until)
+    return removed

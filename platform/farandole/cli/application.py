@@ -9,6 +9,7 @@ from farandole.cli import (
     dead_letter_verbs,
     event_commands,
     health_commands,
+    prune_commands,
     replay_commands,
     saga_commands,
     stack_commands,
@@ -34,6 +35,7 @@ application.command("correlator")(event_commands.correlator)
 application.command("provision")(event_commands.provision)
 application.command("pub")(event_commands.pub)
 application.command("replay")(replay_commands.replay)
+application.command("prune")(prune_commands.prune)
 
 sagas = typer.Typer(help="Sagas, as the correlator knows them.", no_args_is_help=True)
 sagas.command("list")(saga_commands.list_sagas)
