@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from farandole.broker.connection import Broker
 from farandole.broker.streams import EVENTS, StreamState, events_state
 from farandole.errors import StreamDriftError, StreamPrunedError
+from farandole.lifecycle import CORRELATOR
 
 PRUNED_METADATA = "farandole.pruned"
 _PURGED_AT_ONCE = 20_000
@@ -30,7 +31,8 @@ class Pruned:
     snapshot: str
     """The id of the snapshot in the stream `SNAPSHOTS`, which has every record as of `until` or later."""
     readers: Mapping[str, int] = field(default_factory=dict)
-    """By participant: the position that it has to have at least, since it had taken in then all that is gone."""
+    """By participant, and for the correlator: the position that its database has to have at least, since it had taken
+    in then all that is gone."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """By participant: why an operator had it passed over, or forgotten."""
 
@@ -67,11 +69,14 @@ def check_not_pruned(state: StreamState, durable: str, position: int) -> None:
     pruned = pruned_of(state)
     if pruned is None or position >= pruned.needed_by(durable):
         return
-    participant = _LANE.sub("", durable)
+    name = _LANE.sub("", durable)
+    remedy = f"`farandole prune --forget {name} --reason …` lets it begin anew"
+    if name == CORRELATOR:
+        remedy = "it begins from the snapshot with an empty one"
     raise StreamPrunedError(
         f"{durable} had read up to {pruned.needed_by(durable)} when the stream {EVENTS} was pruned up to "
         f"{pruned.until}, and its database has read up to {position}: restore the database from a later backup; or, "
-        f"where what it knew is expendable, `farandole prune --forget {participant} --reason …` lets it begin anew"
+        f"where what it knew is expendable, {remedy}"
     )
 
 

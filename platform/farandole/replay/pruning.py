@@ -23,6 +23,7 @@ from farandole.correlator.snapshots import (
 )
 from farandole.correlator.store import CorrelatorStore
 from farandole.errors import PreconditionError
+from farandole.lifecycle import CORRELATOR
 from farandole.registry import Registry
 from farandole.replay.comparison import Comparison
 from farandole.replay.folding import Report, ToldDefinitions, empty_store, fold_stream
@@ -69,7 +70,8 @@ class Pruning:
         await self._prove(snapshot, needed=until)
         before = pruned_of(await events_state(self._broker))
         readers, told = (before.readers, before.reasons) if before else ({}, {})
-        pruned = Pruned(until, snapshot.id, {**readers, **holds.readers}, {**told, **reasons})
+        known = {**readers, **holds.readers, CORRELATOR: until}
+        pruned = Pruned(until, snapshot.id, known, {**told, **reasons})
         await mark_pruned(self._broker, pruned)
         removed = await self.remove(until)
         await remove_other_snapshots(self._broker, snapshot.id)
