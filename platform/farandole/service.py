@@ -18,6 +18,7 @@ from farandole.broker.connection import Broker
 from farandole.broker.responder import respond, status_subject
 from farandole.database import Database
 from farandole.errors import StoreUnavailableError
+from farandole.migrations import PARTICIPANT, migrate
 from farandole.outbox import OutboxRow
 from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.participant import Participant
@@ -140,7 +141,7 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
         )
         subject = status_subject(participant.name)
         async with serve(settings.grpc_address, [_participant_rpc(participant, status), *rpcs(runtime)], monitor):
-            await when_available(lambda: create_tables(participant, database, tables), monitor)
+            await when_available(lambda: create_tables(participant, database), monitor)
             await work_until_stopped(
                 broker=broker,
                 worker=worker,
@@ -152,18 +153,14 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
         await close_or_exit(database.close())
 
 
-_IF_EARLIER = (
-    "it holds the service's own state, so go on with the version that made it, or bring the tables up to date; where "
-    "that state is expendable, start with an empty database (`make clean` removes all of a checkout's data)"
-)
+async def create_tables(participant: Participant, database: Database) -> None:
+    """Brings the platform's tables up to date, makes the service's own where they are missing, and puts in what they
+    begin with.
 
-
-async def create_tables(participant: Participant, database: Database, tables: ParticipantTables) -> None:
-    """Makes the platform's and the service's own tables where they are missing, and puts in what they begin with.
-
-    Raises `StoreError` where an earlier version made some of them, and `StoreUnavailableError`.
+    Raises `StoreError` where the database does not fit this version, and `StoreUnavailableError`.
     """
-    await database.create(tables.metadata, participant.metadata, if_earlier=_IF_EARLIER)
+    await migrate(database, PARTICIPANT)
+    await database.create(participant.metadata, if_earlier=PARTICIPANT.if_older)
     if participant.seed is not None:
         await database.write(participant.seed)
 
