@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tests.integration.correlators import ROOT
@@ -18,7 +17,7 @@ class Command:
     """Runs `farandole` where the broker and the correlator's database are those of a test."""
 
     nats_url: str
-    database: Path
+    database_url: str
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         """Runs it, which must end with that code; returns all that it printed."""
@@ -32,7 +31,7 @@ class Command:
             env={
                 **{name: value for name, value in os.environ.items() if not name.startswith("FARANDOLE_")},
                 "FARANDOLE_NATS_URL": self.nats_url,
-                "FARANDOLE_DATABASE_URL": f"sqlite:///{self.database}",
+                "FARANDOLE_DATABASE_URL": self.database_url,
             },
         )
         assert done.returncode == code, done.stdout + done.stderr

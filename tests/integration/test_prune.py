@@ -114,10 +114,10 @@ class Scene:
 
 @asynccontextmanager
 async def at_work(broker: Broker, url: str, directory: Path, name: str = "correlator") -> AsyncIterator[Scene]:
-    database = directory / f"{name}.db"
-    store = SqlCorrelatorStore(Database(f"sqlite:///{database}"))
+    url_of_store = f"sqlite:///{directory / name}.db"
+    store = SqlCorrelatorStore(Database(url_of_store))
     async with correlating(broker, store, ORDERS) as correlator:
-        yield Scene(broker, correlator, Command(url, database))
+        yield Scene(broker, correlator, Command(url, url_of_store))
     await store.close()
 
 
@@ -277,7 +277,7 @@ async def test_dead_letters_that_are_open_hold_and_stray_events_do_not(scene: Sc
 
 
 async def test_records_that_are_not_what_the_stream_makes_of_them_keep_it_whole(scene: Scene) -> None:
-    with sqlite3.connect(scene.farandole.database) as connection:
+    with sqlite3.connect(scene.farandole.database_url.removeprefix("sqlite:///")) as connection:
         connection.execute("UPDATE saga SET status = 6 WHERE key = 'done-1'")
     connection.close()
     before = await scene.stored()

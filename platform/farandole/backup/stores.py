@@ -17,6 +17,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from farandole.errors import ConfigurationError, Fault, SnapshotError, StoreUnavailableError
+from farandole.stack.embedded_postgres import find_programs
 
 Programs = Callable[[str], str]
 """Where a program of PostgreSQL is, such as `pg_dump`. Raises `ConfigurationError` where there is none."""
@@ -82,8 +83,15 @@ def refuse_filled(url: str) -> None:
 
 
 def find_program(name: str) -> str:
-    """A program of PostgreSQL on the PATH. Raises `ConfigurationError` where there is none."""
-    found = shutil.which(name)
+    """A program of PostgreSQL: of the installation that the embedded server is of, else the one on the PATH.
+
+    Raises `ConfigurationError` where there is none.
+    """
+    try:
+        beside = find_programs(os.environ) / name
+    except ConfigurationError:
+        beside = Path(name)
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
     if found is None:
         raise ConfigurationError([Fault(name, "is not installed; it comes with PostgreSQL's client")])
     return found
