@@ -117,7 +117,7 @@ ENDED = saga("b", definition="drone-delivery", version=2, ended=9, deadline=None
 
 async def fill_correlator(store: SqlCorrelatorStore) -> None:
     """Records with their histories, dead letters in several states, definitions, and what is to be published."""
-    await store.activate([definition()])
+    await store.activate([definition()], replica="correlator-1")
     await store.remember([definition("drone-delivery", 2)])
     claim = await record(store, RUNNING)
     batch = FoldedBatch(

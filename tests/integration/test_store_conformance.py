@@ -18,11 +18,11 @@ from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.queries import DeadLetterQuery, SagaOrder, SagaQuery
 from farandole.correlator.sql_store import (
     SELECT_DUE,
-    SELECT_NEXT_DEADLINES,
     SqlCorrelatorStore,
+    next_deadlines_statement,
     saga_page_statement,
 )
-from farandole.correlator.store import CorrelatorStore, FoldedBatch
+from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore, FoldedBatch
 from farandole.database import Database
 from farandole.envelope import Reason
 from farandole.errors import StoreUnavailableError
@@ -97,7 +97,7 @@ async def test_a_database_that_another_process_locks_is_unavailable_and_comes_ba
     await store.close()
 
 
-@pytest.mark.parametrize("statement", [SELECT_DUE, SELECT_NEXT_DEADLINES])
+@pytest.mark.parametrize("statement", [SELECT_DUE, next_deadlines_statement(ALL_PARTITIONS)])
 async def test_sqlite_finds_what_is_due_without_walking_all_sagas(
     sqlite: SqlCorrelatorStore, statement: sa.Select[Any]
 ) -> None:

@@ -42,7 +42,11 @@ class Database:
         self._dialect = _DIALECTS[parsed.get_backend_name()]
         self._writer = self._dialect.engine(parsed, writes=True, pool_size=1, application_name=application_name)
         self._reader = self._dialect.engine(parsed, writes=False, pool_size=_READERS, application_name=application_name)
+        self._beside = self._dialect.engine_beside(parsed, application_name=application_name) or self._writer
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
+        self._beside_thread = self._write_thread
+        if self._beside is not self._writer:
+            self._beside_thread = ThreadPoolExecutor(1, thread_name_prefix="database-beside")
         self._read_threads = ThreadPoolExecutor(_READERS, thread_name_prefix="database-reader")
         self._proven_until = 0.0
         """Until when a write that succeeded counts, by the monotonic clock."""
@@ -89,6 +93,14 @@ class Database:
         self._dialect.make_place(self._writer.url)
         return await self._write(partial(transact, alone=True), work)
 
+    async def write_beside(self, work: Callable[[sa.Connection], T]) -> T:
+        """Runs `work` in one short write transaction that other transactions do not hold up, where that can be.
+
+        Only these come one after the other: it keeps to tables that no other kind of transaction writes to. Otherwise
+        like `write`.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._beside_thread, transact, self._beside, work)
+
     async def _write(
         self, run: Callable[[sa.Engine, Callable[[sa.Connection], T]], T], work: Callable[[sa.Connection], T]
     ) -> T:
@@ -118,8 +130,10 @@ class Database:
     async def close(self) -> None:
         """Waits for what runs, and closes every connection."""
         await asyncio.to_thread(self._write_thread.shutdown)
+        await asyncio.to_thread(self._beside_thread.shutdown)
         await asyncio.to_thread(self._read_threads.shutdown)
         self._writer.dispose()
+        self._beside.dispose()
         self._reader.dispose()
 
 

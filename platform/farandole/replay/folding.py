@@ -154,7 +154,7 @@ async def fold_stream(
     handler = CorrelatorBatchHandler(
         store=store,
         registry=registry,
-        definitions=definitions,
+        definitions_of=lambda _known, _partitions: definitions,
         changes=SagaChanges(),
         last_stored_on=partial(last_stored_on, broker),
         stored_on=partial(stored_on, broker),
