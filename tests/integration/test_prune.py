@@ -85,20 +85,18 @@ class Scene:
         return [one.sequence async for page in pages for one in page if one.type not in KEPT_TYPES]
 
     async def holds(self, *without: str) -> Holds:
-        state = await events_state(self.broker)
-        async with live_view(self.store, state) as live:
+        async with live_view(self.broker, self.store) as live:
             inquiry = BrokerInquiry(self.broker, time_limit_seconds=1)
-            return await find_holds(self.broker, live, state=state, inquiry=inquiry, without=without)
+            return await find_holds(self.broker, live, inquiry=inquiry, without=without)
 
     async def prune(self, until: int | None = None) -> int:
         """Prunes as far as it may; returns how far that is."""
-        state = await events_state(self.broker)
-        async with live_view(self.store, state) as live:
+        async with live_view(self.broker, self.store) as live:
             inquiry = BrokerInquiry(self.broker)
-            holds = await find_holds(self.broker, live, state=state, inquiry=inquiry, without=())
+            holds = await find_holds(self.broker, live, inquiry=inquiry, without=())
             pruning = Pruning(self.broker, self.store, REGISTRY, report=lambda _done, _all: None)
             until = until or holds.until
-            await pruning.prune(live, holds, until, state=state, reasons={})
+            await pruning.prune(live, holds, until, reasons={})
             return until
 
     async def settled(self) -> None:
