@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import sqlite3
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -14,11 +15,12 @@ import pytest
 
 from choreography.v1 import participant_pb2, participant_service_pb2
 from farandole.broker.connection import Broker
-from farandole.broker.pruned import check_not_pruned, pruned_of
+from farandole.broker.pruned import check_not_pruned, forget_reader, pruned_of
 from farandole.broker.publisher import Publisher
 from farandole.broker.responder import respond, status_subject
 from farandole.broker.stored import events_behind
 from farandole.broker.streams import EVENTS, SNAPSHOTS, events_state
+from farandole.cli.prune_commands import prune
 from farandole.correlator.contents import Item
 from farandole.correlator.dead_letters import DeadLetter
 from farandole.correlator.inquiry import BrokerInquiry
@@ -28,10 +30,11 @@ from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import CorrelatorStore
 from farandole.database import Database
 from farandole.envelope import Publication
-from farandole.errors import PreconditionError, QueryError, StreamPrunedError
+from farandole.errors import InvalidArgumentError, PreconditionError, QueryError, SnapshotError, StreamPrunedError
+from farandole.replay.folding import Extent
 from farandole.replay.holds import Holds, find_holds
 from farandole.replay.pruning import KEPT_TYPES, Pruning
-from farandole.replay.replaying import live_view
+from farandole.replay.replaying import LiveView, Verified, live_view, verify
 from farandole.saga import Disposition, Status
 from farandole.testing.brokers import BrokerUnderTest
 from farandole.testing.store_conformance import exported
@@ -99,6 +102,12 @@ class Scene:
             await pruning.prune(live, holds, until, reasons={})
             return until
 
+    async def replay(self, extent: Extent | None = None) -> Verified:
+        """A replay as far as the live records are, or so far."""
+        async with live_view(self.broker, self.store) as live:
+            wanted = LiveView(live.contents, extent or live.extent, live.state)
+            return await verify(self.broker, wanted, registry=REGISTRY, report=lambda _done, _all: None)
+
     async def settled(self) -> None:
         """Waits until the correlator has folded all that the stream holds."""
         async with asyncio.timeout(20):
@@ -163,8 +172,8 @@ async def test_what_is_over_goes_and_nothing_that_is_open_does(scene: Scene) -> 
     said = await asyncio.to_thread(scene.farandole, "replay")
     assert " events behind the snapshot as of " in said
     assert "\nidentical: 6 sagas" in said
-    refused = await asyncio.to_thread(scene.farandole, "replay", "--until-sequence", str(first), code=1)
-    assert "the stream was pruned, and replay starts from its snapshot" in refused
+    with pytest.raises(PreconditionError, match="the stream was pruned, and replay starts from its snapshot"):
+        await scene.replay(Extent.of(first))
 
 
 async def test_a_correlator_with_an_empty_database_begins_from_the_snapshot(
@@ -237,11 +246,10 @@ async def test_who_has_not_read_so_far_holds_what_it_needs(scene: Scene) -> None
 
 async def test_who_does_not_answer_is_passed_over_only_with_a_reason(scene: Scene) -> None:
     scene.positions["shipping"] = None
-    refused = await asyncio.to_thread(scene.farandole, "prune", code=1)
-    assert "shipping did not tell how far it has read: start it" in refused
-    assert "is needed with --without" in await asyncio.to_thread(
-        scene.farandole, "prune", "--without", "shipping", code=2
-    )
+    with pytest.raises(PreconditionError, match="shipping did not tell how far it has read: start it"):
+        await scene.prune()
+    with pytest.raises(InvalidArgumentError, match="is needed with --without"):
+        prune(without=["shipping"])
     told = await asyncio.to_thread(scene.farandole.json, "prune", "--without", "shipping", "--reason", "never deployed")
     state = await events_state(scene.broker)
     pruned = pruned_of(state)
@@ -254,11 +262,9 @@ async def test_who_does_not_answer_is_passed_over_only_with_a_reason(scene: Scen
             check_not_pruned(state, durable, 0)
         check_not_pruned(state, durable, pruned.until)
     check_not_pruned(state, "loyalty", 0)
-    said = await asyncio.to_thread(scene.farandole, "prune", "--forget", "shipping", "--reason", "begins anew")
-    assert "shipping may begin anew" in said
+    assert await forget_reader(scene.broker, "shipping", "begins anew")
     check_not_pruned(await events_state(scene.broker), "shipping", 0)
-    unknown = await asyncio.to_thread(scene.farandole, "prune", "--forget", "nobody", "--reason", "x", code=1)
-    assert "nothing to forget" in unknown
+    assert not await forget_reader(scene.broker, "nobody", "was never there")
 
 
 async def test_dead_letters_that_are_open_hold_and_stray_events_do_not(scene: Scene) -> None:
@@ -279,8 +285,8 @@ async def test_records_that_are_not_what_the_stream_makes_of_them_keep_it_whole(
         connection.execute("UPDATE saga SET status = 6 WHERE key = 'done-1'")
     connection.close()
     before = await scene.stored()
-    refused = await asyncio.to_thread(scene.farandole, "prune", code=1)
-    assert "the live records are not what the stream makes of them: 1 differ, as order-fulfilment done-1" in refused
+    with pytest.raises(PreconditionError, match="what the stream makes of them: 1 differ, as order-fulfilment done-1"):
+        await scene.prune()
     assert await scene.stored() == before
     assert pruned_of(await events_state(scene.broker)) is None
 
@@ -294,8 +300,6 @@ async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scen
     publisher = Publisher(scene.broker)
     piece = await scene.broker.request(f"$JS.API.STREAM.MSG.GET.{SNAPSHOTS}", {"last_by_subj": subject})
     if damage == "a byte":
-        import base64
-
         data = bytearray(base64.b64decode(piece["message"]["data"]))
         data[len(data) // 2] ^= 1
         await publisher.publish(Publication("damage", subject, {}, bytes(data)))
@@ -310,7 +314,8 @@ async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scen
         await correlator.problems.until(says)
         await correlator.problems.until("restore the stream SNAPSHOTS from its backup, or the correlator's database")
         assert await correlator.store.positions() == {}, "it has not begun with half of the stream"
-    assert says in await asyncio.to_thread(scene.farandole, "replay", code=1)
+    with pytest.raises(SnapshotError, match=says):
+        await scene.replay()
 
 
 async def test_an_old_backup_does_not_go_on_where_events_are_gone(scene: Scene) -> None:
@@ -336,7 +341,7 @@ async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stay
     monkeypatch.undo()
     assert await scene.left_of_sagas(), "it was killed behind the mark"
     told = await asyncio.to_thread(scene.farandole.json, "prune")
-    assert told["removed"] > 0
+    assert told["removed"] > 0, "though nothing more may go"
     assert await scene.left_of_sagas() == []
     await tell(scene.broker, "next")
     await scene.correlator.until("next", Status.COMPLETED)
@@ -347,4 +352,6 @@ async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stay
     assert pruned.until == until
     info = await scene.broker.request(f"$JS.API.STREAM.INFO.{SNAPSHOTS}", {"subjects_filter": ">"})
     assert {subject.split(".")[1] for subject in info["state"]["subjects"]} == {pruned.snapshot}
-    assert "\nidentical: 5 sagas" in await asyncio.to_thread(scene.farandole, "replay")
+    verified = await scene.replay()
+    assert verified.comparison.are_identical
+    assert (verified.comparison.sagas, verified.folded.after) == (5, until)

@@ -47,9 +47,9 @@ def prune(
     """
     from farandole.cli.output import quiet_logs
 
-    quiet_logs()
     if (without or forget) and not reason.strip():
         raise InvalidArgumentError("--reason", "is needed with --without and --forget: what was known is given up")
+    quiet_logs()
     if forget is not None:
         asyncio.run(_forget(forget, reason))
     else:

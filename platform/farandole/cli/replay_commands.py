@@ -66,7 +66,6 @@ def replay(
     """
     from farandole.cli.output import quiet_logs
 
-    quiet_logs()
     time = None if until_time is None else _moment(until_time)
     is_earlier = until_sequence is not None or time is not None
     if sagas is not None and is_earlier:
@@ -75,6 +74,7 @@ def replay(
         raise InvalidArgumentError(
             "--saga", "shows one saga as of --until-sequence or --until-time; now: farandole sagas show"
         )
+    quiet_logs()
     if sagas is not None:
         asyncio.run(_try(sagas, database, limit, as_json=as_json))
     elif is_earlier:
