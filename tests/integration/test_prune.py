@@ -39,7 +39,6 @@ from farandole.saga import Disposition, Status
 from farandole.testing.brokers import BrokerUnderTest
 from farandole.testing.store_conformance import exported
 from tests.integration.correlators import (
-    DEFINITIONS,
     HAPPY,
     REGISTRY,
     Correlator,
@@ -47,10 +46,10 @@ from tests.integration.correlators import (
     dispositions,
     end_deduplication,
     tell,
+    unhurried,
 )
 from tests.integration.farandole_command import Command
 
-ORDERS = tuple(definition for definition in DEFINITIONS if definition.name == "order-fulfilment")
 PARTICIPANTS = ("orders", "inventory", "payments", "shipping")
 
 
@@ -123,7 +122,7 @@ class Scene:
 async def at_work(broker: Broker, url: str, directory: Path, name: str = "correlator") -> AsyncIterator[Scene]:
     url_of_store = f"sqlite:///{directory / name}.db"
     store = SqlCorrelatorStore(Database(url_of_store))
-    async with correlating(broker, store, ORDERS) as correlator:
+    async with correlating(broker, store, unhurried(directory / "definitions")) as correlator:
         yield Scene(broker, correlator, Command(url, url_of_store))
     await store.close()
 
@@ -292,7 +291,7 @@ async def test_records_that_are_not_what_the_stream_makes_of_them_keep_it_whole(
 
 
 @pytest.mark.parametrize("damage", ["a byte", "a piece"])
-async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scene, damage: str) -> None:
+async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scene, tmp_path: Path, damage: str) -> None:
     await scene.prune()
     pruned = pruned_of(await events_state(scene.broker))
     assert pruned is not None
@@ -310,7 +309,7 @@ async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scen
     await publisher.stop()
     scene.correlator.running.cancel()
     await asyncio.gather(scene.correlator.running, return_exceptions=True)
-    async with correlating(scene.broker, MemoryCorrelatorStore(), ORDERS) as correlator:
+    async with correlating(scene.broker, MemoryCorrelatorStore(), unhurried(tmp_path)) as correlator:
         await correlator.problems.until(says)
         await correlator.problems.until("restore the stream SNAPSHOTS from its backup, or the correlator's database")
         assert await correlator.store.positions() == {}, "it has not begun with half of the stream"
@@ -318,13 +317,13 @@ async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scen
         await scene.replay()
 
 
-async def test_an_old_backup_does_not_go_on_where_events_are_gone(scene: Scene) -> None:
+async def test_an_old_backup_does_not_go_on_where_events_are_gone(scene: Scene, tmp_path: Path) -> None:
     await scene.prune()
     scene.correlator.running.cancel()
     await asyncio.gather(scene.correlator.running, return_exceptions=True)
     old = MemoryCorrelatorStore()
     await old.claim((await events_state(scene.broker)).incarnation)
-    async with correlating(scene.broker, old, ORDERS) as correlator:
+    async with correlating(scene.broker, old, unhurried(tmp_path)) as correlator:
         await correlator.problems.until("and its database has read up to 0: restore the database from a later backup")
         assert set((await old.positions()).values()) == {0}
 

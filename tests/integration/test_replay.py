@@ -22,7 +22,7 @@ from farandole.errors import InvalidArgumentError
 from farandole.replay.replaying import extent_of
 from farandole.saga import Status
 from farandole.testing.brokers import BrokerUnderTest
-from tests.integration.correlators import HAPPY, ROOT, Correlator, correlating, tell
+from tests.integration.correlators import HAPPY, Correlator, correlating, tell, unhurried
 from tests.integration.farandole_command import Command
 
 Told = tuple[str, dict[str, object]]
@@ -32,6 +32,7 @@ REFUNDED: Told = (
     {"paymentId": "p", "amountCents": 5, "currency": "EUR", "reason": "lost"},
 )
 
+ACTIVE = "active-definitions"
 OPEN = ("paid", "undone", "early", "again")
 
 
@@ -53,21 +54,25 @@ class Scene:
 
 @pytest.fixture
 async def scene(broker: Broker, nats_server: BrokerUnderTest, tmp_path: Path) -> AsyncIterator[Scene]:
-    async with scene_on(f"sqlite:///{tmp_path}/correlator.db", broker, nats_server) as on_sqlite:
+    async with scene_on(f"sqlite:///{tmp_path}/correlator.db", broker, nats_server, tmp_path) as on_sqlite:
         yield on_sqlite
 
 
 @pytest.fixture
-async def scene_on_each(broker: Broker, nats_server: BrokerUnderTest, database_url: str) -> AsyncIterator[Scene]:
+async def scene_on_each(
+    broker: Broker, nats_server: BrokerUnderTest, database_url: str, tmp_path: Path
+) -> AsyncIterator[Scene]:
     """The same on SQLite and on PostgreSQL."""
-    async with scene_on(database_url, broker, nats_server) as on_each:
+    async with scene_on(database_url, broker, nats_server, tmp_path) as on_each:
         yield on_each
 
 
 @asynccontextmanager
-async def scene_on(database_url: str, broker: Broker, nats_server: BrokerUnderTest) -> AsyncIterator[Scene]:
+async def scene_on(
+    database_url: str, broker: Broker, nats_server: BrokerUnderTest, directory: Path
+) -> AsyncIterator[Scene]:
     store = SqlCorrelatorStore(Database(database_url))
-    async with correlating(broker, store) as correlator:
+    async with correlating(broker, store, unhurried(directory / ACTIVE)) as correlator:
         await tell(broker, "done")
         await tell(broker, "paid", HAPPY[:3])
         await tell(broker, "undone", [*HAPPY[:3], SHIPPING_FAILED, REFUNDED])
@@ -180,10 +185,9 @@ async def test_what_can_not_be_replayed_is_said(scene: Scene, tmp_path: Path) ->
 
 async def test_a_changed_definition_is_tried_on_open_sagas(scene: Scene, tmp_path: Path) -> None:
     before = await scene.correlator.store.load(OPEN)
-    same = ROOT / "services" / "correlator" / "sagas"
     changed = tmp_path / "sagas"
     changed.mkdir()
-    text = (same / "order-fulfilment.yaml").read_text()
+    text = (tmp_path / ACTIVE / "order-fulfilment.yaml").read_text()
     tried = text.replace('"1800s"', '"1s"').replace("version: 1", "version: 2")
     assert tried != text
     (changed / "order-fulfilment.yaml").write_text(tried)
@@ -205,7 +209,7 @@ async def test_a_definition_with_another_flow_is_tried(scene: Scene, tmp_path: P
     """One that completes an order once it is shipped: what is open would be over, and `done` has one event too many."""
     changed = tmp_path / "sagas"
     changed.mkdir()
-    text = (ROOT / "services" / "correlator" / "sagas" / "order-fulfilment.yaml").read_text()
+    text = (tmp_path / ACTIVE / "order-fulfilment.yaml").read_text()
     begin = text.index("- name: complete-order")
     (changed / "order-fulfilment.yaml").write_text(text[:begin].rstrip() + "\n")
     await tell(scene.broker, "shipped", HAPPY[:4])
