@@ -102,13 +102,13 @@ def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, report: Repo
     from farandole.stack.control import SupervisorClient
     from farandole.stack.take_down import take_down
 
-    if SupervisorClient(plan.home).state() is not None:
-        raise StackError("the stack is running, and holds data: a backup is restored into an empty place only")
     if plan.home.data.is_dir() and any(plan.home.data.iterdir()):
         raise SnapshotError(
             f"{plan.home.data} holds data already: a backup is restored into an empty place only; "
             "FARANDOLE_HOME names another one"
         )
+    if SupervisorClient(plan.home).state() is not None:
+        raise StackError("the stack is running: a backup is restored into an empty place only; `farandole down` first")
     try:
         bring_up_servers(plan, os.environ, Path.cwd())
         restore_stores(directory, manifest, _stores(plan), find_program, report)
