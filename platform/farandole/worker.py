@@ -18,6 +18,7 @@ import structlog
 
 from farandole.broker.attempts import Attempts
 from farandole.broker.connection import Broker
+from farandole.broker.pruned import check_not_pruned
 from farandole.broker.publisher import Publisher
 from farandole.broker.relay import OutboxRelay, Refused
 from farandole.broker.stored import check_stored, stored_events
@@ -277,6 +278,7 @@ class Worker:
                 state = await events_state(self._broker)
                 position = await self._handler.claim(state.incarnation)
                 check_position(state, incarnation=position.incarnation, position=position.sequence)
+                check_not_pruned(state, self._durable, position.sequence)
                 await check_stored(self._broker, position.sequence, position.time)
                 heard = await self._handler.hear(self._first_heard(position, state))
                 self._relay.add(await self._handler.waiting())

@@ -20,6 +20,7 @@ from farandole.correlator.changes import SagaChanges
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.main import read_registry
 from farandole.correlator.queries import RecordedSaga
+from farandole.correlator.snapshots import begin_from_snapshot
 from farandole.correlator.store import CorrelatorStore
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
@@ -185,6 +186,7 @@ async def correlating(
         last_stored_on=partial(last_stored, broker),
         stored_on=partial(stored_on, broker),
         stored_at=partial(stored_at, broker),
+        begin=partial(begin_from_snapshot, broker),
         clock=clock,
     )
     handler.before_time_outs = before_time_outs

@@ -18,6 +18,7 @@ from farandole.partitions import PARTITIONS
 
 EVENTS = "EVENTS"
 DEADLETTERS = "DEADLETTERS"
+SNAPSHOTS = "SNAPSHOTS"
 PARTITIONS_METADATA = "farandole.partitions"
 INCARNATION_METADATA = "farandole.made"
 """When the stream was provisioned, and by chance which time of several. A restored backup has it too."""
@@ -66,6 +67,14 @@ STREAMS: Mapping[str, Mapping[str, Any]] = {
     ),
 }
 """The streams, as the JetStream API has them."""
+
+SNAPSHOTS_STREAM: Mapping[str, Any] = _stream(
+    SNAPSHOTS,
+    description="Farandole: the correlator's records as of what was pruned from EVENTS",
+    subjects=["snapshots.>"],
+    metadata={},
+)
+"""Made by the first `farandole prune`: who never prunes needs none."""
 
 _FREE_SETTINGS = frozenset(
     {"description", "num_replicas", "metadata", "duplicate_window", "max_bytes", "max_msg_size", "max_consumers"}
@@ -157,6 +166,14 @@ INCARNATION_REMEDY = (
 )
 
 
+async def make_stream(broker: Broker, wanted: Mapping[str, Any], *, replicas: int) -> None:
+    """Makes one stream where it does not exist yet. Raises `StreamDriftError` where it is not as Farandole needs it."""
+    name = wanted["name"]
+    await _create(broker, name, wanted, replicas)
+    if drift := _drift(wanted, (await stream_state(broker, name)).config):
+        raise StreamDriftError(f"the stream {name} is not as Farandole needs it: {'; '.join(drift)}")
+
+
 async def provision(broker: Broker, *, replicas: int = 1) -> list[Provisioned]:
     """Makes the streams that do not exist yet, in order.
 
@@ -183,7 +200,7 @@ async def provision(broker: Broker, *, replicas: int = 1) -> list[Provisioned]:
 
 
 async def _create(broker: Broker, name: str, wanted: Mapping[str, Any], replicas: int) -> bool:
-    """Makes a stream. Returns False where another one who provisions has just made it."""
+    """Makes a stream. Returns False where there is one already: another one who provisions may have just made it."""
     made = f"{datetime.now(UTC).isoformat()} ({uuid.uuid4().hex[:8]})"
     metadata = {**wanted["metadata"], INCARNATION_METADATA: made}
     try:

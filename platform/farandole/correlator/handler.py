@@ -45,6 +45,7 @@ from farandole.correlator.definitions import (
     activation_of,
 )
 from farandole.correlator.lifecycle_messages import lifecycle_publication
+from farandole.correlator.queries import StoredDefinition
 from farandole.correlator.records import fold
 from farandole.correlator.store import (
     ALL_PARTITIONS,
@@ -118,6 +119,16 @@ class _Late:
     time_outs: list[TimeOut] = field(default_factory=list)
 
 
+def _as_stored(known: Sequence[StoredDefinition], partitions: Collection[int]) -> Definitions:
+    """Those that are active in the store shall be so in the stream."""
+    wanted = [one.definition() for one in known if one.is_active]
+    return Definitions(wanted, [one.definition() for one in known], partitions=partitions)
+
+
+async def _as_it_is(_store: CorrelatorStore) -> None:
+    """Begins with a store as it is."""
+
+
 class CorrelatorBatchHandler:
     """The correlator's `farandole.worker.BatchHandler` for some partitions."""
 
@@ -131,12 +142,17 @@ class CorrelatorBatchHandler:
         last_stored_on: LastStoredOn,
         stored_on: StoredOn,
         stored_at: StoredAt,
+        begin: Callable[[CorrelatorStore], Awaitable[None]] = _as_it_is,
+        definitions_of: Callable[[Sequence[StoredDefinition], Collection[int]], Definitions] = _as_stored,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` only says when an event was decided, for people. `monotonic`, in seconds, only says when to ask the
-        stream for its time."""
+        """`begin` fills a new store with what the stream does not hold any more; see `begin_from_snapshot`.
+        `definitions_of` makes of what the store knows the definitions of some partitions. `clock` only says when an
+        event was decided, for people. `monotonic`, in seconds, only says when to ask the stream for its time."""
         self._store = store
+        self._begin = begin
+        self._definitions_of = definitions_of
         self._registry = registry
         self.partitions = frozenset(partitions)
         self.first_heard = FirstHeard((ACTIVATED, RETIRED), from_beginning=True, partitions=self.partitions)
@@ -166,6 +182,7 @@ class CorrelatorBatchHandler:
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
         self._cache.clear()
+        await self._begin(self._store)
         self._claim = await self._store.claim(incarnation, self.partitions, held=self._claim)
         self._watch.begin(await self._store.next_deadlines(self.partitions))
         self._races = Races(self._monotonic)
@@ -180,12 +197,7 @@ class CorrelatorBatchHandler:
         Raises `DefinitionError` where a new store would fold old sagas under the changed content of their version.
         """
         assert self._claim is not None, "claim() comes first"
-        known = await self._store.definitions()
-        self._definitions = Definitions(
-            [one.definition() for one in known if one.is_active],
-            [one.definition() for one in known],
-            partitions=self.partitions,
-        )
+        self._definitions = self._definitions_of(await self._store.definitions(), self.partitions)
         self._unreadable = await self._heard_unreadable(self._claim.position)
         stored = [activation async for page in pages for activation in self._activations(page)]
         waiting = [row.publication for row in await self._store.waiting_publications(self.partitions)]

@@ -25,6 +25,7 @@ from farandole.correlator.events_stream import BrokerEventsStream
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.saga_service import SagaService
+from farandole.correlator.snapshots import begin_from_snapshot
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore
 from farandole.database import Database
@@ -164,6 +165,7 @@ def correlator_handler(
         last_stored_on=partial(last_stored_on, broker),
         stored_on=partial(stored_on, broker),
         stored_at=partial(stored_at, broker),
+        begin=partial(begin_from_snapshot, broker),
         clock=clock,
         monotonic=monotonic,
     )

@@ -107,6 +107,27 @@ def bring_up(
         state = _state(client, plan)
 
 
+def bring_up_broker(
+    plan: Plan,
+    environment: Mapping[str, str],
+    callers_directory: Path,
+    *,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Starts the supervisor and the embedded broker alone, without any stream: for what comes before services.
+
+    Raises `StackError` where the stack is running already, and like `bring_up`.
+    """
+    plan.home.prepare()
+    client = SupervisorClient(plan.home)
+    if client.state() is not None:
+        raise StackError("the stack is running; `farandole down` first")
+    _clear_the_way(plan, environment)
+    _start_supervisor(plan, environment, callers_directory, client)
+    if plan.broker:
+        start_service(plan, plan.broker.name, environment, callers_directory, timeout_seconds=timeout_seconds)
+
+
 class _Patience:
     """How long a command waits for services."""
 
