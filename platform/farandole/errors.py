@@ -13,6 +13,7 @@ FarandoleError
 ├── StoreError                a database refused or did not answer
 │   ├── StoreUnavailableError     locked, read-only, full or unreachable; trying again may help
 │   └── FencedError               another process took over what this one owned
+├── PluginError               a plug-in is not installed, can't be loaded, or raised
 ├── StackError                the embedded stack, or a service in it, can't be started, stopped or reached
 └── QueryError                a request can't be answered
     ├── InvalidArgumentError      names the field
@@ -103,6 +104,10 @@ class StoreUnavailableError(StoreError):
 
 class FencedError(StoreError):
     """Another process took over what this one owned; this one must stop writing."""
+
+
+class PluginError(FarandoleError):
+    """A plug-in is not installed, can't be loaded, or raised; names it, and what its own error says."""
 
 
 class StackError(FarandoleError):

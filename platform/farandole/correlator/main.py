@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
+from choreography.v1 import dead_letter_service_pb2, plugin_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
+from choreography.v1.plugin_service_pb2_grpc import add_PluginServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
@@ -20,10 +21,12 @@ from farandole.correlator.definitions import Definitions
 from farandole.correlator.events_stream import BrokerEventsStream
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
+from farandole.correlator.observers import Observe, tell_nobody
+from farandole.correlator.plugin_service import PluginService
+from farandole.correlator.plugins_in_use import use_plugins
 from farandole.correlator.saga_service import SagaService
-from farandole.correlator.sql_store import SqlCorrelatorStore
+from farandole.correlator.settings import CorrelatorSettings
 from farandole.correlator.store import CorrelatorStore
-from farandole.database import Database
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
 from farandole.errors import ConfigurationError, Fault
@@ -31,7 +34,6 @@ from farandole.lifecycle import CORRELATOR
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
-from farandole.settings import Settings
 from farandole.worker import Worker
 
 GRPC_PORT = 50051
@@ -39,7 +41,7 @@ GRPC_PORT = 50051
 
 def main() -> None:
     """Runs the correlator until SIGTERM. Exits with what is wrong where a setting, a file or a definition is."""
-    run_process(lambda: Settings.load(CORRELATOR, grpc_port=GRPC_PORT), _serve)
+    run_process(lambda: CorrelatorSettings.load(CORRELATOR, grpc_port=GRPC_PORT), _serve)
 
 
 def read_registry(descriptors: Path) -> Registry:
@@ -52,11 +54,12 @@ def read_registry(descriptors: Path) -> Registry:
     return Registry.of_descriptor_set(serialized, where=str(descriptors))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: CorrelatorSettings) -> None:
     registry = read_registry(settings.descriptors)
     active = load_definitions(settings.sagas, registry)
     monitor = HealthMonitor(CHECKS)
-    store = SqlCorrelatorStore(Database(settings.database_url))
+    plugins = await use_plugins(settings)
+    store = plugins.store
     try:
         broker = Broker(settings)
         changes = SagaChanges()
@@ -73,16 +76,30 @@ async def _serve(settings: Settings) -> None:
                 add_DeadLetterServiceServicer_to_server,
                 DeadLetterService(store, registry, events),
             ),
+            Rpc(
+                plugin_service_pb2.DESCRIPTOR.services_by_name["PluginService"],
+                add_PluginServiceServicer_to_server,
+                PluginService(lambda: plugins.standings),
+            ),
         ]
         async with serve(settings.grpc_address, rpcs, monitor):
             definitions = await when_available(lambda: open_store(store, active), monitor)
-            handler = correlator_handler(store, definitions, broker=broker, registry=registry, changes=changes)
+            handler = correlator_handler(
+                store, definitions, broker=broker, registry=registry, changes=changes, observe=plugins.observe
+            )
             worker = correlator_worker(handler, broker=broker, batch_size=settings.batch_size, report=monitor.set)
             try:
-                await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=store.check)
+                await work_until_stopped(
+                    broker=broker,
+                    worker=worker,
+                    monitor=monitor,
+                    check_store=store.check,
+                    beside=plugins.beside(broker, registry),
+                )
             finally:
                 await events.stop()
     finally:
+        await plugins.stop()
         await close_or_exit(store.close())
 
 
@@ -98,6 +115,7 @@ def correlator_handler(
     broker: Broker,
     registry: Registry,
     changes: SagaChanges,
+    observe: Observe = tell_nobody,
     clock: Callable[[], datetime] = utc_now,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> CorrelatorBatchHandler:
@@ -107,6 +125,7 @@ def correlator_handler(
         registry=registry,
         definitions=definitions,
         changes=changes,
+        observe=observe,
         last_stored_on=partial(last_stored_on, broker),
         stored_on=partial(stored_on, broker),
         stored_at=partial(stored_at, broker),
