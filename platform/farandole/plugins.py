@@ -20,7 +20,7 @@ class Kind(enum.Enum):
     """What a plug-in is for. The value is its entry-point group."""
 
     STORE = "farandole.stores"
-    """Where a correlator keeps what it knows, by the scheme of `FARANDOLE_DATABASE_URL`: `farandole.correlator.stores`."""
+    """Where a correlator keeps what it knows, by the scheme of its database's URL: `farandole.correlator.stores`."""
     DEADLINE_ACTION = "farandole.deadline_actions"
     """What is done besides when a deadline has passed: `farandole.correlator.deadline_actions`."""
     OBSERVER = "farandole.observers"
@@ -90,7 +90,7 @@ def find(kind: Kind, name: str) -> Plugin:
         )
     if len(found) > 1:
         packages = " and ".join(plugin.package for plugin in found)
-        raise PluginError(f"{packages} both offer a {kind.word} {name!r}; uninstall one of them")
+        raise PluginError(f"{packages} both offer the {kind.word} {name!r}; uninstall one of them")
     return found[0]
 
 

@@ -98,7 +98,7 @@ class Deliveries:
         await self._answer(delivery, b"+ACK")
 
     async def again(self, delivery: Delivery, seconds: float = 0.0) -> None:
-        """Has an event come again after so long. Where the broker does not hear it, it comes after `ACK_WAIT_SECONDS`."""
+        """Has an event come again after so long; where the broker does not hear of it, after `ACK_WAIT_SECONDS`."""
         delay = json.dumps({"delay": int(seconds * _NANOSECONDS)}).encode()
         await self._answer(delivery, b"-NAK " + delay if seconds > 0 else b"-NAK")
 
@@ -199,7 +199,7 @@ _PAUSE_SECONDS = 0.25
 
 
 def _delivery(message: Msg) -> Delivery:
-    """`$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`; v2 has two more in front."""
+    """What is in a reply subject stands in `farandole.broker.subscription`; before the sequences the deliveries."""
     tokens = message.reply.split(".")
     at = 4 if len(tokens) == _ACK_V1_TOKENS else 6
     count, sequence, _, nanoseconds = (int(token) for token in tokens[at : at + 4])

@@ -21,9 +21,8 @@ class StoreFactory(Protocol):
     """What the entry point of a store names."""
 
     def __call__(self, url: str) -> CorrelatorStore:
-        """The store that `FARANDOLE_DATABASE_URL` names, not opened yet: it connects in `CorrelatorStore.open`, which is
-        tried again while it raises `StoreUnavailableError`. Called once in a process, before its event loop does
-        anything else.
+        """The store that `FARANDOLE_DATABASE_URL` names, not opened yet: it connects in `CorrelatorStore.open`, which
+        is tried again while it raises `StoreUnavailableError`. Called once, in the event loop.
 
         Raises `ValueError`, whose text follows the variable's name, where the URL is wrong: `must be …`. The text never
         holds a password.

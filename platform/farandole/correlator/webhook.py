@@ -29,7 +29,7 @@ from farandole.correlator.deadline_actions import DeadlineAction, PassedDeadline
 from farandole.errors import ConfigurationError, Fault, PluginError
 from farandole.settings import ENV_PREFIX, load_settings
 
-_SECRET_PREFIX = "whsec_"
+_SECRET_PREFIX = "whsec_"  # noqa: S105 - what stands before each, and no secret
 _SECRET_BYTES = range(24, 65)
 """As Standard Webhooks says."""
 _ANSWER_BYTES = 64 * 1024
@@ -114,7 +114,9 @@ class Webhook:
             async with (
                 asyncio.timeout(self._timeout_seconds),
                 # a proxy that the environment names is not meant for this machine itself
-                httpx.AsyncClient(verify=self._tls, trust_env=not self._is_loopback, timeout=None) as client,
+                httpx.AsyncClient(
+                    verify=self._tls, trust_env=not self._is_loopback, timeout=self._timeout_seconds
+                ) as client,
                 client.stream("POST", self._url, content=body, headers=headers, follow_redirects=False) as answer,
             ):
                 await _read_a_little(answer)

@@ -2,8 +2,14 @@
 
 import pytest
 
-pytest.register_assert_rewrite("farandole.testing.store_conformance")
+pytest.register_assert_rewrite(
+    "farandole.testing.store_conformance",
+    "farandole.testing.observer_conformance",
+    "farandole.testing.deadline_action_conformance",
+)
 
+from farandole.testing.deadline_action_conformance import DeadlineActionConformance  # noqa: E402 - rewritten before
+from farandole.testing.observer_conformance import ObserverConformance  # noqa: E402 - rewritten before
 from farandole.testing.store_conformance import CorrelatorStoreConformance  # noqa: E402 - rewritten before imported
 
-__all__ = ["CorrelatorStoreConformance"]
+__all__ = ["CorrelatorStoreConformance", "DeadlineActionConformance", "ObserverConformance"]
