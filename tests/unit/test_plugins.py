@@ -64,9 +64,7 @@ def test_every_plugin_that_ships_can_be_loaded() -> None:
 def test_a_name_that_is_not_installed_is_told_with_those_that_are() -> None:
     with pytest.raises(PluginError) as caught:
         find(Kind.DEADLINE_ACTION, "webhok")
-    assert str(caught.value) == (
-        "there is no deadline action 'webhok'; did you mean webhook?; installed: webhook"
-    )
+    assert str(caught.value) == ("there is no deadline action 'webhok'; did you mean webhook?; installed: webhook")
 
 
 def test_a_name_that_two_packages_offer_is_refused_by_both_their_names(packages: Packages) -> None:
@@ -134,7 +132,9 @@ async def test_all_that_is_wrong_with_plugins_themselves_is_told_at_once(
     packages: Packages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     packages.add("unfinished", Kind.OBSERVER, module="import no_such_module", audit="unfinished:Audit")
-    packages.add("picky", Kind.STORE, module="def store(url):\n    raise ValueError('must be picky')", picky="picky:store")
+    packages.add(
+        "picky", Kind.STORE, module="def store(url):\n    raise ValueError('must be picky')", picky="picky:store"
+    )
     secrets = tmp_path / "secrets"
     secrets.write_text("whsec_c2hvcnQ=\n")
     monkeypatch.setenv("FARANDOLE_WEBHOOK_URL", "http://example.com")

@@ -69,21 +69,23 @@ class Deliveries:
         self._forget: Callable[[], None] = lambda: None
 
     async def make(self) -> None:
-        """Makes the consumer, or makes sure of it once a connection. Raises as `take` does."""
+        """Makes the consumer, or makes sure of it once a connection. Comes before each `take`.
+
+        Raises `BrokerUnavailableError` where the broker does not answer, and `BrokerError` where it refuses; what to do
+        then is to wait, and call it again.
+        """
         try:
             await self._begin()
         except (nats.errors.Error, OSError) as error:
             raise BrokerUnavailableError(f"can't make {self._durable}: {str(error) or type(error).__name__}") from None
 
     async def take(self, limit: int) -> list[Delivery]:
-        """Waits for events; returns what is there, at most `limit`. Call it again only with room for more.
+        """Waits for events, for some seconds at most; returns what is there, at most `limit`.
 
-        Raises `BrokerUnavailableError` where the broker does not answer, and `BrokerError` where it refuses; what to do
-        then is to wait, and call it again.
+        Raises `BrokerUnavailableError`.
         """
-        while not self._ready:
+        if not self._ready:
             try:
-                await self.make()
                 await self._pull(limit)
             except (nats.errors.Error, OSError) as error:
                 self._outstanding = 0
@@ -103,7 +105,7 @@ class Deliveries:
         await self._answer(delivery, b"-NAK " + delay if seconds > 0 else b"-NAK")
 
     async def stop(self) -> None:
-        """Takes nothing more, and gives back what has arrived and was not taken."""
+        """Takes nothing more, and gives back what was not taken. What was taken can be answered still."""
         self._forget()
         if self._subscription is not None:
             try:
@@ -182,11 +184,10 @@ class Deliveries:
             self._outstanding = 0
         self._arrived.set()
 
-    def _on_change(self, connected: bool) -> None:
+    def _on_change(self, _connected: bool) -> None:
         self._outstanding = 0
         self._is_made = False
-        if connected:
-            self._arrived.set()
+        self._arrived.set()
 
     async def _answer(self, delivery: Delivery, answer: bytes) -> None:
         try:

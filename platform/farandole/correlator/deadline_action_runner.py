@@ -106,6 +106,7 @@ class DeadlineActionRunner:
                 while len(self._calls) >= AT_ONCE:
                     self._call_ended.clear()
                     await self._call_ended.wait()
+                await self._patiently(deliveries.make)
                 for delivery in await self._patiently(partial(deliveries.take, AT_ONCE - len(self._calls))):
                     event = decode(registry, delivery.message)
                     passed = passed_deadline(event) if isinstance(event, Event) else None
@@ -118,10 +119,10 @@ class DeadlineActionRunner:
                     answering.add(task)
                     task.add_done_callback(answering.discard)
         finally:
+            await deliveries.stop()  # comes first: what is given back must not be delivered to this process again
             for task in answering:
                 task.cancel()
             await asyncio.gather(*answering, return_exceptions=True)
-            await deliveries.stop()
             await publisher.stop()
 
     async def stop(self) -> None:

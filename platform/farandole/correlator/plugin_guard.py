@@ -22,7 +22,7 @@ from farandole.plugins import Plugin, described
 
 T = TypeVar("T")
 
-LOAD_SECONDS = 10.0
+LOAD_SECONDS = 5.0
 """How long a start waits for a plug-in to be imported, and then for its factory."""
 AGAIN_SECONDS = 30.0
 """After so long a factory that raised is called again."""

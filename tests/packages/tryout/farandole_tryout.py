@@ -1,7 +1,7 @@
 """Plug-ins for tests: each kind once as it should be, writing down what it does, and once as it should not be.
 
-`TRYOUT_DIRECTORY` is where they write. `TRYOUT_WAYWARD` says where and how the wayward ones go wrong: `raise act`,
-`hang observe`, `hang make`, `exit close`.
+`TRYOUT_DIRECTORY` is where they write. `TRYOUT_WAYWARD` says where and how the wayward ones go wrong: `hang make`, or
+`raise act, exit observe, hang close`.
 """
 
 from __future__ import annotations
@@ -93,6 +93,21 @@ def journal_store(url: str) -> CorrelatorStore:
     return JournalStore(Path("/") / path)
 
 
+def _raise(where: str) -> None:
+    raise RuntimeError(f"went wrong in {where}")
+
+
+def _hang(_where: str) -> None:
+    threading.Event().wait()
+
+
+def _exit(where: str) -> None:
+    sys.exit(f"enough of {where}")
+
+
+_WRONGS = {"raise": _raise, "hang": _hang, "exit": _exit}
+
+
 class _Wayward:
     """Does as it should but for one thing."""
 
@@ -102,14 +117,10 @@ class _Wayward:
 
     def go_wrong(self, where: str) -> None:
         self._book.write(where)
-        how, wanted = os.environ["TRYOUT_WAYWARD"].split()
-        if where != wanted:
-            return
-        if how == "hang":
-            threading.Event().wait()
-        if how == "exit":
-            sys.exit("enough")
-        raise RuntimeError(f"went wrong in {where}")
+        for one in os.environ["TRYOUT_WAYWARD"].split(","):
+            how, wanted = one.split()
+            if where == wanted:
+                _WRONGS[how](where)
 
     def close(self) -> None:
         self.go_wrong("close")
