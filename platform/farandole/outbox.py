@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from farandole.database.columns import ROW_NUMBER
 from farandole.envelope import Publication
 
 
@@ -31,7 +32,7 @@ class Outbox:
         self.table = sa.Table(
             "farandole_outbox",
             metadata,
-            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("id", ROW_NUMBER, primary_key=True),
             sa.Column("key", sa.Text, nullable=False),
             sa.Column("subject", sa.Text, nullable=False),
             sa.Column("headers", sa.Text, nullable=False),

@@ -49,10 +49,31 @@ def _address(value: str) -> str:
 
 def sql_database_url(value: str) -> str:
     """The URL of a SQL database, where it is one. Raises `ValueError` that says what it must be."""
-    path = value.removeprefix("sqlite:///")
-    if path == value or not path or path.startswith((":memory:", "?")):
-        raise ValueError("must be sqlite:///PATH, a file: readers and the writer have connections of their own")
+    if not _is_sqlite_file(value) and not _is_postgresql(value):
+        raise ValueError(
+            "must be sqlite:///PATH, a file, since readers and the writer have connections of their own; or "
+            "postgresql://USER@HOST:PORT/NAME"
+        )
     return value
+
+
+def _is_sqlite_file(url: str) -> bool:
+    path = url.removeprefix("sqlite:///")
+    return path != url and bool(path) and not path.startswith((":memory:", "?"))
+
+
+def _is_postgresql(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme == "postgresql"
+            and bool(parts.hostname)
+            and bool(parts.username)
+            and bool(parts.path.strip("/"))
+            and parts.port != 0
+        )
+    except ValueError:  # as in `_is_server`
+        return False
 
 
 class Settings(BaseSettings):
@@ -68,9 +89,11 @@ class Settings(BaseSettings):
     nats_user: str | None = None
     nats_password: SecretStr | None = None
     database_url: Annotated[str, AfterValidator(sql_database_url)] = Field(
-        default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db"
+        default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db",
+        repr=False,  # it may hold a password
     )
-    """`sqlite:///PATH`; the default is `.farandole/data/<service>.db` under the current directory."""
+    """`sqlite:///PATH`, or `postgresql://USER@HOST:PORT/NAME` whose password is in the URL, in `PGPASSWORD` or in the
+    file that `PGPASSFILE` names. The default is `.farandole/data/<service>.db` under the current directory."""
     grpc_address: Annotated[str, AfterValidator(_address)] = Field(
         default_factory=lambda known: f"127.0.0.1:{known['default_grpc_port']}"
     )

@@ -39,6 +39,14 @@ async def sqlite(tmp_path: Path) -> AsyncIterator[SqlCorrelatorStore]:
     await store.close()
 
 
+@pytest.fixture
+async def postgresql(postgres_url: str) -> AsyncIterator[SqlCorrelatorStore]:
+    store = SqlCorrelatorStore(Database(postgres_url))
+    await store.open()
+    yield store
+    await store.close()
+
+
 class TestMemoryStore(CorrelatorStoreConformance):
     @pytest.fixture
     def store(self) -> CorrelatorStore:
@@ -49,6 +57,12 @@ class TestSqliteStore(CorrelatorStoreConformance):
     @pytest.fixture
     def store(self, sqlite: SqlCorrelatorStore) -> CorrelatorStore:
         return sqlite
+
+
+class TestPostgresqlStore(CorrelatorStoreConformance):
+    @pytest.fixture
+    def store(self, postgresql: SqlCorrelatorStore) -> CorrelatorStore:
+        return postgresql
 
 
 async def test_sqlite_keeps_everything_across_processes(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ class CorrelatorSettings(Settings):
     """The settings of a correlator. Every plug-in that they name is installed; it has not been loaded."""
 
     database_url: Annotated[str, AfterValidator(_store_url)] = Field(
-        default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db"
+        default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db",
+        repr=False,  # it may hold a password
     )
     """Its scheme names the store; what follows is the store's own."""
     deadline_actions: Annotated[

@@ -1,4 +1,4 @@
-"""A correlator's store in a SQL database: SQLite now, and nothing in the schema that PostgreSQL lacks.
+"""A correlator's store in a SQL database, SQLite or PostgreSQL.
 
 Times are integers, microseconds since 1970 UTC. A record and its history are apart, so that a commit writes only the
 history rows that are new or changed. All statements are prepared once; a batch is a handful of `executemany`.
@@ -49,6 +49,7 @@ from farandole.correlator.store import (
     refuse_step_back,
 )
 from farandole.database import Database
+from farandole.database.columns import KEY_TEXT, ROW_NUMBER
 from farandole.deadlines import next_deadline
 from farandole.definition import Definition
 from farandole.envelope import Publication, Reason
@@ -72,7 +73,6 @@ Parameters: TypeAlias = dict[str, Any]
 Row: TypeAlias = sa.Row[Any]
 
 _METADATA = sa.MetaData()
-_ROW_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
 _NEVER = 253_402_300_799_999_999
 """The end of the year 9999: where what has no deadline stands among deadlines."""
 
@@ -99,9 +99,9 @@ _POSITION = sa.Table(
 _SAGA = sa.Table(
     "saga",
     _METADATA,
-    sa.Column("id", _ROW_NUMBER, primary_key=True),
-    sa.Column("key", sa.Text, nullable=False),
-    sa.Column("definition", sa.Text, nullable=False),
+    sa.Column("id", ROW_NUMBER, primary_key=True),
+    sa.Column("key", KEY_TEXT, nullable=False),
+    sa.Column("definition", KEY_TEXT, nullable=False),
     sa.Column("partition", sa.SmallInteger, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
@@ -156,12 +156,12 @@ _HISTORY = sa.Table(
 _DEAD_LETTER = sa.Table(
     "dead_letter",
     _METADATA,
-    sa.Column("id", _ROW_NUMBER, primary_key=True),
-    sa.Column("participant", sa.Text, nullable=False),
+    sa.Column("id", ROW_NUMBER, primary_key=True),
+    sa.Column("participant", KEY_TEXT, nullable=False),
     sa.Column("sequence", sa.BigInteger, nullable=False),
     sa.Column("subject", sa.Text, nullable=False),
     sa.Column("event_type", sa.Text, nullable=False),
-    sa.Column("key", sa.Text),
+    sa.Column("key", KEY_TEXT),
     sa.Column("reason", sa.SmallInteger, nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("failure", sa.Text, nullable=False),
@@ -189,7 +189,7 @@ sa.Index("dead_letter_by_state", _DEAD_LETTER.c.state, _DEAD_LETTER.c.id)
 _DEFINITION = sa.Table(
     "saga_definition",
     _METADATA,
-    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("name", KEY_TEXT, primary_key=True),
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("digest", sa.Text, nullable=False),
     sa.Column("message", _Bytes, nullable=False),
@@ -803,7 +803,7 @@ def _condition(filter: Filter, columns: Mapping[str, sa.Column[Any]]) -> sa.Colu
             return columns[field].is_not(None)
         case Comparison(field, how, value):
             column = columns[field]
-            compared: sa.ColumnElement[bool] = COMPARE[how](column, _stored(value))  # type: ignore[assignment]
+            compared: sa.ColumnElement[bool] = COMPARE[how](column, _literal(value))  # type: ignore[assignment]
             if not column.nullable:
                 return compared
             if how is Operator.NOT_EQUAL:
@@ -811,14 +811,14 @@ def _condition(filter: Filter, columns: Mapping[str, sa.Column[Any]]) -> sa.Colu
             return sa.and_(column.is_not(None), compared)
 
 
-def _stored(value: Value) -> str | int:
+def _literal(value: Value) -> sa.ColumnElement[Any]:
     match value:
         case datetime():
-            return _micros(value)
+            return sa.literal(_micros(value), sa.BigInteger)
         case int():
-            return int(value)
+            return sa.literal(int(value), sa.BigInteger)  # the column may be a smaller integer than what is asked for
         case str():
-            return value
+            return sa.literal(value, sa.Text)
 
 
 def _state_values(saga: Saga) -> tuple[Any, ...]:

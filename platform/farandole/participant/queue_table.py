@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from farandole.database.columns import KEY_TEXT
 from farandole.envelope import StoredMessage
 from farandole.participant.circuits import Place
 from farandole.participant.message_columns import (
@@ -108,7 +109,7 @@ class QueueTable:
             "farandole_queue",
             metadata,
             sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
-            sa.Column("key", sa.Text, nullable=False, index=True),
+            sa.Column("key", KEY_TEXT, nullable=False, index=True),
             *message_columns(),
             sa.Column("state", sa.SmallInteger, nullable=False),
             sa.Column("attempts", sa.Integer, nullable=False),

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from farandole.database.columns import KEY_TEXT
 from farandole.errors import FencedError
 from farandole.outbox import Outbox
 from farandole.participant.barrier import Barrier, BarrierKey, BarrierState
@@ -65,16 +66,16 @@ class ParticipantTables:
         inbox = self._inbox = sa.Table(
             "farandole_inbox",
             self.metadata,
-            sa.Column("identity", sa.Text, primary_key=True),
+            sa.Column("identity", KEY_TEXT, primary_key=True),
             sa.Column("sequence", sa.BigInteger, nullable=False),
             sa.Column("disposition", sa.SmallInteger, nullable=False),
         )
         barrier = self._barrier = sa.Table(
             "farandole_barrier",
             self.metadata,
-            sa.Column("key", sa.Text, primary_key=True),
-            sa.Column("definition", sa.Text, primary_key=True),
-            sa.Column("step", sa.Text, primary_key=True),
+            sa.Column("key", KEY_TEXT, primary_key=True),
+            sa.Column("definition", KEY_TEXT, primary_key=True),
+            sa.Column("step", KEY_TEXT, primary_key=True),
             sa.Column("state", sa.Text, nullable=False),
             sa.Column("trigger_digest", sa.LargeBinary, nullable=False),
             sa.Column("awaited_id", sa.Text, nullable=False),
