@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -12,13 +13,19 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import ingest, order_saga
+from benchmarks import deadlines, ingest, order_saga, queries
 from benchmarks.workbench import Workbench, workbench
 
 BENCHMARKS: Mapping[str, Callable[[Workbench], Awaitable[Table]]] = {
     "order-saga": order_saga.run,
     "ingest": ingest.run,
+    "queries": queries.run,
+    "deadlines": deadlines.run,
 }
+
+
+_WIDTH = 160
+"""Where no terminal says how wide it is."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [name for name in chosen.names if name not in BENCHMARKS]:
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     with workbench(quick=chosen.quick, console=console) as bench:
         for name in chosen.names or BENCHMARKS:
             began = time.perf_counter()

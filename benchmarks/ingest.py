@@ -7,7 +7,6 @@ and with overlapping pulls, with no work behind it; `correlator` is the real wor
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,6 +19,7 @@ import nats
 from nats.aio.msg import Msg
 from rich.table import Table
 
+from benchmarks.order_events import ORDER_EVENTS, order_event
 from benchmarks.workbench import ROOT, Workbench
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
@@ -30,33 +30,10 @@ from farandole.correlator.main import correlator_handler, correlator_worker, ope
 from farandole.correlator.observers import Transition
 from farandole.correlator.stores import sql_store
 from farandole.definition_files import load_definitions
-from farandole.envelope import Publication
 from farandole.testing.brokers import EmbeddedBroker, connect, provision_streams
 
 _FETCH = 500
 _WAIT_SECONDS = 300.0
-_SAGA: tuple[tuple[str, dict[str, object]], ...] = (
-    (
-        "orders.v1.OrderCreated",
-        {
-            "customerId": "ada",
-            "currency": "EUR",
-            "card": "card-1",
-            "address": "1 Main Street",
-            "lines": [{"sku": "widget", "quantity": 1, "unitPriceCents": 1250}],
-        },
-    ),
-    (
-        "inventory.v1.ItemsReserved",
-        {"reservationId": "r", "amountCents": 1250, "currency": "EUR", "card": "card-1", "address": "1 Main Street"},
-    ),
-    (
-        "payments.v1.PaymentProcessed",
-        {"paymentId": "p", "amountCents": 1250, "currency": "EUR", "address": "1 Main Street"},
-    ),
-    ("shipping.v1.OrderShipped", {"trackingNumber": "t"}),
-    ("orders.v1.OrderCompleted", {"trackingNumber": "t"}),
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +49,7 @@ class Figure:
 async def run(bench: Workbench) -> Table:
     """Measures all of them."""
     sagas = 100 if bench.quick else 4000
-    events = sagas * len(_SAGA)
+    events = sagas * len(ORDER_EVENTS)
     original = bench.place("ingest")
     bench.say(f"ingest: storing {events:,} events")
     await _fill(original, sagas)
@@ -107,16 +84,12 @@ async def _fill(directory: Path, sagas: int) -> None:
         await provision_streams(broker.url)
         connection = await connect(broker.url, service="bench")
         publisher = Publisher(connection)
-        for name, body in _SAGA:
-            await asyncio.gather(*(publisher.publish(_event(f"order-{n}", name, body)) for n in range(sagas)))
+        for name, body in ORDER_EVENTS:
+            await asyncio.gather(*(publisher.publish(order_event(f"order-{n}", name, body)) for n in range(sagas)))
         await publisher.stop()
         await connection.close()
     finally:
         broker.stop()
-
-
-def _event(key: str, name: str, body: dict[str, object]) -> Publication:
-    return Publication(key, f"events.{key}.{name}", {}, json.dumps({"orderId": key, **body}).encode())
 
 
 @asynccontextmanager
@@ -168,7 +141,7 @@ async def _pull(url: str, events: int) -> float:
 
 async def _correlate(name: str, url: str, database_url: str, sagas: int) -> Figure:
     """The correlator's worker over a new store: until the stored events are folded, and until all ends are told."""
-    events = sagas * len(_SAGA)
+    events = sagas * len(ORDER_EVENTS)
     registry = read_registry(ROOT / "generated/descriptors.binpb")
     definitions = load_definitions(ROOT / "services/correlator/sagas", registry)
     store = sql_store(database_url)
