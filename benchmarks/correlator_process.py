@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +35,10 @@ class CorrelatorProcess:
         return int(psutil.Process(self.pid).memory_info().rss)
 
 
-@contextmanager
-def correlating(
+@asynccontextmanager
+async def correlating(
     directory: Path, *, nats_url: str, database_url: str, environment: Mapping[str, str] | None = None
-) -> Iterator[CorrelatorProcess]:
+) -> AsyncIterator[CorrelatorProcess]:
     """A correlator that serves, until the block ends. What it has to say stands in `correlator.log`."""
     address = f"127.0.0.1:{free_port()}"
     whole = {
@@ -49,30 +50,29 @@ def correlating(
         **(environment or {}),
     }
     with (directory / "correlator.log").open("wb") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220
             [sys.executable, "-m", "services.correlator"], cwd=ROOT, env=whole, stdout=log, stderr=log
         )
     try:
-        _wait_until_serving(address, process, directory)
+        await _until_serving(address, process, directory)
         yield CorrelatorProcess(address, process.pid)
     finally:
         process.kill()
         process.wait()
 
 
-def _wait_until_serving(address: str, process: subprocess.Popen[bytes], directory: Path) -> None:
+async def _until_serving(address: str, process: subprocess.Popen[bytes], directory: Path) -> None:
     until = time.monotonic() + _START_SECONDS
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while True:
             if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(
-                    f"the correlator does not serve: {(directory / 'correlator.log').read_text()[-2000:]}"
-                )
+                said = (directory / "correlator.log").read_text()[-2000:]
+                raise RuntimeError(f"the correlator does not serve: {said}")
             try:
-                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
-            except grpc.RpcError:
+                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
+            except grpc.aio.AioRpcError:
                 answer = None
             if answer is not None and answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return
-            time.sleep(0.05)
+            await asyncio.sleep(0.05)

@@ -34,7 +34,7 @@ from farandole.testing.brokers import EmbeddedBroker, provision_streams
 
 _TIMED_OUT = "choreography.v1.SagaTimedOut"
 _AT_ONCE = 5_000
-_WAIT_SECONDS = 300.0
+_WAIT_SECONDS = 200.0
 _SAMPLE_SECONDS = 0.1
 
 
@@ -141,12 +141,15 @@ async def _measure(bench: Workbench, database: NewDatabase, sagas: int, definiti
             if len(arrived) == sagas:
                 everything.set()
 
-        await client.subscribe(f"events.*.{_TIMED_OUT}", cb=on_time_out)
+        await client.subscribe(f"events.*.{_TIMED_OUT}", cb=on_time_out, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        await client.flush()
         due = datetime.now(UTC) + timedelta(seconds=3 if bench.quick else 8)
         _set_deadline(database, due)
         environment = {"FARANDOLE_SAGAS": str(definitions)}
         place = bench.place("correlator")
-        with correlating(place, nats_url=broker.url, database_url=database.url, environment=environment) as correlator:
+        async with correlating(
+            place, nats_url=broker.url, database_url=database.url, environment=environment
+        ) as correlator:
             sampled = [correlator.resident_bytes]
             sampling = asyncio.create_task(_sample(correlator, sampled))
             async with asyncio.timeout(_WAIT_SECONDS):

@@ -84,7 +84,7 @@ async def run(bench: Workbench) -> Table:
                 await _fill(database, sagas)
                 bench.say(f"queries: asking {database.kind} with {sagas:,} sagas")
                 place = bench.place("correlator")
-                with correlating(place, nats_url=broker.url, database_url=database.url) as correlator:
+                async with correlating(place, nats_url=broker.url, database_url=database.url) as correlator:
                     for question, seconds in (
                         await asyncio.to_thread(_ask_all, bench, correlator.address, sagas)
                     ).items():
