@@ -93,8 +93,8 @@ def _one_deadline(directory: Path, registry: Registry) -> Definition:
 
 async def _fill(database: NewDatabase, sagas: int, registry: Registry, definition: Definition) -> None:
     """Records so many orders that have begun, and of which nothing more was heard."""
-    store = sql_store(database.url)
-    await open_store(store, [definition])
+    store = sql_store(database.url, application_name="bench")
+    await open_store(store, [definition], replica="bench")
     claim = await store.claim("bench")
     for first in range(0, sagas, _AT_ONCE):
         changes = [

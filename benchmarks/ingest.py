@@ -144,17 +144,17 @@ async def _correlate(name: str, url: str, database_url: str, sagas: int) -> Figu
     events = sagas * len(ORDER_EVENTS)
     registry = read_registry(ROOT / "generated/descriptors.binpb")
     definitions = load_definitions(ROOT / "services/correlator/sagas", registry)
-    store = sql_store(database_url)
+    store = sql_store(database_url, application_name="bench")
     connection = await connect(url, service="bench")
     try:
-        known = await open_store(store, definitions)
+        await open_store(store, definitions, replica="bench")
         committed: list[int] = [0]
 
         def observe(transitions: Sequence[Transition]) -> None:
             committed[0] = max((transition.event.sequence for transition in transitions), default=committed[0])
 
         handler = correlator_handler(
-            store, known, broker=connection, registry=registry, changes=SagaChanges(), observe=observe
+            store, broker=connection, registry=registry, changes=SagaChanges(), observe=observe
         )
         worker = correlator_worker(handler, broker=connection, batch_size=_FETCH, report=lambda _check, _problem: None)
         ended = await _watch_ends(connection)

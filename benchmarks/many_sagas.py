@@ -48,7 +48,7 @@ def key_of(number: int) -> str:
 
 async def fill(store: CorrelatorStore, url: str, sagas: int, *, registry: Registry, definition: Definition) -> None:
     """Opens an empty store and fills it. The last saga began just now, the others before it; none is due for a day."""
-    await open_store(store, [definition])
+    await open_store(store, [definition], replica="bench")
     templates = min(_TEMPLATES, sagas)
     began = datetime.now(UTC) - sagas * _STEP
     changes: list[SagaChange] = []

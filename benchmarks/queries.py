@@ -101,7 +101,7 @@ async def _fill(database: NewDatabase, sagas: int) -> None:
     registry = read_registry(ROOT / "generated/descriptors.binpb")
     definitions = load_definitions(ROOT / "services/correlator/sagas", registry)
     definition = next(one for one in definitions if one.name == "order-fulfilment")
-    store = sql_store(database.url)
+    store = sql_store(database.url, application_name="bench")
     try:
         await fill(store, database.url, sagas, registry=registry, definition=definition)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 import grpc
@@ -15,40 +16,55 @@ from choreography.v1.participant_service_pb2_grpc import (
     add_ParticipantServiceServicer_to_server,
 )
 from farandole.broker.connection import Broker
-from farandole.broker.responder import respond, status_subject
+from farandole.broker.nudges import Nudges
+from farandole.broker.responder import Answer, replicas_subject, respond, status_subject
 from farandole.database import Database
 from farandole.errors import StoreUnavailableError
+from farandole.lane_keeper import LaneKeeper
+from farandole.lanes import Lanes
+from farandole.leases import Replica
+from farandole.migrations import PARTICIPANT, migrate
 from farandole.outbox import OutboxRow
-from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.handler import utc_now
+from farandole.participant.lanes_at_work import LanesAtWork
 from farandole.participant.participant import Participant
 from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.participant.transaction import CommandTransaction
+from farandole.partitions import partition_of
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.settings import Settings
-from farandole.worker import Worker
+from farandole.sql_leases import SqlLeases
 
 T = TypeVar("T")
 
 
 class Runtime:
-    """What a running participant offers to its remote procedures."""
+    """What a running participant offers to its remote procedures, whichever replica they reach."""
 
     def __init__(
-        self, database: Database, tables: ParticipantTables, handler: ParticipantBatchHandler, worker: Worker
+        self,
+        participant: Participant,
+        database: Database,
+        tables: ParticipantTables,
+        lanes: LanesAtWork,
+        broker: Broker,
+        *,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
+        self._participant = participant
         self._database = database
         self._tables = tables
-        self._handler = handler
-        self._worker = worker
+        self._lanes = lanes
+        self._nudges = Nudges(broker, f"participants.{participant.name}.outbox")
+        self._clock = clock
         self._committing: set[asyncio.Task[Any]] = set()
 
     async def execute(self, work: Callable[[CommandTransaction], T]) -> T:
         """Runs `work` in one write transaction; what it publishes goes out once that has committed.
 
-        Raises what `work` raises, with nothing written; `StoreUnavailableError`; and `FencedError` where another
-        process has taken over this participant.
+        Raises what `work` raises, with nothing written, and `StoreUnavailableError`.
         """
 
         # a caller that gives up must not keep what it has committed from being published
@@ -58,20 +74,44 @@ class Runtime:
         return await asyncio.shield(committing)
 
     async def _commit(self, work: Callable[[CommandTransaction], T]) -> T:
-        def transact(connection: sa.Connection) -> tuple[T, list[OutboxRow]]:
-            self._handler.check_owner(connection)
-            outgoing = self._handler.outgoing()
-            result = work(CommandTransaction(connection, outgoing))
-            return result, self._tables.outbox.add(connection, outgoing.publications)
+        at_work = self._lanes.at_work
 
-        async with self._handler.ownership:
-            try:
-                result, rows = await self._database.write(transact)
-            except StoreUnavailableError:
-                self._worker.look_into_outbox()  # it may have been committed all the same
-                raise
-        self._worker.publish_rows(rows)
+        def transact(connection: sa.Connection) -> tuple[T, dict[int, list[OutboxRow]], set[int]]:
+            outgoing = self._participant.outgoing(self._clock)
+            result = work(CommandTransaction(connection, outgoing))
+            rows: dict[int, list[OutboxRow]] = {}
+            for row in self._tables.outbox.add(connection, outgoing.publications):
+                rows.setdefault(self._lanes.lanes.of(partition_of(row.publication.key)), []).append(row)
+            # whoever takes one over after this finds the rows, and whoever has before is to be told
+            own = {lane for lane in rows if lane in at_work and at_work[lane].handler.is_owner(connection)}
+            return result, rows, own
+
+        try:
+            result, rows, own = await self._database.write(transact)
+        except StoreUnavailableError:
+            for lane in self._lanes.lanes.all:  # it may have been committed all the same
+                await self._tell(lane)
+            raise
+        for lane, of_lane in rows.items():
+            if lane in own:
+                at_work[lane].worker.publish_rows(of_lane)
+            else:
+                await self._tell(lane)
         return result
+
+    async def _tell(self, lane: int) -> None:
+        """Has whoever works on a lane look into the outbox."""
+        if lane in self._lanes.at_work:
+            self._lanes.look_into_outbox(lane)
+        await self._nudges.send(str(lane).encode())
+
+    async def listen(self) -> None:
+        """Looks into the outbox whenever another replica has written into it, until it is cancelled."""
+        await self._nudges.listen(self._on_nudge)
+
+    def _on_nudge(self, body: bytes) -> None:
+        if body.isdigit():
+            self._lanes.look_into_outbox(int(body))
 
     def _committed(self, task: asyncio.Task[Any]) -> None:
         self._committing.discard(task)
@@ -81,27 +121,6 @@ class Runtime:
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Runs `work` over what has been committed. Raises `StoreUnavailableError`."""
         return await self._database.read(work)
-
-
-def participant_worker(
-    participant: Participant,
-    handler: ParticipantBatchHandler,
-    *,
-    broker: Broker,
-    batch_size: int,
-    report: Callable[[str, str | None], None],
-) -> Worker:
-    """What drives a participant's handler over the stream. `report` takes what health should know, see `Worker`."""
-    return Worker(
-        broker=broker,
-        durable=participant.name,
-        description=f"Farandole participant {participant.name}",
-        filters=participant.filters,
-        handler=handler,
-        batch_size=batch_size,
-        report=report,
-        hold_until_caught_up=False,
-    )
 
 
 Rpcs = Callable[[Runtime], Sequence[Rpc[Any]]]
@@ -121,49 +140,76 @@ def run(participant: Participant, *, grpc_port: int, rpcs: Rpcs = lambda _runtim
 
 async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> None:
     monitor = HealthMonitor(CHECKS)
-    database = Database(settings.database_url)
+    replica = Replica.begun(settings.replica)
+    database = Database(settings.database_url, application_name=replica.application_name(participant.name))
     tables = ParticipantTables()
     try:
         broker = Broker(settings)
-        handler = ParticipantBatchHandler(participant, database, tables, batch_size=settings.batch_size)
-        worker = participant_worker(
-            participant, handler, broker=broker, batch_size=settings.batch_size, report=monitor.set
+        lanes = LanesAtWork(
+            participant,
+            database,
+            tables,
+            lanes=Lanes(settings.lanes),
+            broker=broker,
+            batch_size=settings.batch_size,
         )
-        runtime = Runtime(database, tables, handler, worker)
-        status = StatusReader(
+        keeper = LaneKeeper(
             participant.name,
+            lanes=lanes.lanes,
+            replica=replica,
+            leases=SqlLeases(database, tables.leases),
+            broker=broker,
+            work_of=lanes.work_of,
+            report=monitor.set,
+        )
+        runtime = Runtime(participant, database, tables, lanes, broker)
+        status = StatusReader(
+            participant,
             database=database,
             tables=tables,
-            handler=handler,
+            lanes=lanes,
+            keeper=keeper,
+            broker=broker,
             problems=lambda: monitor.problems,
-            refused=lambda: worker.refused,
         )
-        subject = status_subject(participant.name)
         async with serve(settings.grpc_address, [_participant_rpc(participant, status), *rpcs(runtime)], monitor):
-            await when_available(lambda: create_tables(participant, database, tables), monitor)
+            await when_available(lambda: create_tables(participant, database), monitor)
             await work_until_stopped(
                 broker=broker,
-                worker=worker,
+                work=keeper,
                 monitor=monitor,
                 check_store=database.check,
-                beside=[lambda: respond(broker, subject, queue=participant.name, answer=status.answer)],
+                beside=[
+                    runtime.listen,
+                    lambda: _tidy(keeper, lanes),
+                    lambda: _respond(broker, keeper, status_subject(participant.name), participant.name, status.answer),
+                    lambda: _respond(broker, keeper, replicas_subject(participant.name), "", status.answer_for_itself),
+                ],
             )
     finally:
         await close_or_exit(database.close())
 
 
-_IF_EARLIER = (
-    "it holds the service's own state, so go on with the version that made it, or bring the tables up to date; where "
-    "that state is expendable, start with an empty database (`make clean` removes all of a checkout's data)"
-)
+async def _tidy(keeper: LaneKeeper, lanes: LanesAtWork) -> None:
+    await keeper.joined()
+    await lanes.remove_left_over_consumers()
 
 
-async def create_tables(participant: Participant, database: Database, tables: ParticipantTables) -> None:
-    """Makes the platform's and the service's own tables where they are missing, and puts in what they begin with.
+async def _respond(broker: Broker, keeper: LaneKeeper, subject: str, queue: str, answer: Answer) -> None:
+    """Answers requests whenever it is this process's turn, until it is cancelled."""
+    while True:
+        await keeper.in_turn()
+        await respond(broker, subject, queue=queue, answer=answer)
 
-    Raises `StoreError` where an earlier version made some of them, and `StoreUnavailableError`.
+
+async def create_tables(participant: Participant, database: Database) -> None:
+    """Brings the platform's tables up to date, makes the service's own where they are missing, and puts in what they
+    begin with.
+
+    Raises `StoreError` where the database does not fit this version, and `StoreUnavailableError`.
     """
-    await database.create(tables.metadata, participant.metadata, if_earlier=_IF_EARLIER)
+    await migrate(database, PARTICIPANT)
+    await database.create(participant.metadata, if_earlier=PARTICIPANT.if_older)
     if participant.seed is not None:
         await database.write(participant.seed)
 

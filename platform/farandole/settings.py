@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from farandole.errors import ConfigurationError, Fault
+from farandole.partitions import PARTITIONS
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -98,6 +100,12 @@ class Settings(BaseSettings):
         default_factory=lambda known: f"127.0.0.1:{known['default_grpc_port']}"
     )
     """Where this process serves gRPC."""
+    replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
+        default_factory=socket.gethostname
+    )
+    """The name of this process among those that share the service's database."""
+    lanes: Annotated[int, Field(ge=1, le=PARTITIONS)] = 1
+    """In how many lanes the service's replicas share out its work; all of them have the same number."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500

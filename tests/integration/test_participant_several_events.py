@@ -25,7 +25,6 @@ from drones.v1.drone_events_pb2 import DroneProvisioned
 from farandole import Reject, Retries, Step, Transaction, step
 from farandole.envelope import Event, StoredMessage, decode, message_id
 from farandole.participant.barrier import BarrierState
-from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.saga import Disposition
 from inventory.v1.inventory_events_pb2 import ItemsReleased, ItemsReserved
@@ -102,8 +101,8 @@ def dispatcher() -> Dispatcher:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path, dispatcher: Dispatcher) -> AsyncIterator[Bench]:
-    async with bench_at(tmp_path) as bench:
+async def bench(database_url: str, dispatcher: Dispatcher) -> AsyncIterator[Bench]:
+    async with bench_at(database_url) as bench:
         await with_steps(bench, dispatcher.step())
         yield bench
 
@@ -172,8 +171,7 @@ async def test_what_came_early_waits_across_restarts(bench: Bench, order: tuple[
 async def test_the_same_events_give_the_same_ids(bench: Bench, dispatcher: Dispatcher, tmp_path: Path) -> None:
     batch = messages(bench, *NAMES)
     (first,) = await bench.take(*batch)
-    (tmp_path / "other").mkdir()
-    async with bench_at(tmp_path / "other") as other:
+    async with bench_at(f"sqlite:///{tmp_path}/other.db") as other:
         await with_steps(other, dispatcher.step())
         (second,) = await take(other, batch, together=False)
         assert first.id == second.id
@@ -442,11 +440,8 @@ class TestTheEnd:
 
 async def test_a_saga_may_be_told_of_while_it_waits(bench: Bench, dispatcher: Dispatcher) -> None:
     """The status names what waits, and what for; it is beside what is in the queue."""
-    reader = StatusReader(
-        "dispatch", database=bench.database, tables=bench.handler._tables, handler=bench.handler, problems=dict
-    )
     await bench.take(*messages(bench, "paid"))
-    status = await reader.read("o1")
+    status = await bench.status()
     (event,) = status.queue
     assert (event.sequence, event.event_type, event.state) == (
         1,
@@ -457,13 +452,13 @@ async def test_a_saga_may_be_told_of_while_it_waits(bench: Bench, dispatcher: Di
     assert (status.queued_events, status.dead_letters) == (0, 0)
     dispatcher.errors = [RuntimeError("the van is broken")] * 2
     await bench.take(*messages(bench, "reserved", "provisioned"))
-    states = [(event.sequence, event.state, list(event.missing)) for event in (await reader.read("o1")).queue]
+    states = [(event.sequence, event.state, list(event.missing)) for event in (await bench.status()).queue]
     assert states == [
         (1, QUEUED_EVENT_STATE_EARLY, ["drones.v1.DroneProvisioned"]),
         (2, QUEUED_EVENT_STATE_EARLY, ["drones.v1.DroneProvisioned"]),
         (3, QUEUED_EVENT_STATE_RETRYING, []),
     ]
-    assert list((await reader.read("")).queue) == []
+    assert list((await bench.status("")).queue) == []
 
 
 async def test_a_batch_takes_the_same_few_statements_however_large_it_is(bench: Bench) -> None:
@@ -544,7 +539,7 @@ def test_any_order_with_duplicates_failures_and_restarts_gives_one_run(tmp_path:
         runner.run(play(bench, dispatcher, f"s{next(keys)}", came))
 
     with asyncio.Runner() as runner:
-        opened = bench_at(tmp_path)
+        opened = bench_at(f"sqlite:///{tmp_path}/payments.db")
         bench = runner.run(opened.__aenter__())
         try:
             runner.run(with_steps(bench, dispatcher.step()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -18,8 +17,6 @@ from farandole import DependencyDown, Probes, Reject, Retries, Snooze, Step, Tra
 from farandole.envelope import Event
 from farandole.errors import ContractError
 from farandole.participant.barrier import BarrierState
-from farandole.participant.status import StatusReader
-from farandole.participant.tables import ParticipantTables
 from inventory.v1.inventory_events_pb2 import ItemsReserved
 from payments.v1.payment_events_pb2 import PaymentProcessed, PaymentRefunded
 from shipping.v1.shipping_events_pb2 import OrderShipped, ShippingFailed
@@ -39,8 +36,8 @@ PROCESSOR = "card-processor"
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench_at(tmp_path) as bench:
+async def bench(database_url: str) -> AsyncIterator[Bench]:
+    async with bench_at(database_url) as bench:
         yield bench
 
 
@@ -82,14 +79,7 @@ class Desk:
 
     async def status(self, key: str = "o1") -> participant_pb2.ParticipantStatus:
         """What the participant tells whoever asks."""
-        reader = StatusReader(
-            "payments",
-            database=self.bench.database,
-            tables=ParticipantTables(),
-            handler=self.bench.handler,
-            problems=dict,
-        )
-        return await reader.read(key)
+        return await self.bench.status(key)
 
     async def states(self, key: str = "o1") -> list[str]:
         """Why the events of a saga are in the queue."""

@@ -133,7 +133,10 @@ async def test_all_that_is_wrong_with_plugins_themselves_is_told_at_once(
 ) -> None:
     packages.add("unfinished", Kind.OBSERVER, module="import no_such_module", audit="unfinished:Audit")
     packages.add(
-        "picky", Kind.STORE, module="def store(url):\n    raise ValueError('must be picky')", picky="picky:store"
+        "picky",
+        Kind.STORE,
+        module="def store(url, application_name):\n    raise ValueError('must be picky')",
+        picky="picky:store",
     )
     secrets = tmp_path / "secrets"
     secrets.write_text("whsec_c2hvcnQ=\n")
@@ -143,7 +146,7 @@ async def test_all_that_is_wrong_with_plugins_themselves_is_told_at_once(
         "correlator", grpc_port=50051, database_url="picky:", observers="audit", deadline_actions="webhook"
     )
     with pytest.raises(ConfigurationError) as caught:
-        await use_plugins(settings)
+        await use_plugins(settings, application_name="test")
     assert {fault.where for fault in caught.value.faults} == {
         "FARANDOLE_DATABASE_URL",
         "FARANDOLE_OBSERVERS",

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime
 
 import nats.errors
@@ -17,6 +17,7 @@ from farandole.broker.headers import DESCRIPTION, STATUS, parse_headers
 from farandole.broker.streams import EVENTS, INCARNATION_REMEDY
 from farandole.envelope import StoredMessage
 from farandole.errors import BrokerError, BrokerUnavailableError, StreamIncarnationError
+from farandole.partitions import PARTITIONS
 
 _PAGE = 500
 _PAGE_BYTES = 8 * 1024 * 1024
@@ -28,15 +29,18 @@ _OWN_HEADERS = frozenset({"Nats-Stream", _SUBJECT, _SEQUENCE, _TIME, _PENDING, "
 
 
 async def stored_events(
-    broker: Broker, event_type: str, *, after: int, until: int
+    broker: Broker, event_type: str, *, after: int, until: int, partitions: Collection[int] = range(PARTITIONS)
 ) -> AsyncIterator[Sequence[StoredMessage]]:
-    """The events of a type that stand behind `after`, up to and with `until`, in stream order, page by page.
+    """The events of a type that stand behind `after`, up to and with `until`, page by page: in stream order; of some of
+    the partitions, one partition after the other.
 
     Raises `BrokerUnavailableError` where the broker does not answer in time. It may be a little behind: a replica of
     the stream answers too. Source: JetStream's batched direct get (ADR-31).
     """
-    async for page in _pages(broker, f"events.*.{event_type}", after=after, until=until):
-        yield page
+    places = ["*"] if len(partitions) == PARTITIONS else sorted(partitions)
+    for place in places:
+        async for page in _pages(broker, f"events.{place}.{event_type}", after=after, until=until):
+            yield page
 
 
 async def stored_on(broker: Broker, subject: str, after: int) -> list[StoredMessage]:

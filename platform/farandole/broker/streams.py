@@ -5,8 +5,9 @@ Every setting is given, since clients' defaults differ. Provisioning is idempote
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -118,13 +119,17 @@ async def events_state(broker: Broker) -> StreamState:
     return state
 
 
-async def last_stored(broker: Broker) -> int:
-    """The sequence of the last event that `EVENTS` holds, 0 where it holds none.
+async def last_stored(broker: Broker, subjects: Iterable[str]) -> int:
+    """The sequence of the last event that `EVENTS` holds on subjects, which may have wildcards; 0 where it holds none.
 
     It may be lower than where the stream ends: operators can delete events, and pruning does.
     """
+    return max(await asyncio.gather(*(_last_stored_on(broker, subject) for subject in subjects)), default=0)
+
+
+async def _last_stored_on(broker: Broker, subject: str) -> int:
     try:
-        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"last_by_subj": "events.>"})
+        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"last_by_subj": subject})
     except BrokerError as error:
         if error.code == _NO_MESSAGE_FOUND:
             return 0

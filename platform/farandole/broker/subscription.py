@@ -27,7 +27,7 @@ from farandole.broker.headers import STATUS
 from farandole.broker.stored import check_stored
 from farandole.broker.streams import EVENTS, check_position, events_state
 from farandole.envelope import StoredMessage
-from farandole.errors import BrokerError, BrokerUnavailableError, FencedError
+from farandole.errors import BrokerError, BrokerUnavailableError, ReaderReplacedError
 
 _PULL_MESSAGES = 1000
 _PULL_BYTES = 32 * 1024 * 1024
@@ -175,12 +175,12 @@ class Subscription:
     async def next_batch(self, limit: int) -> Batch:
         """Waits for messages; returns what is there, at most `limit`, in stream order.
 
-        Raises `FencedError` where another process has taken over the consumer.
+        Raises `ReaderReplacedError` where another process has taken over the consumer.
         """
         while not self._ready:
             if self._pumping is not None and self._pumping.done():
                 self._pumping.result()
-                raise FencedError(f"another process reads the consumer {self._durable}")
+                raise self._replaced()
             self._arrived.clear()
             await self._arrived.wait()
         messages: list[StoredMessage] = []
@@ -287,7 +287,8 @@ class Subscription:
                 async with asyncio.timeout(_HEARTBEAT_SECONDS):
                     await self._wake.wait()
             except TimeoutError:
-                if not self._order.is_lost and asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS:
+                is_silent = asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS
+                if is_silent and self._outstanding > 0 and not self._order.is_lost:
                     _log.info("pull lost", consumer=self._durable)
                     self._order.lose()
             self._wake.clear()
@@ -295,7 +296,7 @@ class Subscription:
                 if self._order.is_lost:
                     await self._restore_order()
                 await self._pull()
-            except FencedError as error:
+            except ReaderReplacedError as error:
                 self._set_problem(str(error))
                 return
             except (BrokerError, nats.errors.Error, OSError) as error:
@@ -351,9 +352,9 @@ class Subscription:
         delivered that has not come here, or whose reader has lost its connection: the broker may believe for minutes
         that it stands. What such pulls take comes again only after `ack_wait`.
 
-        Raises `FencedError` where another reader is to go on: two would reset it in turn, each behind a position of its
-        own. A process that was suspended on its way here takes the consumer from its successor when it goes on; the
-        successor, whose epoch is the higher one, takes it back.
+        Raises `ReaderReplacedError` where another reader is to go on: two would reset it in turn, each behind a
+        position of its own. A process that was suspended on its way here takes the consumer from its successor when it
+        goes on; the successor, whose epoch is the higher one, takes it back.
         """
         wanted = {
             "name": self._durable,
@@ -382,9 +383,10 @@ class Subscription:
                     return
             elif self._has_taken_over:
                 if _epoch_of(info["config"]) >= self._epoch:
-                    raise FencedError(f"another process reads the consumer {self._durable}; stop one of the two")
-            else:
-                # an event is acknowledged once it is committed and what it called for is published
+                    raise self._replaced()
+            elif sorted(info["config"].get("filter_subjects") or ()) == self._filters:
+                # an event is acknowledged once it is committed and what it called for is published; where others are
+                # taken now, as with another number of lanes, that says nothing of these
                 self._acknowledged = info["ack_floor"]["stream_seq"]
             await self._broker.request(f"$JS.API.CONSUMER.DELETE.{EVENTS}.{self._durable}")
         await self._broker.request(
@@ -394,6 +396,9 @@ class Subscription:
         self._has_taken_over = True
         self._has_strange_pulls = False
         self._missing_since = None
+
+    def _replaced(self) -> ReaderReplacedError:
+        return ReaderReplacedError(f"another process has taken over the consumer {self._durable}")
 
     def _wait_for_a_successor(self) -> None:
         """Raises while a consumer that this one had is missing for a moment only: who takes over makes it anew."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from choreography.v1 import dead_letter_service_pb2, plugin_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
 from choreography.v1.plugin_service_pb2_grpc import add_PluginServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
+from farandole.broker.consumers import remove_consumers
+from farandole.broker.nudges import Nudges
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
-from farandole.correlator.changes import SagaChanges
+from farandole.correlator.changes import CHANGES_SUBJECT, SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
-from farandole.correlator.definitions import Definitions
 from farandole.correlator.events_stream import BrokerEventsStream
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
@@ -26,10 +30,13 @@ from farandole.correlator.plugin_service import PluginService
 from farandole.correlator.plugins_in_use import use_plugins
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.settings import CorrelatorSettings
-from farandole.correlator.store import CorrelatorStore
+from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
-from farandole.errors import ConfigurationError, Fault
+from farandole.errors import ConfigurationError, Fault, StoreError
+from farandole.lane_keeper import LaneKeeper, Report
+from farandole.lanes import Lanes
+from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.registry import Registry
@@ -37,6 +44,12 @@ from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.worker import Worker
 
 GRPC_PORT = 50051
+
+_DESCRIPTION = "Farandole correlator"
+"""Of its durable consumers."""
+_LEAVING_SECONDS = 2.0
+
+_log = structlog.get_logger(__name__)
 
 
 def main() -> None:
@@ -56,13 +69,14 @@ def read_registry(descriptors: Path) -> Registry:
 
 async def _serve(settings: CorrelatorSettings) -> None:
     registry = read_registry(settings.descriptors)
-    active = load_definitions(settings.sagas, registry)
+    definitions = load_definitions(settings.sagas, registry)
     monitor = HealthMonitor(CHECKS)
-    plugins = await use_plugins(settings)
+    replica = Replica.begun(settings.replica)
+    plugins = await use_plugins(settings, application_name=replica.application_name(CORRELATOR))
     store = plugins.store
     try:
         broker = Broker(settings)
-        changes = SagaChanges()
+        changes = SagaChanges(Nudges(broker, CHANGES_SUBJECT))
         events = BrokerEventsStream(broker)
         sagas, dead_letters = saga_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR
         rpcs: list[Rpc[Any]] = [
@@ -82,25 +96,62 @@ async def _serve(settings: CorrelatorSettings) -> None:
                 PluginService(lambda: plugins.standings),
             ),
         ]
-        async with serve(settings.grpc_address, rpcs, monitor):
-            definitions = await when_available(lambda: open_store(store, active), monitor)
+        lanes = Lanes(settings.lanes)
+
+        def work_of(lane: int, report: Report) -> Worker:
             handler = correlator_handler(
-                store, definitions, broker=broker, registry=registry, changes=changes, observe=plugins.observe
+                store,
+                partitions=lanes.partitions(lane),
+                broker=broker,
+                registry=registry,
+                changes=changes,
+                observe=plugins.observe,
             )
-            worker = correlator_worker(handler, broker=broker, batch_size=settings.batch_size, report=monitor.set)
+            durable = lanes.durable(CORRELATOR, lane)
+            return correlator_worker(
+                handler, durable=durable, broker=broker, batch_size=settings.batch_size, report=report
+            )
+
+        keeper = LaneKeeper(
+            CORRELATOR,
+            lanes=lanes,
+            replica=replica,
+            leases=store.leases,
+            broker=broker,
+            work_of=work_of,
+            report=monitor.set,
+        )
+        async with serve(settings.grpc_address, rpcs, monitor):
+            await when_available(lambda: open_store(store, definitions, replica=replica.name), monitor)
             try:
                 await work_until_stopped(
                     broker=broker,
-                    worker=worker,
+                    work=keeper,
                     monitor=monitor,
                     check_store=store.check,
-                    beside=plugins.beside(broker, registry),
+                    beside=[changes.listen, lambda: _tidy(keeper, broker, lanes), *plugins.beside(broker, registry)],
                 )
             finally:
                 await events.stop()
+            await _leave(store, keeper)
     finally:
         await plugins.stop()
         await close_or_exit(store.close())
+
+
+async def _tidy(keeper: LaneKeeper, broker: Broker, lanes: Lanes) -> None:
+    await keeper.joined()
+    await remove_consumers(broker, lanes.left_over(CORRELATOR), description=_DESCRIPTION)
+
+
+async def _leave(store: CorrelatorStore, keeper: LaneKeeper) -> None:
+    """Tells the store that this replica ends in order, unless another process has its name by now."""
+    try:
+        keeper.check_turn()
+        async with asyncio.timeout(_LEAVING_SECONDS):
+            await store.leave(keeper.replica)
+    except (StoreError, TimeoutError) as error:
+        _log.info("the store was not told that this replica ends", error=str(error))
 
 
 def utc_now() -> datetime:
@@ -110,8 +161,8 @@ def utc_now() -> datetime:
 
 def correlator_handler(
     store: CorrelatorStore,
-    definitions: Definitions,
     *,
+    partitions: Collection[int] = ALL_PARTITIONS,
     broker: Broker,
     registry: Registry,
     changes: SagaChanges,
@@ -123,7 +174,7 @@ def correlator_handler(
     return CorrelatorBatchHandler(
         store=store,
         registry=registry,
-        definitions=definitions,
+        partitions=partitions,
         changes=changes,
         observe=observe,
         last_stored_on=partial(last_stored_on, broker),
@@ -135,14 +186,20 @@ def correlator_handler(
 
 
 def correlator_worker(
-    handler: CorrelatorBatchHandler, *, broker: Broker, batch_size: int, report: Callable[[str, str | None], None]
+    handler: CorrelatorBatchHandler,
+    *,
+    durable: str = CORRELATOR,
+    broker: Broker,
+    batch_size: int,
+    report: Report,
 ) -> Worker:
-    """What drives the correlator's handler over the stream. `report` takes what health should know, see `Worker`."""
+    """What drives a handler over its partitions. `report` takes what health should know, see `Worker`."""
+    is_alone = handler.partitions == ALL_PARTITIONS
     return Worker(
         broker=broker,
-        durable=CORRELATOR,
-        description="Farandole correlator",
-        filters=["events.>"],
+        durable=durable,
+        description=_DESCRIPTION,
+        filters=["events.>"] if is_alone else [f"events.{partition}.>" for partition in sorted(handler.partitions)],
         handler=handler,
         batch_size=batch_size,
         report=report,
@@ -150,8 +207,11 @@ def correlator_worker(
     )
 
 
-async def open_store(store: CorrelatorStore, active: Sequence[Definition]) -> Definitions:
-    """Opens the store with these definitions as the active ones; returns all that it knows."""
+async def open_store(store: CorrelatorStore, definitions: Sequence[Definition], *, replica: str) -> None:
+    """Opens the store for a replica that starts with these definitions, see `CorrelatorStore.activate`."""
     await store.open()
-    await store.activate(active)
-    return Definitions(active, [version.definition() for version in await store.definitions()])
+    if not await store.activate(definitions, replica=replica):
+        _log.warning(
+            "another replica has been started with other definitions since; those stay the active ones",
+            replica=replica,
+        )

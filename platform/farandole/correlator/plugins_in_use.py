@@ -61,8 +61,8 @@ class PluginsInUse:
         await _stop(self.observers, self.deadline_actions)
 
 
-async def use_plugins(settings: CorrelatorSettings) -> PluginsInUse:
-    """Loads what the settings name, and begins it.
+async def use_plugins(settings: CorrelatorSettings, *, application_name: str) -> PluginsInUse:
+    """Loads what the settings name, and begins it. `application_name` goes to the store, see `StoreFactory`.
 
     Raises `ConfigurationError` that lists every plug-in that can't be loaded, and every setting of theirs that is
     wrong. What else goes wrong as one begins is its own trouble, told by its standing.
@@ -71,7 +71,8 @@ async def use_plugins(settings: CorrelatorSettings) -> PluginsInUse:
     faults: list[Fault] = []
     tries = settings.deadline_action_tries
     async with asyncio.TaskGroup() as tasks:
-        storing = tasks.create_task(_unless_faulty(_DATABASE_URL, _store(store_plugin, settings.database_url), faults))
+        making = _store(store_plugin, settings.database_url, application_name)
+        storing = tasks.create_task(_unless_faulty(_DATABASE_URL, making, faults))
         acting = [
             tasks.create_task(_unless_faulty(_DEADLINE_ACTIONS, _deadline_action(name, tries), faults))
             for name in settings.deadline_actions
@@ -103,10 +104,10 @@ async def _unless_faulty(variable: str, work: Awaitable[T], faults: list[Fault])
     return None
 
 
-async def _store(plugin: Plugin, url: str) -> CorrelatorStore:
+async def _store(plugin: Plugin, url: str, application_name: str) -> CorrelatorStore:
     factory: StoreFactory = await load(plugin)
     try:
-        return factory(url)
+        return factory(url, application_name=application_name)
     except ValueError as error:
         raise ConfigurationError([Fault(_DATABASE_URL, str(error))]) from None
 

@@ -20,9 +20,12 @@ _log = structlog.get_logger(__name__)
 class StoreFactory(Protocol):
     """What the entry point of a store names."""
 
-    def __call__(self, url: str) -> CorrelatorStore:
+    def __call__(self, url: str, *, application_name: str) -> CorrelatorStore:
         """The store that `FARANDOLE_DATABASE_URL` names, not opened yet: it connects in `CorrelatorStore.open`, which
         is tried again while it raises `StoreUnavailableError`. Called once, in the event loop.
+
+        `application_name` is what a server of databases should know this process by, so that whoever takes over from
+        it can end what it has left hanging there.
 
         Raises `ValueError`, whose text follows the variable's name, where the URL is wrong: `must be …`. The text never
         holds a password.
@@ -35,12 +38,12 @@ def scheme_of(url: str) -> str:
     return url.partition(":")[0]
 
 
-def sql_store(url: str) -> CorrelatorStore:
+def sql_store(url: str, *, application_name: str) -> CorrelatorStore:
     """The store in a SQL database. A `StoreFactory`."""
-    return SqlCorrelatorStore(Database(url))
+    return SqlCorrelatorStore(Database(url, application_name=application_name))
 
 
-def memory_store(url: str) -> CorrelatorStore:  # noqa: ARG001 - it is `memory:`, whatever else it says
+def memory_store(url: str, *, application_name: str) -> CorrelatorStore:  # noqa: ARG001 - there is nothing to choose
     """The store in memory, for tests: each start folds the whole stream. A `StoreFactory`."""
     _log.warning("records are kept in memory alone: every start folds the stream from its beginning")
     return MemoryCorrelatorStore()

@@ -33,6 +33,11 @@ class Dialect(Protocol):
         """
         ...
 
+    def engine_beside(self, url: sa.URL, *, application_name: str) -> sa.Engine | None:
+        """An engine for short transactions that no other one holds up, and that come one after the other whoever runs
+        them; None where those of `engine` are no slower."""
+        ...
+
     def name(self, url: sa.URL) -> str:
         """How the database is called in messages: without a password."""
         ...

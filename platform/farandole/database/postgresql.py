@@ -19,10 +19,13 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import QueuePool
 
 from farandole.database.dialect import ALONE, Trouble
+from farandole.database.text import keep_nul
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL SERIALIZABLE; LOCK TABLE farandole_check IN ROW SHARE MODE"
 _WRITE_ALONE = "BEGIN ISOLATION LEVEL SERIALIZABLE; LOCK TABLE farandole_check IN EXCLUSIVE MODE"
+
+_BESIDE = "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtext('farandole_replica'))"
 
 _MAKE_CHECK = """\
 DO $$ BEGIN
@@ -43,6 +46,10 @@ _WRITING_SESSION: Mapping[str, str] = {
     **_SESSION,
     "enable_seqscan": "off",  # a transaction that has walked a table conflicts with every other that writes to it
     "jit": "off",  # which the prices that the line above puts on plans would set going
+}
+_SESSION_BESIDE: Mapping[str, str] = {
+    **_SESSION,
+    "idle_in_transaction_session_timeout": "1s",  # a process that is suspended here keeps all the others from it
 }
 _CONNECTION: Mapping[str, object] = {
     "connect_timeout": 5,
@@ -87,23 +94,11 @@ class Postgresql:
 
     def engine(self, url: sa.URL, *, writes: bool, pool_size: int, application_name: str) -> sa.Engine:
         """See `Dialect.engine`. What the URL says itself, such as `?connect_timeout=2`, stands."""
-        session = _WRITING_SESSION if writes else _SESSION
-        options = " ".join(f"-c {name}={value}" for name, value in session.items())
-        own = {**_CONNECTION, "application_name": application_name, "options": options}
-        engine = sa.create_engine(
-            url.set(drivername="postgresql+psycopg"),
-            poolclass=QueuePool,
-            pool_size=pool_size,
-            max_overflow=0,
-            hide_parameters=True,  # an error's text goes into logs; what a statement was given may be a secret
-            connect_args={
-                "autocommit": True,  # the driver opens no transactions of its own; `_begun` does
-                **{name: value for name, value in own.items() if name not in url.query},
-            },
-        )
+        engine = _engine(url, _WRITING_SESSION if writes else _SESSION, pool_size, application_name)
 
         @event.listens_for(engine, "connect")
         def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DB-API connection
+            keep_nul(connection)
             if writes:
                 connection.execute(_MAKE_CHECK)
 
@@ -112,6 +107,17 @@ class Postgresql:
             connection.info.pop(_DOOMED, None)
             alone = connection.get_execution_options().get(ALONE, False)
             connection.exec_driver_sql((_WRITE_ALONE if alone else _WRITE) if writes else _READ)
+
+        event.listen(engine, "handle_error", self._met)
+        return engine
+
+    def engine_beside(self, url: sa.URL, *, application_name: str) -> sa.Engine | None:
+        """See `Dialect.engine_beside`. It takes no lock that other transactions take."""
+        engine = _engine(url, _SESSION_BESIDE, 1, application_name)
+
+        @event.listens_for(engine, "begin")
+        def _begun(connection: sa.Connection) -> None:
+            connection.exec_driver_sql(_BESIDE)
 
         event.listen(engine, "handle_error", self._met)
         return engine
@@ -160,6 +166,22 @@ class Postgresql:
         error.args = (said,)
         if context.sqlalchemy_exception is not None:
             context.sqlalchemy_exception.args = (f"({type(error).__module__}.{type(error).__name__}) {said}",)
+
+
+def _engine(url: sa.URL, session: Mapping[str, str], pool_size: int, application_name: str) -> sa.Engine:
+    options = " ".join(f"-c {name}={value}" for name, value in session.items())
+    own = {**_CONNECTION, "application_name": application_name, "options": options}
+    return sa.create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        poolclass=QueuePool,
+        pool_size=pool_size,
+        max_overflow=0,
+        hide_parameters=True,  # an error's text goes into logs; what a statement was given may be a secret
+        connect_args={
+            "autocommit": True,  # the driver opens no transactions of its own; `_begun` does
+            **{name: value for name, value in own.items() if name not in url.query},
+        },
+    )
 
 
 def _driver(connection: sa.Connection) -> psycopg.Connection:

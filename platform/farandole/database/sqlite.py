@@ -68,6 +68,10 @@ class Sqlite:
 
         return engine
 
+    def engine_beside(self, url: sa.URL, *, application_name: str) -> sa.Engine | None:  # noqa: ARG002
+        """See `Dialect.engine_beside`: two connections would only wait for each other."""
+        return None
+
     def name(self, url: sa.URL) -> str:
         """See `Dialect.name`: the path of the file."""
         return str(url.database)

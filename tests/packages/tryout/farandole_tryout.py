@@ -86,7 +86,7 @@ class JournalStore(MemoryCorrelatorStore):
         return committed
 
 
-def journal_store(url: str) -> CorrelatorStore:
+def journal_store(url: str, *, application_name: str) -> CorrelatorStore:
     path = url.removeprefix("journal:///")
     if path == url or not path:
         raise ValueError("must be journal:///PATH")
