@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from farandole.errors import ConfigurationError, Fault
 from farandole.partitions import PARTITIONS
+
+S = TypeVar("S", bound=BaseSettings)
 
 ENV_PREFIX = "FARANDOLE_"
 
@@ -46,7 +49,8 @@ def _address(value: str) -> str:
     return value
 
 
-def _database_url(value: str) -> str:
+def sql_database_url(value: str) -> str:
+    """The URL of a SQL database, where it is one. Raises `ValueError` that says what it must be."""
     if not _is_sqlite_file(value) and not _is_postgresql(value):
         raise ValueError(
             "must be sqlite:///PATH, a file, since readers and the writer have connections of their own; or "
@@ -86,7 +90,7 @@ class Settings(BaseSettings):
     nats_url: Annotated[str, AfterValidator(_nats_url)] = "nats://127.0.0.1:4222"
     nats_user: str | None = None
     nats_password: SecretStr | None = None
-    database_url: Annotated[str, AfterValidator(_database_url)] = Field(
+    database_url: Annotated[str, AfterValidator(sql_database_url)] = Field(
         default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db",
         repr=False,  # it may hold a password
     )
@@ -112,19 +116,26 @@ class Settings(BaseSettings):
     """Of the correlator: the directory of saga definitions."""
 
     @classmethod
-    def load(cls, service: str, *, grpc_port: int, **overrides: Any) -> Settings:  # noqa: ANN401 - pydantic's own fields
+    def load(cls, service: str, *, grpc_port: int, **overrides: Any) -> Self:  # noqa: ANN401 - pydantic's own fields
         """The settings of one process. Raises `ConfigurationError` that lists every fault."""
-        try:
-            return cls(service=service, default_grpc_port=grpc_port, **overrides)
-        except ValidationError as error:
-            raise ConfigurationError(
-                [
-                    Fault(ENV_PREFIX + "_".join(str(part) for part in fault["loc"]).upper(), _reason(fault["msg"]))
-                    for fault in error.errors()
-                    if fault["type"] != _NOT_REACHED
-                ]
-            ) from None
+        return load_settings(cls, service=service, default_grpc_port=grpc_port, **overrides)
 
 
-def _reason(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def load_settings(settings: type[S], **given: Any) -> S:  # noqa: ANN401 - pydantic's own fields
+    """Settings from the environment, and what is given over it. Raises `ConfigurationError` that lists every fault by
+    its variable."""
+    try:
+        return settings(**given)
+    except ValidationError as error:
+        prefix = settings.model_config["env_prefix"]
+        raise ConfigurationError(
+            [
+                Fault(prefix + "_".join(str(part) for part in fault["loc"]).upper(), _reason(fault))
+                for fault in error.errors()
+                if fault["type"] != _NOT_REACHED
+            ]
+        ) from None
+
+
+def _reason(fault: ErrorDetails) -> str:
+    return "must be set" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")

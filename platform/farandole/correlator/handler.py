@@ -46,6 +46,7 @@ from farandole.correlator.definitions import (
 )
 from farandole.correlator.lifecycle_messages import lifecycle_publication
 from farandole.correlator.queries import StoredDefinition
+from farandole.correlator.observers import Observe, Transition, tell_nobody
 from farandole.correlator.records import fold
 from farandole.correlator.store import (
     ALL_PARTITIONS,
@@ -106,6 +107,8 @@ class _Folding:
     """The correlator's own events, found in the stream: key and message id."""
     answers: dict[int, datetime] = field(default_factory=dict)
     """By partition: the stream's time as the last tick of this session told it."""
+    transitions: list[Transition] = field(default_factory=list)
+    """What to tell observers, in order."""
 
 
 @dataclass(slots=True)
@@ -139,6 +142,7 @@ class CorrelatorBatchHandler:
         registry: Registry,
         partitions: Collection[int] = ALL_PARTITIONS,
         changes: SagaChanges,
+        observe: Observe = tell_nobody,
         last_stored_on: LastStoredOn,
         stored_on: StoredOn,
         stored_at: StoredAt,
@@ -158,6 +162,7 @@ class CorrelatorBatchHandler:
         self.first_heard = FirstHeard((ACTIVATED, RETIRED), from_beginning=True, partitions=self.partitions)
         self._definitions = Definitions((), partitions=self.partitions)
         self._changes = changes
+        self._observe = observe
         self._last_stored_on = last_stored_on
         self._stored_on = stored_on
         self._stored_at = stored_at
@@ -278,6 +283,7 @@ class CorrelatorBatchHandler:
         )
         self._claim = committed.claim
         self._remember(folding.records)
+        self._observe(folding.transitions)
         await self._changes.changed({key for _, key in folding.before})
         self._watch.read(messages[-1].time)
         for message in messages:
@@ -406,6 +412,7 @@ class CorrelatorBatchHandler:
                 continue
             folding.before.setdefault((name, event.key), before)
             records[name] = after
+            folding.transitions.append(Transition(before, after, event.fact))
             for publication in self._called_for(before, after, event):
                 folding.publications[publication.headers["Nats-Msg-Id"]] = publication
         if changed:

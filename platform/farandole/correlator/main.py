@@ -12,8 +12,9 @@ from typing import Any
 
 import structlog
 
-from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
+from choreography.v1 import dead_letter_service_pb2, plugin_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
+from choreography.v1.plugin_service_pb2_grpc import add_PluginServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
 from farandole.broker.consumers import remove_consumers
@@ -24,11 +25,13 @@ from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.events_stream import BrokerEventsStream
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
+from farandole.correlator.observers import Observe, tell_nobody
+from farandole.correlator.plugin_service import PluginService
+from farandole.correlator.plugins_in_use import use_plugins
 from farandole.correlator.saga_service import SagaService
+from farandole.correlator.settings import CorrelatorSettings
 from farandole.correlator.snapshots import begin_from_snapshot
-from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore
-from farandole.database import Database
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
 from farandole.errors import ConfigurationError, Fault, StoreError
@@ -39,7 +42,6 @@ from farandole.lifecycle import CORRELATOR
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
-from farandole.settings import Settings
 from farandole.worker import Worker
 
 GRPC_PORT = 50051
@@ -53,7 +55,7 @@ _log = structlog.get_logger(__name__)
 
 def main() -> None:
     """Runs the correlator until SIGTERM. Exits with what is wrong where a setting, a file or a definition is."""
-    run_process(lambda: Settings.load(CORRELATOR, grpc_port=GRPC_PORT), _serve)
+    run_process(lambda: CorrelatorSettings.load(CORRELATOR, grpc_port=GRPC_PORT), _serve)
 
 
 def read_registry(descriptors: Path) -> Registry:
@@ -66,12 +68,13 @@ def read_registry(descriptors: Path) -> Registry:
     return Registry.of_descriptor_set(serialized, where=str(descriptors))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: CorrelatorSettings) -> None:
     registry = read_registry(settings.descriptors)
     definitions = load_definitions(settings.sagas, registry)
     monitor = HealthMonitor(CHECKS)
     replica = Replica.begun(settings.replica)
-    store = SqlCorrelatorStore(Database(settings.database_url, application_name=replica.application_name(CORRELATOR)))
+    plugins = await use_plugins(settings, application_name=replica.application_name(CORRELATOR))
+    store = plugins.store
     try:
         broker = Broker(settings)
         changes = SagaChanges(Nudges(broker, CHANGES_SUBJECT))
@@ -88,12 +91,22 @@ async def _serve(settings: Settings) -> None:
                 add_DeadLetterServiceServicer_to_server,
                 DeadLetterService(store, registry, events),
             ),
+            Rpc(
+                plugin_service_pb2.DESCRIPTOR.services_by_name["PluginService"],
+                add_PluginServiceServicer_to_server,
+                PluginService(lambda: plugins.standings),
+            ),
         ]
         lanes = Lanes(settings.lanes)
 
         def work_of(lane: int, report: Report) -> Worker:
             handler = correlator_handler(
-                store, partitions=lanes.partitions(lane), broker=broker, registry=registry, changes=changes
+                store,
+                partitions=lanes.partitions(lane),
+                broker=broker,
+                registry=registry,
+                changes=changes,
+                observe=plugins.observe,
             )
             durable = lanes.durable(CORRELATOR, lane)
             return correlator_worker(
@@ -117,12 +130,13 @@ async def _serve(settings: Settings) -> None:
                     work=keeper,
                     monitor=monitor,
                     check_store=store.check,
-                    beside=[changes.listen, lambda: _tidy(keeper, broker, lanes)],
+                    beside=[changes.listen, lambda: _tidy(keeper, broker, lanes), *plugins.beside(broker, registry)],
                 )
             finally:
                 await events.stop()
             await _leave(store, keeper)
     finally:
+        await plugins.stop()
         await close_or_exit(store.close())
 
 
@@ -153,6 +167,7 @@ def correlator_handler(
     broker: Broker,
     registry: Registry,
     changes: SagaChanges,
+    observe: Observe = tell_nobody,
     clock: Callable[[], datetime] = utc_now,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> CorrelatorBatchHandler:
@@ -162,6 +177,7 @@ def correlator_handler(
         registry=registry,
         partitions=partitions,
         changes=changes,
+        observe=observe,
         last_stored_on=partial(last_stored_on, broker),
         stored_on=partial(stored_on, broker),
         stored_at=partial(stored_at, broker),
