@@ -19,15 +19,20 @@ from farandole.broker.responder import respond, status_subject
 from farandole.database import Database
 from farandole.errors import StoreUnavailableError
 from farandole.outbox import OutboxRow
-from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.handler import ParticipantBatchHandler, utc_now
 from farandole.participant.participant import Participant
+from farandole.participant.readings import of_circuits, of_queue
 from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.participant.transaction import CommandTransaction
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.settings import Settings
+from farandole.telemetry import NO_TELEMETRY, Telemetry
+from farandole.telemetry.readings import of_health
+from farandole.telemetry.start import telemetry as telemetry_of
 from farandole.worker import Worker
+from farandole.worker_readings import of_lag, of_outbox
 
 T = TypeVar("T")
 
@@ -58,9 +63,11 @@ class Runtime:
         return await asyncio.shield(committing)
 
     async def _commit(self, work: Callable[[CommandTransaction], T]) -> T:
+        account = self._handler.account()
+
         def transact(connection: sa.Connection) -> tuple[T, list[OutboxRow]]:
             self._handler.check_owner(connection)
-            outgoing = self._handler.outgoing()
+            outgoing = self._handler.outgoing(account)
             result = work(CommandTransaction(connection, outgoing))
             return result, self._tables.outbox.add(connection, outgoing.publications)
 
@@ -70,6 +77,7 @@ class Runtime:
             except StoreUnavailableError:
                 self._worker.look_into_outbox()  # it may have been committed all the same
                 raise
+        account.settled()
         self._worker.publish_rows(rows)
         return result
 
@@ -90,6 +98,7 @@ def participant_worker(
     broker: Broker,
     batch_size: int,
     report: Callable[[str, str | None], None],
+    telemetry: Telemetry = NO_TELEMETRY,
 ) -> Worker:
     """What drives a participant's handler over the stream. `report` takes what health should know, see `Worker`."""
     return Worker(
@@ -101,6 +110,7 @@ def participant_worker(
         batch_size=batch_size,
         report=report,
         hold_until_caught_up=False,
+        telemetry=telemetry,
     )
 
 
@@ -120,14 +130,26 @@ def run(participant: Participant, *, grpc_port: int, rpcs: Rpcs = lambda _runtim
 
 
 async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> None:
+    async with telemetry_of(settings, participant.registry.types) as telemetry:
+        await _serve_observed(participant, settings, rpcs, telemetry)
+
+
+async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rpcs, telemetry: Telemetry) -> None:
     monitor = HealthMonitor(CHECKS)
     database = Database(settings.database_url)
     tables = ParticipantTables()
     try:
         broker = Broker(settings)
-        handler = ParticipantBatchHandler(participant, database, tables, batch_size=settings.batch_size)
+        handler = ParticipantBatchHandler(
+            participant, database, tables, batch_size=settings.batch_size, telemetry=telemetry
+        )
         worker = participant_worker(
-            participant, handler, broker=broker, batch_size=settings.batch_size, report=monitor.set
+            participant,
+            handler,
+            broker=broker,
+            batch_size=settings.batch_size,
+            report=monitor.set,
+            telemetry=telemetry,
         )
         runtime = Runtime(database, tables, handler, worker)
         status = StatusReader(
@@ -139,14 +161,25 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
             refused=lambda: worker.refused,
         )
         subject = status_subject(participant.name)
-        async with serve(settings.grpc_address, [_participant_rpc(participant, status), *rpcs(runtime)], monitor):
+        rpcs_served = [_participant_rpc(participant, status), *rpcs(runtime)]
+        readings = telemetry.beside(
+            of_health(CHECKS, lambda: monitor.problems),
+            of_lag(broker, [participant.name]),
+            of_outbox(lambda: worker.unpublished, utc_now),
+            of_queue(database, tables.queue),
+            of_circuits(lambda: handler.circuits),
+        )
+        async with serve(settings.grpc_address, rpcs_served, monitor, guard=telemetry.rpc_guard):
             await when_available(lambda: create_tables(participant, database, tables), monitor)
             await work_until_stopped(
                 broker=broker,
                 worker=worker,
                 monitor=monitor,
                 check_store=database.check,
-                beside=[lambda: respond(broker, subject, queue=participant.name, answer=status.answer)],
+                beside=[
+                    lambda: respond(broker, subject, queue=participant.name, answer=status.answer),
+                    *readings,
+                ],
             )
     finally:
         await close_or_exit(database.close())

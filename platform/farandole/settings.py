@@ -44,6 +44,10 @@ def _address(value: str) -> str:
     return value
 
 
+def _metrics_address(value: str) -> str:
+    return _address(f"127.0.0.1:{value}" if value.isascii() and value.isdigit() else value)
+
+
 def _database_url(value: str) -> str:
     path = value.removeprefix("sqlite:///")
     if path == value or not path or path.startswith((":memory:", "?")):
@@ -71,6 +75,8 @@ class Settings(BaseSettings):
         default_factory=lambda known: f"127.0.0.1:{known['default_grpc_port']}"
     )
     """Where this process serves gRPC."""
+    metrics_address: Annotated[str, AfterValidator(_metrics_address)] | None = None
+    """Where this process shows its metrics over HTTP, HOST:PORT, or a PORT of 127.0.0.1; None for nowhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500

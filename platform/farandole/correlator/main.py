@@ -20,6 +20,7 @@ from farandole.correlator.definitions import Definitions
 from farandole.correlator.events_stream import BrokerEventsStream
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
+from farandole.correlator.readings import of_dead_letters, of_sagas
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import CorrelatorStore
@@ -32,7 +33,11 @@ from farandole.process import CHECKS, close_or_exit, run_process, when_available
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.settings import Settings
+from farandole.telemetry import NO_TELEMETRY, Telemetry
+from farandole.telemetry.readings import of_health
+from farandole.telemetry.start import telemetry as telemetry_of
 from farandole.worker import Worker
+from farandole.worker_readings import of_lag, of_outbox
 
 GRPC_PORT = 50051
 
@@ -55,12 +60,19 @@ def read_registry(descriptors: Path) -> Registry:
 async def _serve(settings: Settings) -> None:
     registry = read_registry(settings.descriptors)
     active = load_definitions(settings.sagas, registry)
+    async with telemetry_of(settings, registry.types) as telemetry:
+        await _serve_observed(settings, registry, active, telemetry)
+
+
+async def _serve_observed(
+    settings: Settings, registry: Registry, active: Sequence[Definition], telemetry: Telemetry
+) -> None:
     monitor = HealthMonitor(CHECKS)
     store = SqlCorrelatorStore(Database(settings.database_url))
     try:
         broker = Broker(settings)
         changes = SagaChanges()
-        events = BrokerEventsStream(broker)
+        events = BrokerEventsStream(broker, telemetry)
         sagas, dead_letters = saga_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR
         rpcs: list[Rpc[Any]] = [
             Rpc(
@@ -74,12 +86,25 @@ async def _serve(settings: Settings) -> None:
                 DeadLetterService(store, registry, events),
             ),
         ]
-        async with serve(settings.grpc_address, rpcs, monitor):
+        async with serve(settings.grpc_address, rpcs, monitor, guard=telemetry.rpc_guard):
             definitions = await when_available(lambda: open_store(store, active), monitor)
-            handler = correlator_handler(store, definitions, broker=broker, registry=registry, changes=changes)
-            worker = correlator_worker(handler, broker=broker, batch_size=settings.batch_size, report=monitor.set)
+            handler = correlator_handler(
+                store, definitions, broker=broker, registry=registry, changes=changes, telemetry=telemetry
+            )
+            worker = correlator_worker(
+                handler, broker=broker, batch_size=settings.batch_size, report=monitor.set, telemetry=telemetry
+            )
+            readings = telemetry.beside(
+                of_health(CHECKS, lambda: monitor.problems),
+                of_lag(broker, [CORRELATOR]),
+                of_outbox(lambda: worker.unpublished, utc_now),
+                of_sagas(store),
+                of_dead_letters(store),
+            )
             try:
-                await work_until_stopped(broker=broker, worker=worker, monitor=monitor, check_store=store.check)
+                await work_until_stopped(
+                    broker=broker, worker=worker, monitor=monitor, check_store=store.check, beside=readings
+                )
             finally:
                 await events.stop()
     finally:
@@ -100,6 +125,7 @@ def correlator_handler(
     changes: SagaChanges,
     clock: Callable[[], datetime] = utc_now,
     monotonic: Callable[[], float] = time.monotonic,
+    telemetry: Telemetry = NO_TELEMETRY,
 ) -> CorrelatorBatchHandler:
     """The correlator's handler, which asks this broker what `EVENTS` holds. For the clocks see the handler."""
     return CorrelatorBatchHandler(
@@ -112,11 +138,17 @@ def correlator_handler(
         stored_at=partial(stored_at, broker),
         clock=clock,
         monotonic=monotonic,
+        telemetry=telemetry,
     )
 
 
 def correlator_worker(
-    handler: CorrelatorBatchHandler, *, broker: Broker, batch_size: int, report: Callable[[str, str | None], None]
+    handler: CorrelatorBatchHandler,
+    *,
+    broker: Broker,
+    batch_size: int,
+    report: Callable[[str, str | None], None],
+    telemetry: Telemetry = NO_TELEMETRY,
 ) -> Worker:
     """What drives the correlator's handler over the stream. `report` takes what health should know, see `Worker`."""
     return Worker(
@@ -128,6 +160,7 @@ def correlator_worker(
         batch_size=batch_size,
         report=report,
         hold_until_caught_up=True,
+        telemetry=telemetry,
     )
 
 

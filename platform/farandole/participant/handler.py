@@ -35,6 +35,7 @@ from farandole.participant.schedule import Schedule, ScheduleChanges, Wait
 from farandole.participant.tables import Claim, ParticipantTables
 from farandole.participant.unfinished import Unfinished
 from farandole.participant.work import Work
+from farandole.telemetry import NO_TELEMETRY, Account, Telemetry
 from farandole.worker import FirstHeard, Handled, Position
 
 _DUE_SAGAS = 500
@@ -54,6 +55,7 @@ class _Settled:
     circuits: Circuits
     counts_removed: Collection[int]
     """The events whose counts are gone."""
+    account: Account
     dealt_with: int = 0
     """How many events, of those that were counted before they ran."""
 
@@ -74,12 +76,14 @@ class ParticipantBatchHandler:
         *,
         clock: Clock = utc_now,
         batch_size: int = 500,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         """`batch_size` is the most events that one call of `handle` has."""
         self._participant = participant
         self._database = database
         self._tables = tables
         self._clock = clock
+        self._telemetry = telemetry
         self._epoch = 0
         self._position = 0
         self._schedule = Schedule()
@@ -106,14 +110,19 @@ class ParticipantBatchHandler:
         """What is found to be down, and how many sagas wait for each."""
         return {c: len(self._schedule.dependants(c.dependency)) for c in self._circuits.open.values()}
 
-    def outgoing(self) -> Outgoing:
-        """An empty collection of publications within the participant's contract."""
+    def account(self) -> Account:
+        """What a transaction that begins now tells of itself."""
+        return self._telemetry.account()
+
+    def outgoing(self, account: Account) -> Outgoing:
+        """An empty collection of publications within the participant's contract, of a transaction with this account."""
         participant = self._participant
         return Outgoing(
             participant=participant.name,
             registry=participant.registry,
             clock=self._clock,
             publishes=frozenset(c.DESCRIPTOR.full_name for c in participant.publishes),
+            account=account,
         )
 
     def check_owner(self, connection: sa.Connection) -> None:
@@ -292,6 +301,7 @@ class ParticipantBatchHandler:
 
     async def _settle(self, work: Callable[[sa.Connection], _Settled]) -> list[OutboxRow]:
         settled = await self._database.write(work)
+        settled.account.settled()
         self._schedule.apply(settled.changes)
         self._crashes.dealt_with(settled.counts_removed)
         self._crashes.heard(settled.dealt_with)
@@ -381,7 +391,9 @@ class ParticipantBatchHandler:
         circuits = self._circuits.copy()
         check = RunCheck(self._crashes, circuits, doubtful=doubtful, probes=probes)
         legible = [event for event in events if isinstance(event, Event)]
-        intake = Intake(self._participant, self._tables, connection, self.outgoing(), legible, before_run=check)
+        intake = Intake(
+            self._participant, self._tables, connection, self.outgoing(self.account()), legible, before_run=check
+        )
         work = Work(
             participant=self._participant,
             queue=self._tables.queue,
@@ -396,7 +408,7 @@ class ParticipantBatchHandler:
 
     def _settled(self, work: Work, counts_removed: Collection[int]) -> _Settled:
         self._tables.started.remove(work.connection, counts_removed)
-        return _Settled(work.intake.save(), work.changes, work.circuits, counts_removed)
+        return _Settled(work.intake.save(), work.changes, work.circuits, counts_removed, work.account)
 
     def _decode(self, message: StoredMessage) -> Event | Unreadable:
         return decode(self._participant.registry, message)
