@@ -37,14 +37,17 @@ from farandole.telemetry import traceparent
 from farandole.telemetry.ledger import Handling, Ledger
 from farandole.telemetry.traceparent import TraceParent
 
-DEFAULT_RATIO = 0.1
-"""Of traces that are recorded where `OTEL_TRACES_SAMPLER` says nothing. All of a trace is recorded, or nothing."""
+DEFAULT_RATIO = 0.01
+"""Of traces that are recorded where `OTEL_TRACES_SAMPLER` says nothing: recording each takes as much of the processor
+as the saga itself (decision 0045). All of a trace is recorded, or nothing."""
 
 _MOST_SENDING = 20_000
 """Events that are decided and not acknowledged yet, of which a span is kept."""
 _EVENTS = "events."
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """The gRPC status codes that are the server's fault, as the conventions for RPC say."""
+_NOT_SAMPLED = "-00"
+"""How a `traceparent` ends of which nothing is recorded, as good as always; other flags may be set besides."""
 _NOT_TRACED = "/grpc."
 """Health and reflection, which are called without end."""
 
@@ -84,18 +87,40 @@ class Traces:
 
     def begin(self, event: Event | Unreadable) -> Span | None:
         """The span of dealing with an event; None where its trace is not recorded."""
-        came = traceparent.read(event.traceparent)
-        name, attributes = "process", _PROCESS
+        header = event.traceparent
+        if self._follows and header.endswith(_NOT_SAMPLED):
+            return None
+        came = traceparent.read(header)
         if came is None:
             with self._ids.of_trace(traceparent.derived(message_id(event.source, event.id)).trace_id):
-                span = self._tracer.start_span(name, Context(), SpanKind.CONSUMER, attributes)
+                span = self._process(event, Context())
         elif self._follows and not came.is_sampled:
             return None
         else:
             cause = _context(came)
             within = trace.set_span_in_context(NonRecordingSpan(cause), Context())
-            span = self._tracer.start_span(name, within, SpanKind.CONSUMER, attributes, [Link(cause)])
+            span = self._process(event, within, Link(cause))
         return span if span.is_recording() else None
+
+    def _process(self, event: Event | Unreadable, within: Context, *links: Link) -> Span:
+        message = event.message
+        attributes: dict[str, str | int] = {
+            "messaging.system": "nats",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": message.subject,
+            "messaging.destination.partition.id": str(message.partition),
+            "messaging.consumer.group.name": self._service,
+            "messaging.message.id": event.id,
+            "messaging.message.conversation_id": event.key,
+            "messaging.message.body.size": len(message.data),
+            "farandole.sequence": message.sequence,
+        }
+        name = "process"
+        if isinstance(event, Event):  # the type of any other is whatever its publisher wrote
+            template = attributes["messaging.destination.template"] = _template(event.type)
+            name = f"process {template}"
+        return self._tracer.start_span(name, within, SpanKind.CONSUMER, attributes, links)
 
     def caused(self, span: Span, others: Iterable[Event]) -> None:
         """The event is dealt with together with others that came before it."""
@@ -125,7 +150,7 @@ class Traces:
         """Ends the spans of what a transaction dealt with, and remembers those of what it publishes."""
         for handling in ledger.handlings.values():
             if handling.span is not None and handling.end:
-                self._describe(handling, handling.span)
+                _describe(handling, handling.span)
                 handling.span.end(handling.end)
         for sending in ledger.sendings:
             self._sending[sending.header] = sending.span
@@ -177,41 +202,6 @@ class Traces:
         """Exports what has ended so far. May take as long as the exporter does."""
         self._provider.shutdown()
 
-    def _describe(self, handling: Handling, span: Span) -> None:
-        message = handling.event.message
-        event_type = message.type
-        attributes: dict[str, str | int | tuple[str, ...]] = {
-            "messaging.destination.name": message.subject,
-            "messaging.destination.partition.id": str(message.partition),
-            "messaging.consumer.group.name": self._service,
-            "messaging.message.id": handling.event.id,
-            "messaging.message.conversation_id": handling.event.key,
-            "messaging.message.body.size": len(message.data),
-            "farandole.sequence": message.sequence,
-        }
-        if isinstance(handling.event, Event):
-            span.update_name(f"process {_template(event_type)}")
-            attributes["messaging.destination.template"] = _template(event_type)
-        if handling.disposition is not None:
-            attributes["farandole.disposition"] = handling.disposition.name
-        if handling.state:
-            attributes["farandole.queue.state"] = handling.state
-        if handling.attempts:
-            attributes["farandole.attempts"] = handling.attempts
-        if handling.definitions:
-            attributes["farandole.definitions"] = tuple(handling.definitions)
-        if handling.runs:
-            definitions, steps, directions = zip(*(run.place for run in handling.runs), strict=True)
-            attributes |= {
-                "farandole.definitions": definitions,
-                "farandole.steps": steps,
-                "farandole.directions": directions,
-            }
-        if handling.error is not None:
-            attributes["error.type"] = type(handling.error).__qualname__
-            span.set_status(StatusCode.ERROR)
-        span.set_attributes(attributes)
-
 
 class _Ids(RandomIdGenerator):
     """Random ids, but for traces of which it is said which one they are."""
@@ -242,11 +232,6 @@ class _OfTrace:
         self._own.trace_id = None
 
 
-_PROCESS: Mapping[str, str] = {
-    "messaging.system": "nats",
-    "messaging.operation.name": "process",
-    "messaging.operation.type": "process",
-}
 _SEND: Mapping[str, str] = {
     "messaging.system": "nats",
     "messaging.operation.name": "send",
@@ -257,6 +242,30 @@ _SEND: Mapping[str, str] = {
 def _sampler() -> Sampler | None:
     """What is recorded where the standard variable says nothing; None where it does."""
     return None if os.environ.get(OTEL_TRACES_SAMPLER) else ParentBased(TraceIdRatioBased(DEFAULT_RATIO))
+
+
+def _describe(handling: Handling, span: Span) -> None:
+    """Says what became of the event."""
+    attributes: dict[str, str | int | tuple[str, ...]] = {}
+    if handling.disposition is not None:
+        attributes["farandole.disposition"] = handling.disposition.name
+    if handling.state:
+        attributes["farandole.queue.state"] = handling.state
+    if handling.attempts:
+        attributes["farandole.attempts"] = handling.attempts
+    if handling.definitions:
+        attributes["farandole.definitions"] = tuple(handling.definitions)
+    if handling.runs:
+        definitions, steps, directions = zip(*(run.place for run in handling.runs), strict=True)
+        attributes |= {
+            "farandole.definitions": definitions,
+            "farandole.steps": steps,
+            "farandole.directions": directions,
+        }
+    if handling.error is not None:
+        attributes["error.type"] = type(handling.error).__qualname__
+        span.set_status(StatusCode.ERROR)
+    span.set_attributes(attributes)
 
 
 def _template(event_type: str) -> str:
