@@ -14,6 +14,7 @@ PACKAGES = {
     "Participants": "participant",
     "The loop that both share": "broker",
     "The correlator": "correlator",
+    "Telemetry": "telemetry",
     "The simulation": "testing/simulation",
 }
 

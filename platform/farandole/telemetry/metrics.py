@@ -6,7 +6,7 @@ import time
 from collections import Counter as Count
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -28,6 +28,7 @@ class Metrics:
 
     def __init__(self, service: str, event_types: Collection[str]) -> None:
         """`event_types` are those that labels may name; all others are `unknown`."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each: when it was first counted
         self.registry = CollectorRegistry()
         self._service = service
         self._types = frozenset(event_types)
