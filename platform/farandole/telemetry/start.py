@@ -94,7 +94,7 @@ def _wants_traces() -> bool:
 def _traces(settings: Settings) -> Traces:
     asked = next(((name, os.environ[name]) for name in _PROTOCOLS if os.environ.get(name)), None)
     if asked is not None and asked[1] != _PROTOCOL:
-        raise ConfigurationError([Fault(asked[0], f"must be {_PROTOCOL}: no other one is spoken here")])
+        raise ConfigurationError([Fault(asked[0], f"must be {_PROTOCOL}; no other one is spoken here")])
     from farandole.telemetry.traces import Traces  # what is off is not imported
 
     _log.info("traces are exported", endpoint=next(os.environ[name] for name in _ENDPOINTS if os.environ.get(name)))
