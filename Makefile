@@ -7,6 +7,17 @@ TOOLS := .tools/bin
 
 .DEFAULT_GOAL := help
 
+# The shape of the stack that `up` and `chaos` run; what is not given is one process a service, SQLite, one nats-server.
+ifdef REPLICAS
+export FARANDOLE_STACK_REPLICAS = $(REPLICAS)
+endif
+ifdef DATABASE
+export FARANDOLE_STACK_DATABASE = $(DATABASE)
+endif
+ifdef NATS
+export FARANDOLE_STACK_NATS = $(NATS)
+endif
+
 .PHONY: help
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +50,7 @@ tools: $(TOOLS)/installed ## build the pinned grpcurl, nats, promtool and compos
 ## The stack
 
 .PHONY: up
-up: $(VENV)/runtime ## start everything; returns when every health check serves
+up: $(VENV)/runtime ## start everything (REPLICAS=3 DATABASE=postgres NATS=cluster); returns when every health check serves
 	@$(BIN)/farandole up
 
 .PHONY: down

@@ -1,4 +1,4 @@
-"""What every kind of test shares: a real broker, chosen by `--broker`."""
+"""What every kind of test shares: a real broker and a real PostgreSQL, chosen by `--broker` and `--database`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from farandole.testing.brokers import (
     docker_problem,
     provision_streams,
 )
+from farandole.testing.databases import ContainerPostgres, DatabaseUnderTest, EmbeddedPostgres, make_empty
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("embedded", "container"),
         default="embedded",
         help="the broker of messaging tests: the wheel's nats-server, or a container",
+    )
+    parser.addoption(
+        "--database",
+        choices=("embedded", "container"),
+        default="embedded",
+        help="the PostgreSQL of tests: an installed server as a child process, or a container",
     )
 
 
@@ -52,10 +59,7 @@ def nats_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Brok
     """A running broker of the test's own, without streams."""
     broker: BrokerUnderTest
     if request.config.getoption("--broker") == "container":
-        if problem := docker_problem():
-            if os.environ.get("FARANDOLE_REQUIRE_DOCKER"):
-                pytest.fail(problem)
-            pytest.skip(problem)
+        need_docker()
         broker = ContainerBroker(tmp_path / "broker")
     else:
         broker = EmbeddedBroker(tmp_path / "broker")
@@ -92,3 +96,60 @@ async def broker(provisioned: BrokerUnderTest) -> AsyncIterator[Broker]:
         yield connection
     finally:
         await connection.close()
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Iterator[DatabaseUnderTest]:
+    """A running PostgreSQL server, which tests share."""
+    server = new_postgres(request)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def _postgres_database(postgres: DatabaseUnderTest) -> str:
+    return postgres.new_database()
+
+
+@pytest.fixture
+def postgres_url(_postgres_database: str) -> str:
+    """The URL of an empty PostgreSQL database."""
+    make_empty(_postgres_database)
+    return _postgres_database
+
+
+@pytest.fixture
+def postgres_of_its_own(request: pytest.FixtureRequest) -> Iterator[DatabaseUnderTest]:
+    """A running PostgreSQL server for a test that treats it badly."""
+    server = new_postgres(request)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def new_postgres(request: pytest.FixtureRequest) -> DatabaseUnderTest:
+    if request.config.getoption("--database") != "container":
+        return EmbeddedPostgres()
+    need_docker()
+    return ContainerPostgres()
+
+
+def need_docker() -> None:
+    """Skips the test where no Docker engine answers, or fails it where one must."""
+    if problem := docker_problem():
+        if os.environ.get("FARANDOLE_REQUIRE_DOCKER"):
+            pytest.fail(problem)
+        pytest.skip(problem)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/made/for/it/store.db"
+    return str(request.getfixturevalue("postgres_url"))

@@ -33,7 +33,7 @@ def dead_letter_id(participant: str, sequence: int) -> str:
 
 def dead_letter_copy(message: StoredMessage, *, participant: str, key: str, reason: Reason, detail: str) -> Publication:
     """The copy of a stored message that `participant` gives up on, whole and not redacted: only who may read the stream
-    `DEADLETTERS` sees it. An empty `key` is that of no saga.
+    `DEADLETTERS` sees it. What is published under `key` after it comes after it.
 
     Headers that would steer the broker (`Nats-*`) or pass for ours are not copied, nor what a header can't carry. A
     body above the limit is replaced by a JSON document with its size, its SHA-256 and its first bytes, and a type that
@@ -59,7 +59,7 @@ def dead_letter_copy(message: StoredMessage, *, participant: str, key: str, reas
         }
         data = json.dumps(summary).encode()
     return Publication(
-        key=key or identity,
+        key=key,
         subject=f"deadletters.{participant}.{_subject_type(message.type)}",
         headers=headers,
         data=data,

@@ -12,7 +12,9 @@ FarandoleError
 │   └── StreamIncarnationError    the stream is not the one that a stored position points into
 ├── StoreError                a database refused or did not answer
 │   ├── StoreUnavailableError     locked, read-only, full or unreachable; trying again may help
-│   └── FencedError               another process took over what this one owned
+│   ├── FencedError               another process took over what this one owned
+│   │   └── ReaderReplacedError       another process reads the consumer that this one read
+│   └── LanesDifferError          replicas of one service have different numbers of lanes
 ├── StackError                the embedded stack, or a service in it, can't be started, stopped or reached
 └── QueryError                a request can't be answered
     ├── InvalidArgumentError      names the field
@@ -103,6 +105,14 @@ class StoreUnavailableError(StoreError):
 
 class FencedError(StoreError):
     """Another process took over what this one owned; this one must stop writing."""
+
+
+class ReaderReplacedError(FencedError):
+    """Another process reads the consumer that this one read, and is to go on."""
+
+
+class LanesDifferError(StoreError):
+    """The replicas of one service have different numbers of lanes."""
 
 
 class StackError(FarandoleError):

@@ -2,17 +2,20 @@
 
 Rows are written in the transaction that decides them, published in order (at most one unacknowledged a key), and
 removed once the broker has acknowledged them. A crash in between publishes a row again, with the same message id.
+Who publishes a row is whoever owns the partition of its key.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from farandole.database.columns import ROW_NUMBER
 from farandole.envelope import Publication
+from farandole.partitions import PARTITIONS, partition_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class Outbox:
         self.table = sa.Table(
             "farandole_outbox",
             metadata,
-            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("id", ROW_NUMBER, primary_key=True),
+            sa.Column("partition", sa.SmallInteger, nullable=False, index=True),
             sa.Column("key", sa.Text, nullable=False),
             sa.Column("subject", sa.Text, nullable=False),
             sa.Column("headers", sa.Text, nullable=False),
@@ -39,7 +43,11 @@ class Outbox:
             sqlite_autoincrement=True,  # an id is never used again: a late `remove` can't hit another row
         )
         self._insert = sa.insert(self.table).returning(self.table.c.id, sort_by_parameter_order=True)
-        self._select = sa.select(self.table).order_by(self.table.c.id)
+        self._select = (
+            sa.select(self.table)
+            .where(self.table.c.partition.in_(sa.bindparam("partitions", expanding=True)))
+            .order_by(self.table.c.id)
+        )
         self._delete = sa.delete(self.table).where(self.table.c.id == sa.bindparam("removed"))
 
     def add(self, connection: sa.Connection, publications: Sequence[Publication]) -> list[OutboxRow]:
@@ -49,17 +57,23 @@ class Outbox:
         ids = connection.execute(
             self._insert,
             [
-                {"key": p.key, "subject": p.subject, "headers": json.dumps(dict(p.headers)), "data": p.data}
+                {
+                    "partition": partition_of(p.key),
+                    "key": p.key,
+                    "subject": p.subject,
+                    "headers": json.dumps(dict(p.headers)),
+                    "data": p.data,
+                }
                 for p in publications
             ],
         ).scalars()
         return [OutboxRow(row_id, publication) for row_id, publication in zip(ids, publications, strict=True)]
 
-    def waiting(self, connection: sa.Connection) -> list[OutboxRow]:
-        """Every row, in the order in which they were written."""
+    def waiting(self, connection: sa.Connection, partitions: Iterable[int] = range(PARTITIONS)) -> list[OutboxRow]:
+        """Every row whose key is in one of these partitions, in the order in which they were written."""
         return [
             OutboxRow(row.id, Publication(row.key, row.subject, json.loads(row.headers), row.data))
-            for row in connection.execute(self._select)
+            for row in connection.execute(self._select, {"partitions": list(partitions)})
         ]
 
     def remove(self, connection: sa.Connection, ids: Collection[int]) -> None:

@@ -29,6 +29,11 @@ def partition_of(key: str) -> int:
     return hash_ % PARTITIONS
 
 
+def key_in(partition: int, key: str) -> str:
+    """The key, where it is one of the partition; else, and for an empty one, that of the whole partition."""
+    return key if key and partition_of(key) == partition else partition_key(partition)
+
+
 @cache
 def partition_key(partition: int) -> str:
     """The key under which the platform speaks to a whole partition: `partition-<partition>-<n>`, with the first n that

@@ -14,10 +14,11 @@ import structlog
 
 from farandole import logs
 from farandole.broker.connection import Broker
+from farandole.cancelling import cancel
 from farandole.errors import FarandoleError, FencedError, StoreError, StoreUnavailableError
+from farandole.lane_keeper import Work
 from farandole.rpc import HealthMonitor
 from farandole.settings import Settings
-from farandole.worker import Worker
 
 T = TypeVar("T")
 
@@ -29,7 +30,6 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STORE_CHECK_SECONDS = 1.0
 _TRANSACTION_SECONDS = 3.0
 """A transaction that takes longer holds up everything behind it."""
-_CANCEL_SECONDS = 0.5
 _CLOSE_SECONDS = 5.0
 
 _log = structlog.get_logger(__name__)
@@ -74,14 +74,14 @@ async def when_available(work: Callable[[], Awaitable[T]], monitor: HealthMonito
 async def work_until_stopped(
     *,
     broker: Broker,
-    worker: Worker,
+    work: Work,
     monitor: HealthMonitor,
     check_store: Callable[[], Awaitable[None]],
     beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
 ) -> None:
     """Connects and works until SIGTERM or SIGINT. Where another process takes over, stays to say so.
 
-    What runs `beside` the worker ends with it, so that a process that was displaced answers for nobody; it may end
+    What runs `beside` the work ends with it, so that a process that was displaced answers for nobody; it may end
     before. Raises what ended the work otherwise: the process is to be started anew.
     """
     stop = asyncio.Event()
@@ -91,7 +91,7 @@ async def work_until_stopped(
     broker.on_change(lambda _connected: monitor.set("broker", broker.problem))
     broker.start()
     stopped = asyncio.create_task(stop.wait(), name="stop")
-    working = asyncio.create_task(worker.run(), name="work")
+    working = asyncio.create_task(work.run(), name="work")
     companions = [asyncio.create_task(run(), name="beside-the-work") for run in beside]
     checking = asyncio.create_task(_check_store(monitor, check_store), name="check-store")
     watched: set[asyncio.Future[Any]] = {stopped, working, checking, broker.closed, *companions}
@@ -105,10 +105,10 @@ async def work_until_stopped(
                     continue
                 _log.error("fenced", problem=str(ended.exception()))
                 watched.difference_update(companions)
-                await _cancel(*companions)
+                await cancel(companions)
         _log.info("stopping")
     finally:
-        await _cancel(stopped, working, checking, *companions)
+        await cancel([stopped, working, checking, *companions])
         await broker.close()
 
 
@@ -121,15 +121,6 @@ async def close_or_exit(close: Awaitable[None]) -> None:
         _log.error("a transaction does not end; the process ends without it")
         logging.shutdown()
         os._exit(1)
-
-
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancels until they have ended: in Python 3.11 `wait_for`, on which nats-py builds, can swallow a cancellation."""
-    waiting = set(tasks)
-    while waiting:
-        for task in waiting:
-            task.cancel()
-        _, waiting = await asyncio.wait(waiting, timeout=_CANCEL_SECONDS)
 
 
 async def _check_store(monitor: HealthMonitor, check_store: Callable[[], Awaitable[None]]) -> None:

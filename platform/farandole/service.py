@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 import grpc
@@ -15,45 +16,61 @@ from choreography.v1.participant_service_pb2_grpc import (
     add_ParticipantServiceServicer_to_server,
 )
 from farandole.broker.connection import Broker
-from farandole.broker.responder import respond, status_subject
+from farandole.broker.nudges import Nudges
+from farandole.broker.responder import Answer, replicas_subject, respond, status_subject
 from farandole.database import Database
 from farandole.errors import StoreUnavailableError
+from farandole.lane_keeper import LaneKeeper
+from farandole.lanes import Lanes
+from farandole.leases import Replica
 from farandole.outbox import OutboxRow
-from farandole.participant.handler import ParticipantBatchHandler, utc_now
+from farandole.participant.handler import utc_now
+from farandole.participant.lanes_at_work import LanesAtWork
 from farandole.participant.participant import Participant
 from farandole.participant.readings import of_circuits, of_queue
 from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.participant.transaction import CommandTransaction
+from farandole.partitions import partition_of
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.settings import Settings
+from farandole.sql_leases import SqlLeases
 from farandole.telemetry import NO_TELEMETRY, Telemetry
 from farandole.telemetry.readings import of_health
 from farandole.telemetry.start import telemetry as telemetry_of
-from farandole.worker import Worker
 from farandole.worker_readings import of_lag, of_outbox
 
 T = TypeVar("T")
 
 
 class Runtime:
-    """What a running participant offers to its remote procedures."""
+    """What a running participant offers to its remote procedures, whichever replica they reach."""
 
     def __init__(
-        self, database: Database, tables: ParticipantTables, handler: ParticipantBatchHandler, worker: Worker
+        self,
+        participant: Participant,
+        database: Database,
+        tables: ParticipantTables,
+        lanes: LanesAtWork,
+        broker: Broker,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
+        self._participant = participant
         self._database = database
         self._tables = tables
-        self._handler = handler
-        self._worker = worker
+        self._lanes = lanes
+        self._nudges = Nudges(broker, f"participants.{participant.name}.outbox")
+        self._clock = clock
+        self._telemetry = telemetry
         self._committing: set[asyncio.Task[Any]] = set()
 
     async def execute(self, work: Callable[[CommandTransaction], T]) -> T:
         """Runs `work` in one write transaction; what it publishes goes out once that has committed.
 
-        Raises what `work` raises, with nothing written; `StoreUnavailableError`; and `FencedError` where another
-        process has taken over this participant.
+        Raises what `work` raises, with nothing written, and `StoreUnavailableError`.
         """
 
         # a caller that gives up must not keep what it has committed from being published
@@ -63,23 +80,46 @@ class Runtime:
         return await asyncio.shield(committing)
 
     async def _commit(self, work: Callable[[CommandTransaction], T]) -> T:
-        account = self._handler.account()
+        at_work = self._lanes.at_work
+        account = self._telemetry.account()
 
-        def transact(connection: sa.Connection) -> tuple[T, list[OutboxRow]]:
-            self._handler.check_owner(connection)
-            outgoing = self._handler.outgoing(account)
+        def transact(connection: sa.Connection) -> tuple[T, dict[int, list[OutboxRow]], set[int]]:
+            outgoing = self._participant.outgoing(self._clock, account)
             result = work(CommandTransaction(connection, outgoing))
-            return result, self._tables.outbox.add(connection, outgoing.publications)
+            rows: dict[int, list[OutboxRow]] = {}
+            for row in self._tables.outbox.add(connection, outgoing.publications):
+                rows.setdefault(self._lanes.lanes.of(partition_of(row.publication.key)), []).append(row)
+            # whoever takes one over after this finds the rows, and whoever has before is to be told
+            own = {lane for lane in rows if lane in at_work and at_work[lane].handler.is_owner(connection)}
+            return result, rows, own
 
-        async with self._handler.ownership:
-            try:
-                result, rows = await self._database.write(transact)
-            except StoreUnavailableError:
-                self._worker.look_into_outbox()  # it may have been committed all the same
-                raise
+        try:
+            result, rows, own = await self._database.write(transact)
+        except StoreUnavailableError:
+            for lane in self._lanes.lanes.all:  # it may have been committed all the same
+                await self._tell(lane)
+            raise
         account.settled()
-        self._worker.publish_rows(rows)
+        for lane, of_lane in rows.items():
+            if lane in own:
+                at_work[lane].worker.publish_rows(of_lane)
+            else:
+                await self._tell(lane)
         return result
+
+    async def _tell(self, lane: int) -> None:
+        """Has whoever works on a lane look into the outbox."""
+        if lane in self._lanes.at_work:
+            self._lanes.look_into_outbox(lane)
+        await self._nudges.send(str(lane).encode())
+
+    async def listen(self) -> None:
+        """Looks into the outbox whenever another replica has written into it, until it is cancelled."""
+        await self._nudges.listen(self._on_nudge)
+
+    def _on_nudge(self, body: bytes) -> None:
+        if body.isdigit():
+            self._lanes.look_into_outbox(int(body))
 
     def _committed(self, task: asyncio.Task[Any]) -> None:
         self._committing.discard(task)
@@ -89,29 +129,6 @@ class Runtime:
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Runs `work` over what has been committed. Raises `StoreUnavailableError`."""
         return await self._database.read(work)
-
-
-def participant_worker(
-    participant: Participant,
-    handler: ParticipantBatchHandler,
-    *,
-    broker: Broker,
-    batch_size: int,
-    report: Callable[[str, str | None], None],
-    telemetry: Telemetry = NO_TELEMETRY,
-) -> Worker:
-    """What drives a participant's handler over the stream. `report` takes what health should know, see `Worker`."""
-    return Worker(
-        broker=broker,
-        durable=participant.name,
-        description=f"Farandole participant {participant.name}",
-        filters=participant.filters,
-        handler=handler,
-        batch_size=batch_size,
-        report=report,
-        hold_until_caught_up=False,
-        telemetry=telemetry,
-    )
 
 
 Rpcs = Callable[[Runtime], Sequence[Rpc[Any]]]
@@ -136,53 +153,69 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
 
 async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rpcs, telemetry: Telemetry) -> None:
     monitor = HealthMonitor(CHECKS)
-    database = Database(settings.database_url)
+    replica = Replica.begun(settings.replica)
+    database = Database(settings.database_url, application_name=replica.application_name(participant.name))
     tables = ParticipantTables()
     try:
         broker = Broker(settings)
-        handler = ParticipantBatchHandler(
-            participant, database, tables, batch_size=settings.batch_size, telemetry=telemetry
-        )
-        worker = participant_worker(
+        lanes = LanesAtWork(
             participant,
-            handler,
+            database,
+            tables,
+            lanes=Lanes(settings.lanes),
             broker=broker,
             batch_size=settings.batch_size,
-            report=monitor.set,
             telemetry=telemetry,
         )
-        runtime = Runtime(database, tables, handler, worker)
-        status = StatusReader(
+        keeper = LaneKeeper(
             participant.name,
+            lanes=lanes.lanes,
+            replica=replica,
+            leases=SqlLeases(database, tables.leases),
+            broker=broker,
+            work_of=lanes.work_of,
+            report=monitor.set,
+        )
+        runtime = Runtime(participant, database, tables, lanes, broker, telemetry=telemetry)
+        status = StatusReader(
+            participant,
             database=database,
             tables=tables,
-            handler=handler,
+            lanes=lanes,
+            keeper=keeper,
+            broker=broker,
             problems=lambda: monitor.problems,
-            refused=lambda: worker.refused,
         )
-        subject = status_subject(participant.name)
-        rpcs_served = [_participant_rpc(participant, status), *rpcs(runtime)]
-        readings = telemetry.beside(
-            of_health(CHECKS, lambda: monitor.problems),
-            of_lag(broker, [participant.name]),
-            of_outbox(lambda: worker.unpublished, utc_now),
-            of_queue(database, tables.queue),
-            of_circuits(lambda: handler.circuits),
-        )
-        async with serve(settings.grpc_address, rpcs_served, monitor, guard=telemetry.rpc_guard):
+        served = [_participant_rpc(participant, status), *rpcs(runtime)]
+        async with serve(settings.grpc_address, served, monitor, guard=telemetry.rpc_guard):
             await when_available(lambda: create_tables(participant, database, tables), monitor)
             await work_until_stopped(
                 broker=broker,
-                worker=worker,
+                work=keeper,
                 monitor=monitor,
                 check_store=database.check,
                 beside=[
-                    lambda: respond(broker, subject, queue=participant.name, answer=status.answer),
-                    *readings,
+                    runtime.listen,
+                    lambda: _respond(broker, keeper, status_subject(participant.name), participant.name, status.answer),
+                    lambda: _respond(broker, keeper, replicas_subject(participant.name), "", status.answer_for_itself),
+                    *telemetry.beside(
+                        of_health(CHECKS, lambda: monitor.problems),
+                        of_lag(broker, [lanes.lanes.durable(participant.name, lane) for lane in lanes.lanes.all]),
+                        of_outbox(lambda: lanes.unpublished, utc_now),
+                        of_queue(database, tables.queue),
+                        of_circuits(lambda: lanes.circuits),
+                    ),
                 ],
             )
     finally:
         await close_or_exit(database.close())
+
+
+async def _respond(broker: Broker, keeper: LaneKeeper, subject: str, queue: str, answer: Answer) -> None:
+    """Answers requests whenever it is this process's turn, until it is cancelled."""
+    while True:
+        await keeper.in_turn()
+        await respond(broker, subject, queue=queue, answer=answer)
 
 
 _IF_EARLIER = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from farandole.errors import ConfigurationError, Fault
+from farandole.partitions import PARTITIONS
 
 ENV_PREFIX = "FARANDOLE_"
 
@@ -49,10 +51,31 @@ def _metrics_address(value: str) -> str:
 
 
 def _database_url(value: str) -> str:
-    path = value.removeprefix("sqlite:///")
-    if path == value or not path or path.startswith((":memory:", "?")):
-        raise ValueError("must be sqlite:///PATH, a file: readers and the writer have connections of their own")
+    if not _is_sqlite_file(value) and not _is_postgresql(value):
+        raise ValueError(
+            "must be sqlite:///PATH, a file, since readers and the writer have connections of their own; or "
+            "postgresql://USER@HOST:PORT/NAME"
+        )
     return value
+
+
+def _is_sqlite_file(url: str) -> bool:
+    path = url.removeprefix("sqlite:///")
+    return path != url and bool(path) and not path.startswith((":memory:", "?"))
+
+
+def _is_postgresql(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme == "postgresql"
+            and bool(parts.hostname)
+            and bool(parts.username)
+            and bool(parts.path.strip("/"))
+            and parts.port != 0
+        )
+    except ValueError:  # as in `_is_server`
+        return False
 
 
 class Settings(BaseSettings):
@@ -68,15 +91,23 @@ class Settings(BaseSettings):
     nats_user: str | None = None
     nats_password: SecretStr | None = None
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
-        default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db"
+        default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db",
+        repr=False,  # it may hold a password
     )
-    """`sqlite:///PATH`; the default is `.farandole/data/<service>.db` under the current directory."""
+    """`sqlite:///PATH`, or `postgresql://USER@HOST:PORT/NAME` whose password is in the URL, in `PGPASSWORD` or in the
+    file that `PGPASSFILE` names. The default is `.farandole/data/<service>.db` under the current directory."""
     grpc_address: Annotated[str, AfterValidator(_address)] = Field(
         default_factory=lambda known: f"127.0.0.1:{known['default_grpc_port']}"
     )
     """Where this process serves gRPC."""
     metrics_address: Annotated[str, AfterValidator(_metrics_address)] | None = None
     """Where this process shows its metrics over HTTP, HOST:PORT, or a PORT of 127.0.0.1; None for nowhere."""
+    replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
+        default_factory=socket.gethostname
+    )
+    """The name of this process among those that share the service's database."""
+    lanes: Annotated[int, Field(ge=1, le=PARTITIONS)] = 1
+    """In how many lanes the service's replicas share out its work; all of them have the same number."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500

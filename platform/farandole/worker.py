@@ -24,8 +24,9 @@ from farandole.broker.stored import check_stored, stored_events
 from farandole.broker.streams import StreamState, check_position, events_state, last_stored
 from farandole.broker.subscription import Batch, Subscription
 from farandole.envelope import Publication, StoredMessage
-from farandole.errors import BrokerError, FencedError, StoreError
+from farandole.errors import BrokerError, FencedError, ReaderReplacedError, StoreError, StoreUnavailableError
 from farandole.outbox import OutboxRow
+from farandole.partitions import PARTITIONS
 from farandole.telemetry import NO_TELEMETRY, Telemetry
 
 _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
@@ -39,6 +40,10 @@ _MOST_UNPUBLISHED = 10_000
 """Beyond this many outbox rows nothing is read until some are published."""
 _OWNER_SECONDS = 5.0
 """How often a process looks whether another one has taken over."""
+_OUTBOX_SECONDS = 1.0
+"""How often it is looked for rows in the outbox that another process has written, and nobody has told of."""
+_FEW_ROWS = 1000
+"""So many rows that wait are read again without much ado."""
 _TIDY_SECONDS = 0.2
 """How long an acknowledged outbox row may stay where no batch comes along to remove it."""
 
@@ -79,6 +84,8 @@ class FirstHeard:
     """Full message types."""
     from_beginning: bool = False
     """Whether all that the stream holds are wanted, or those behind the position."""
+    partitions: Collection[int] = range(PARTITIONS)
+    """Of which no others are needed; they may come all the same."""
 
 
 class BatchHandler(Protocol):
@@ -109,8 +116,9 @@ class BatchHandler(Protocol):
         ...
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
-        """Takes in what `first_heard` asks for: each page in stream order, type by type. Comes after `claim` and before
-        everything else, also where the stream holds none. The events come again at their place in the stream.
+        """Takes in what `first_heard` asks for: each page in stream order, type by type, and of some partitions one
+        after the other. Comes after `claim` and before everything else, also where the stream holds none. The events
+        come again at their place in the stream.
         """
         ...
 
@@ -185,11 +193,12 @@ class Worker:
         """What keeps the records from being up to date, or None."""
         self._trouble: str | None = None
         """What ended the session before, until this one has committed something or lasted; or None."""
-        self._is_in_doubt = False
-        """Whether the outbox may hold rows that nobody has told of."""
+        self._in_doubt = asyncio.Event()
+        """Set where the outbox may hold rows that nobody has told of."""
 
     async def run(self) -> None:
-        """Reads until cancelled. Raises `FencedError` where another process has taken over."""
+        """Reads until cancelled. Raises `FencedError` where another process has taken over; `ReaderReplacedError` of
+        those where it has in all but the store."""
         self._report("events", "has not begun to read")
         self._report("outbox", None)
         self._report("dependencies", None)
@@ -205,6 +214,8 @@ class Worker:
                         failures = 0
                     if isinstance(error, FencedError):
                         self._report("events", f"another process has taken over {self._durable}; {_ONE_OF_TWO}")
+                        if isinstance(error, ReaderReplacedError):
+                            await self._still_owner()
                         raise error from None
                     self._trouble = str(error)
                     failures = await self._pause(error, failures)
@@ -213,6 +224,15 @@ class Worker:
             raise
         finally:
             await self._publisher.stop()
+
+    async def _still_owner(self) -> None:
+        """Raises `FencedError` where it is in the store too that another process has taken over."""
+        failures = 0
+        while True:
+            try:
+                return await self._handler.still_owner()
+            except StoreUnavailableError as error:
+                failures = await self._pause(error, failures)
 
     @property
     def refused(self) -> Sequence[Refused]:
@@ -229,8 +249,8 @@ class Worker:
         self._relay.add(rows)
 
     def look_into_outbox(self) -> None:
-        """Has what waits in the outbox read again: a transaction elsewhere may have been committed, or may not."""
-        self._is_in_doubt = True
+        """Has what waits in the outbox read again: something has come to it, or may have."""
+        self._in_doubt.set()
 
     async def _release(self) -> None:
         try:
@@ -247,6 +267,7 @@ class Worker:
                 tasks.create_task(self._read(subscription, target), name=f"{self._durable}-read")
                 tasks.create_task(self._tidy(), name=f"{self._durable}-tidy")
                 tasks.create_task(self._keep_time(), name=f"{self._durable}-due")
+                tasks.create_task(self._look_into_outbox(), name=f"{self._durable}-outbox")
                 tasks.create_task(self._watch(subscription), name=f"{self._durable}-watch")
                 tasks.create_task(self._stay_owner(), name=f"{self._durable}-owner")
         finally:
@@ -268,7 +289,7 @@ class Worker:
                 self._relay.add(await self._handler.waiting())
                 for key, message_id in heard.read_back:
                     self._relay.withdraw(key, message_id)
-                target = await last_stored(self._broker) if self._hold else 0
+                target = await last_stored(self._broker, self._filters) if self._hold else 0
                 await subscription.start(
                     after=position.sequence,
                     incarnation=position.incarnation,
@@ -293,7 +314,9 @@ class Worker:
         first = self._handler.first_heard
         after = 0 if first.from_beginning else position.sequence
         for event_type in first.types:
-            async for page in stored_events(self._broker, event_type, after=after, until=state.last_sequence):
+            async for page in stored_events(
+                self._broker, event_type, after=after, until=state.last_sequence, partitions=first.partitions
+            ):
                 yield page
 
     async def _read(self, subscription: Subscription, target: int) -> None:
@@ -309,10 +332,9 @@ class Worker:
                 while self._relay.depth > _MOST_UNPUBLISHED:
                     await self._relay.changed()
                     await self._remove_published()
-                removable = self._relay.take_acknowledged()
                 told = self._trouble, self._handler.problem
                 async with self._lock:
-                    handled = await self._handler.handle(batch.messages, removable)
+                    handled = await self._handler.handle(batch.messages, self._relay.take_acknowledged())
                 self._trouble = None
                 self._report_dependencies()
                 if told != (None, self._handler.problem):
@@ -340,16 +362,12 @@ class Worker:
             await self._remove_published()
 
     async def _remove_published(self) -> None:
-        if removable := self._relay.take_acknowledged():
-            async with self._lock:
+        async with self._lock:
+            if removable := self._relay.take_acknowledged():
                 await self._handler.remove(removable)
 
     async def _keep_time(self) -> None:
         while True:
-            if self._is_in_doubt:
-                self._is_in_doubt = False
-                async with self._lock:
-                    self._relay.add(await self._handler.waiting())
             due_in = self._handler.due_in()
             if due_in is not None and due_in <= 0:
                 async with self._lock:
@@ -358,6 +376,18 @@ class Worker:
                 self._report_dependencies()
             else:
                 await asyncio.sleep(_TIDY_SECONDS if due_in is None else min(due_in, _TIDY_SECONDS))
+
+    async def _look_into_outbox(self) -> None:
+        """Takes over the rows that other processes have written, or this one in a transaction of which it is not known
+        whether it was committed."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_OUTBOX_SECONDS):
+                    await self._in_doubt.wait()
+            if self._in_doubt.is_set() or self._relay.depth < _FEW_ROWS:
+                self._in_doubt.clear()
+                async with self._lock:
+                    self._relay.add(await self._handler.waiting())
 
     async def _stay_owner(self) -> None:
         """Ends the session where another process has taken over: who has nothing to do would not find out, and what

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from farandole.broker.connection import Broker
+from farandole.broker.nudges import Nudges
 from farandole.broker.publisher import Publisher
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
 from farandole.broker.streams import EVENTS
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.definitions import Definitions
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.main import read_registry
 from farandole.correlator.queries import RecordedSaga
@@ -172,16 +172,15 @@ async def correlating(
     before_time_outs: Callable[[], Awaitable[None]] | None = None,
     last_stored: Callable[[Broker, str], Awaitable[int]] = last_stored_on,
     registry: Registry = REGISTRY,
+    nudges: Nudges | None = None,
 ) -> AsyncIterator[Correlator]:
     """A correlator at work on a store."""
     await store.open()
-    await store.activate(definitions)
-    stored = [version.definition() for version in await store.definitions()]
-    changes = SagaChanges()
+    await store.activate(definitions, replica="correlator-1")
+    changes = SagaChanges(nudges)
     handler = CorrelatorUnderTest(
         store=store,
         registry=registry,
-        definitions=Definitions(definitions, stored),
         changes=changes,
         last_stored_on=partial(last_stored, broker),
         stored_on=partial(stored_on, broker),

@@ -11,6 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from google.protobuf.message import Message
 
+from choreography.v1 import participant_pb2
 from choreography.v1.dead_letter_events_pb2 import DeadLetterDiscarded, DeadLetterRedriven
 from choreography.v1.lifecycle_pb2 import SagaTimedOut
 from choreography.v1.saga_pb2 import SAGA_CAUSE_DEADLINE
@@ -20,6 +21,7 @@ from farandole.envelope import Event, Publication, StoredMessage, decode, encode
 from farandole.outbox import OutboxRow
 from farandole.participant.barrier import BarrierState
 from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.status import circuit_status, stored_status
 from farandole.participant.tables import ParticipantTables
 from farandole.partitions import partition_of
 from inventory.v1.inventory_events_pb2 import ItemsReserved
@@ -165,6 +167,14 @@ class Bench:
         """What has become of a step."""
         found = await self.database.read(lambda connection: ParticipantTables().barriers(connection, [key]))
         return next((barrier.state for (_, _, name), barrier in found.items() if name == step_name), None)
+
+    async def status(self, key: str = "o1") -> participant_pb2.ParticipantStatus:
+        """What the participant tells whoever asks."""
+        status = await self.database.read(
+            lambda connection: stored_status(connection, self.participant, ParticipantTables(), key)
+        )
+        status.circuits.extend(circuit_status(*found) for found in self.handler.circuits.items())
+        return status
 
     async def queued(self, key: str = "o1") -> list[tuple[int, bool]]:
         """What waits of a saga: sequence, and whether it is a dead letter."""

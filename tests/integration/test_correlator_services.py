@@ -173,7 +173,7 @@ async def change(correlator: Correlator, claim: Claim, before: Saga | None, afte
     """Commits a change and tells the watchers, as the correlator does."""
     batch = FoldedBatch(claim.position + 1, (SagaChange(before, after),))
     claim = (await correlator.store.commit(claim, batch)).claim
-    correlator.changes.changed([after.key])
+    await correlator.changes.changed([after.key])
     return claim
 
 
@@ -194,7 +194,7 @@ def order(**fields: Any) -> bytes:
 
 
 async def test_a_saga_is_told_whole(correlator: Correlator) -> None:
-    await correlator.store.activate([definition()])
+    await correlator.store.activate([definition()], replica="correlator-1")
     early = entry(2, type_="shipping.v1.OrderShipped", disposition=Disposition.EARLY)
     whole = saga("ord-1", status=Status.COMPENSATING, health=Health.OVERDUE, ended=9, history=[entry(1), early])
     whole = replace(whole, finished_late=True, history_omitted=3, steps=whole.steps)
@@ -317,7 +317,7 @@ async def test_an_unknown_saga_is_not_found(correlator: Correlator) -> None:
 
 
 async def test_events_that_wait_for_their_initiating_event_are_told(correlator: Correlator) -> None:
-    await correlator.store.activate([definition()])
+    await correlator.store.activate([definition()], replica="correlator-1")
     await record(correlator.store, told(1, 2, started=False), told(3, key="ord-2", started=False))
     problem = await refused(correlator.get("ord-1"))
     assert problem.code is grpc.StatusCode.NOT_FOUND
@@ -337,7 +337,7 @@ async def test_a_key_with_sagas_of_several_definitions_asks_for_one(correlator: 
 
 
 async def test_a_definition_that_has_no_saga_under_the_key_is_told_what_there_is(correlator: Correlator) -> None:
-    await correlator.store.activate([definition()])
+    await correlator.store.activate([definition()], replica="correlator-1")
     await record(correlator.store, saga("ord-1"))
     problem = await refused(correlator.get("ord-1", "order-fulfillment"))
     assert problem.reason == "SAGA_NOT_FOUND"
@@ -420,8 +420,8 @@ async def test_sagas_are_counted(correlator: Correlator) -> None:
 
 
 async def test_definitions_are_listed_and_found(correlator: Correlator) -> None:
-    await correlator.store.activate([definition(version=2), definition("drone-delivery")])
-    await correlator.store.activate([definition(version=10), definition("drone-delivery")])
+    await correlator.store.activate([definition(version=2), definition("drone-delivery")], replica="correlator-1")
+    await correlator.store.activate([definition(version=10), definition("drone-delivery")], replica="correlator-1")
     found: list[tuple[str, int]] = []
     token = ""
     while True:
@@ -496,7 +496,7 @@ async def test_many_watchers_miss_no_end_and_see_no_revision_twice(correlator: C
         after = {key: told(*range(1, revision + 1), key=key, status=status) for key in keys}
         changes = [SagaChange(before.get(key), after[key]) for key in keys]
         claim = (await correlator.store.commit(claim, FoldedBatch(revision, changes))).claim
-        correlator.changes.changed(keys)
+        await correlator.changes.changed(keys)
         before = after
     async with asyncio.timeout(30):
         seen: Sequence[list[int]] = await asyncio.gather(*watchers)
@@ -541,7 +541,7 @@ PAID = ("OrderCreated", "ItemsReserved", "PaymentProcessed")
 
 
 async def test_a_diagnosis_asks_those_for_whom_the_saga_waits(correlator: Correlator) -> None:
-    await correlator.store.activate([histories.ORDER_FULFILMENT])
+    await correlator.store.activate([histories.ORDER_FULFILMENT], replica="correlator-1")
     await record(correlator.store, histories.told(*PAID))
     diagnosis = await correlator.diagnose("ord-1")
     assert correlator.standings.asked == [(["shipping"], "ord-1")]
@@ -555,7 +555,7 @@ async def test_a_diagnosis_asks_those_for_whom_the_saga_waits(correlator: Correl
 
 
 async def test_a_diagnosis_names_the_open_dead_letters_of_the_saga(correlator: Correlator) -> None:
-    await correlator.store.activate([histories.ORDER_FULFILMENT])
+    await correlator.store.activate([histories.ORDER_FULFILMENT], replica="correlator-1")
     claim = await record(correlator.store, histories.told(*PAID))
     held = replace(given_up(30, at_sequence=40, participant="shipping").dead_letter, key="ord-1", compensation=False)
     letters = (
@@ -575,7 +575,7 @@ async def test_a_diagnosis_names_the_open_dead_letters_of_the_saga(correlator: C
 
 
 async def test_a_saga_that_goes_on_while_its_participants_are_asked(correlator: Correlator) -> None:
-    await correlator.store.activate([histories.ORDER_FULFILMENT])
+    await correlator.store.activate([histories.ORDER_FULFILMENT], replica="correlator-1")
     before, after = histories.told(*PAID), histories.told(*PAID, "OrderShipped")
     claim = await record(correlator.store, before)
     correlator.standings.meanwhile = lambda: change(correlator, claim, before, after)
@@ -586,7 +586,7 @@ async def test_a_saga_that_goes_on_while_its_participants_are_asked(correlator: 
 
 
 async def test_a_diagnosis_is_refused_as_the_saga_is(correlator: Correlator) -> None:
-    await correlator.store.activate([histories.ORDER_FULFILMENT])
+    await correlator.store.activate([histories.ORDER_FULFILMENT], replica="correlator-1")
     another = replace(histories.told("OrderCreated"), definition="drone-delivery")
     waiting = told(1, 2, key="ord-2", started=False)
     await record(correlator.store, histories.told(*PAID), another, waiting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ from farandole.broker.publisher import Publisher
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
 from farandole.broker.streams import EVENTS, events_state
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.definitions import Definitions
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.sql_store import SqlCorrelatorStore
@@ -93,17 +93,17 @@ async def test_a_lifecycle_event_that_was_decided_but_not_published_comes_after_
     broker = await connect(provisioned.url)
     await tell(broker, "o1")
     await store.open()
-    await store.activate(DEFINITIONS)
+    await store.activate(DEFINITIONS, replica="correlator-1")
     handler = CorrelatorBatchHandler(
         store=store,
         registry=REGISTRY,
-        definitions=Definitions(DEFINITIONS),
         changes=SagaChanges(),
         last_stored_on=partial(last_stored_on, broker),
         stored_on=partial(stored_on, broker),
         stored_at=partial(stored_at, broker),
     )
     await handler.claim((await events_state(broker)).incarnation)
+    await handler.hear(no_pages())
     stream = nats_py(broker).jetstream()
     messages = []
     for sequence in range(1, 6):
@@ -118,6 +118,12 @@ async def test_a_lifecycle_event_that_was_decided_but_not_published_comes_after_
         await correlator.until("o1", Status.COMPLETED)
     assert await keys_of_stored(broker, "SagaCompleted") == ["o1"]
     await broker.close()
+
+
+async def no_pages() -> AsyncIterator[Sequence[StoredMessage]]:
+    """What a stream holds that nobody has told anything of definitions."""
+    return
+    yield
 
 
 async def test_events_that_an_operator_deleted_are_not_waited_for(broker: Broker) -> None:

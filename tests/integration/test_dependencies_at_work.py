@@ -17,9 +17,10 @@ from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
 from farandole.database import Database
 from farandole.envelope import Publication
+from farandole.lanes import Lanes
 from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.lanes_at_work import LanesAtWork
 from farandole.participant.tables import ParticipantTables
-from farandole.service import participant_worker
 from orders.v1.order_events_pb2 import OrderCompleted
 from shipping.v1.shipping_events_pb2 import OrderShipped
 from tests.integration.stored_events import keys_of_stored
@@ -61,7 +62,7 @@ class AtWork:
 
     async def is_in_use(self) -> bool:
         """Whether the store has the mark of a process that works on it."""
-        query = sa.text("SELECT in_use FROM farandole_position")
+        query = sa.text("SELECT max(in_use) FROM farandole_position")
         return bool(await self.database.read(lambda connection: connection.execute(query).scalar_one()))
 
 
@@ -76,11 +77,11 @@ async def at_work(broker: Broker, path: Path, ledger: Ledger) -> AsyncIterator[A
     database = Database(f"sqlite:///{path}/orders.db")
     tables = ParticipantTables()
     await database.create(tables.metadata, if_earlier="")
-    handler = ParticipantBatchHandler(participant, database, tables)
     problems: dict[str, str | None] = {}
-    worker = participant_worker(participant, handler, broker=broker, batch_size=10, report=problems.__setitem__)
-    running = asyncio.create_task(worker.run())
-    working = AtWork(database, handler, problems)
+    lanes = LanesAtWork(participant, database, tables, lanes=Lanes(), broker=broker, batch_size=10)
+    lane = lanes.work_of(0, problems.__setitem__)
+    running = asyncio.create_task(lane.run())
+    working = AtWork(database, lane.handler, problems)
     try:
         yield working
         running.cancel()

@@ -25,7 +25,6 @@ from drones.v1.drone_events_pb2 import DroneProvisioned
 from farandole import Reject, Retries, Step, Transaction, step
 from farandole.envelope import Event, StoredMessage, decode, message_id
 from farandole.participant.barrier import BarrierState
-from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.saga import Disposition
 from inventory.v1.inventory_events_pb2 import ItemsReleased, ItemsReserved
@@ -442,11 +441,8 @@ class TestTheEnd:
 
 async def test_a_saga_may_be_told_of_while_it_waits(bench: Bench, dispatcher: Dispatcher) -> None:
     """The status names what waits, and what for; it is beside what is in the queue."""
-    reader = StatusReader(
-        "dispatch", database=bench.database, tables=bench.handler._tables, handler=bench.handler, problems=dict
-    )
     await bench.take(*messages(bench, "paid"))
-    status = await reader.read("o1")
+    status = await bench.status()
     (event,) = status.queue
     assert (event.sequence, event.event_type, event.state) == (
         1,
@@ -457,13 +453,13 @@ async def test_a_saga_may_be_told_of_while_it_waits(bench: Bench, dispatcher: Di
     assert (status.queued_events, status.dead_letters) == (0, 0)
     dispatcher.errors = [RuntimeError("the van is broken")] * 2
     await bench.take(*messages(bench, "reserved", "provisioned"))
-    states = [(event.sequence, event.state, list(event.missing)) for event in (await reader.read("o1")).queue]
+    states = [(event.sequence, event.state, list(event.missing)) for event in (await bench.status()).queue]
     assert states == [
         (1, QUEUED_EVENT_STATE_EARLY, ["drones.v1.DroneProvisioned"]),
         (2, QUEUED_EVENT_STATE_EARLY, ["drones.v1.DroneProvisioned"]),
         (3, QUEUED_EVENT_STATE_RETRYING, []),
     ]
-    assert list((await reader.read("")).queue) == []
+    assert list((await bench.status("")).queue) == []
 
 
 async def test_a_batch_takes_the_same_few_statements_however_large_it_is(bench: Bench) -> None:

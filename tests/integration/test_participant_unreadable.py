@@ -25,8 +25,6 @@ from choreography.v1.dead_letter_pb2 import (
 )
 from farandole import Reject, Transaction, step
 from farandole.envelope import Event, StoredMessage
-from farandole.participant.status import StatusReader
-from farandole.participant.tables import ParticipantTables
 from farandole.partitions import partition_key, partition_of
 from farandole.registry import Registry
 from inventory.v1 import inventory_events_pb2
@@ -113,19 +111,13 @@ def own_discarded(message: StoredMessage, *, key: str = "o1") -> DeadLetterDisca
 
 async def counts(bench: Bench) -> tuple[int, int]:
     """How many events the participant says to be in its queue, and how many dead letters."""
-    status = await reader_of(bench).read("")
+    status = await bench.status("")
     return status.queued_events, status.dead_letters
-
-
-def reader_of(bench: Bench) -> StatusReader:
-    return StatusReader(
-        "payments", database=bench.database, tables=ParticipantTables(), handler=bench.handler, problems=dict
-    )
 
 
 async def states(bench: Bench, key: str = "o1") -> list[str]:
     """Why the events of a saga are in the queue."""
-    status = await reader_of(bench).read(key)
+    status = await bench.status(key)
     names = (participant_pb2.QueuedEventState.Name(event.state) for event in status.queue)
     return [name.removeprefix("QUEUED_EVENT_STATE_") for name in names]
 

@@ -18,8 +18,6 @@ from farandole import DependencyDown, Probes, Reject, Retries, Snooze, Step, Tra
 from farandole.envelope import Event
 from farandole.errors import ContractError
 from farandole.participant.barrier import BarrierState
-from farandole.participant.status import StatusReader
-from farandole.participant.tables import ParticipantTables
 from inventory.v1.inventory_events_pb2 import ItemsReserved
 from payments.v1.payment_events_pb2 import PaymentProcessed, PaymentRefunded
 from shipping.v1.shipping_events_pb2 import OrderShipped, ShippingFailed
@@ -82,14 +80,7 @@ class Desk:
 
     async def status(self, key: str = "o1") -> participant_pb2.ParticipantStatus:
         """What the participant tells whoever asks."""
-        reader = StatusReader(
-            "payments",
-            database=self.bench.database,
-            tables=ParticipantTables(),
-            handler=self.bench.handler,
-            problems=dict,
-        )
-        return await reader.read(key)
+        return await self.bench.status(key)
 
     async def states(self, key: str = "o1") -> list[str]:
         """Why the events of a saga are in the queue."""

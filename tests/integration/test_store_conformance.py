@@ -18,11 +18,11 @@ from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.queries import DeadLetterQuery, SagaOrder, SagaQuery
 from farandole.correlator.sql_store import (
     SELECT_DUE,
-    SELECT_NEXT_DEADLINES,
     SqlCorrelatorStore,
+    next_deadlines_statement,
     saga_page_statement,
 )
-from farandole.correlator.store import CorrelatorStore, FoldedBatch
+from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore, FoldedBatch
 from farandole.database import Database
 from farandole.envelope import Reason
 from farandole.errors import StoreError, StoreUnavailableError
@@ -39,6 +39,14 @@ async def sqlite(tmp_path: Path) -> AsyncIterator[SqlCorrelatorStore]:
     await store.close()
 
 
+@pytest.fixture
+async def postgresql(postgres_url: str) -> AsyncIterator[SqlCorrelatorStore]:
+    store = SqlCorrelatorStore(Database(postgres_url))
+    await store.open()
+    yield store
+    await store.close()
+
+
 class TestMemoryStore(CorrelatorStoreConformance):
     @pytest.fixture
     def store(self) -> CorrelatorStore:
@@ -49,6 +57,12 @@ class TestSqliteStore(CorrelatorStoreConformance):
     @pytest.fixture
     def store(self, sqlite: SqlCorrelatorStore) -> CorrelatorStore:
         return sqlite
+
+
+class TestPostgresqlStore(CorrelatorStoreConformance):
+    @pytest.fixture
+    def store(self, postgresql: SqlCorrelatorStore) -> CorrelatorStore:
+        return postgresql
 
 
 async def test_sqlite_keeps_everything_across_processes(tmp_path: Path) -> None:
@@ -112,7 +126,7 @@ async def test_a_database_of_an_earlier_version_is_refused_with_the_remedy(
     await third.close()
 
 
-@pytest.mark.parametrize("statement", [SELECT_DUE, SELECT_NEXT_DEADLINES])
+@pytest.mark.parametrize("statement", [SELECT_DUE, next_deadlines_statement(ALL_PARTITIONS)])
 async def test_sqlite_finds_what_is_due_without_walking_all_sagas(
     sqlite: SqlCorrelatorStore, statement: sa.Select[Any]
 ) -> None:

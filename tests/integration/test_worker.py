@@ -23,8 +23,10 @@ from farandole.broker.subscription import Subscription
 from farandole.database import Database
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import FencedError, StoreUnavailableError
+from farandole.lanes import Lanes
 from farandole.outbox import OutboxRow
 from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.lanes_at_work import LaneAtWork, LanesAtWork
 from farandole.participant.tables import ParticipantTables
 from farandole.testing.brokers import BrokerUnderTest, connect
 from farandole.worker import FirstHeard, Handled, Position, Worker
@@ -119,9 +121,11 @@ async def at_work(broker: Broker, path: Path) -> AsyncIterator[AtWork]:
         report=problems.__setitem__,
         hold_until_caught_up=False,
     )
-    running = asyncio.create_task(worker.run())
+    lanes = LanesAtWork(PARTICIPANT, database, tables, lanes=Lanes(), broker=broker, batch_size=10)
+    running = asyncio.create_task(LaneAtWork(0, handler, worker, lanes._at_work).run())
+    runtime = Runtime(PARTICIPANT, database, tables, lanes, broker)
     try:
-        yield AtWork(database, tables, handler, worker, Runtime(database, tables, handler, worker), running, problems)
+        yield AtWork(database, tables, handler, worker, runtime, running, problems)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -236,6 +240,7 @@ async def test_a_command_is_not_refused_because_of_this_process_s_own_claim(brok
                 tasks.create_task(command(number))
                 if number % 4 == 0:
                     tasks.create_task(working.handler.claim(state.incarnation))
+        assert len(await until_stored(broker, "OrderCancelled", 20)) == 20
 
 
 async def test_a_second_process_on_another_database_shuts_the_first_out(

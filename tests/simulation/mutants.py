@@ -37,6 +37,8 @@ from farandole.participant.crashes import Crashes
 from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.intake import Intake
 from farandole.participant.participant import Reaction
+from farandole.participant.position_table import Claim as ParticipantClaim
+from farandole.participant.position_table import PositionTable
 from farandole.participant.prerequisites import PrerequisiteTable
 from farandole.participant.tables import InboxEntry, ParticipantTables
 from farandole.participant.unfinished import Unfinished
@@ -147,26 +149,30 @@ def no_fence_of_participants() -> Iterator[None]:
     """Whoever has been displaced writes on: epoch and position are compared with nothing."""
 
     def move(
-        self: ParticipantTables,
+        self: PositionTable,
         connection: sa.Connection,
+        claim: ParticipantClaim,
         *,
-        epoch: int,
         old: int,
         new: int,
         time: datetime | None = None,
     ) -> None:
-        connection.execute(sa.update(self._position).values(position=new))
+        own = self._table.c.partition.in_(list(claim.taken_in))
+        connection.execute(sa.update(self._table).where(own).values(position=new))
 
-    with _replaced(
-        (ParticipantTables, "move", move), (ParticipantTables, "check_owner", lambda *_arguments, **_named: None)
-    ):
+    with _replaced((PositionTable, "move", move), (PositionTable, "check_owner", lambda *_arguments, **_named: None)):
         yield
 
 
 @contextmanager
-def unfenced_commands() -> Iterator[None]:
-    """A remote procedure of a process that has been displaced writes all the same."""
-    with _replaced((ParticipantBatchHandler, "check_owner", lambda *_arguments: None)):
+def nobody_looks_for_rows_of_others() -> Iterator[None]:
+    """What a remote procedure has written that reached a replica without the saga's lane is told to nobody, and nobody
+    looks for it."""
+
+    async def wait_for_ever(_worker: Worker) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with _replaced((Worker, "_look_into_outbox", wait_for_ever)):
         yield
 
 

@@ -71,7 +71,7 @@ CASES = [
     ),
     Case(mutants.no_fence_of_participants, _DISPLACED, busy({Fault.TAKEOVER: 6})),
     Case(
-        mutants.unfenced_commands,
+        mutants.nobody_looks_for_rows_of_others,
         r"there is no saga|rows are left in farandole_outbox",
         busy({Fault.TAKEOVER: 6, Fault.OVERLAP: 6, Fault.CUT: 3}, by_command=1.0),
         seeds=80,

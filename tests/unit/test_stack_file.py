@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from farandole.errors import ConfigurationError
-from farandole.stack.plan import make_plan, overriding, passed_on, resolve_command
+from farandole.stack.plan import overriding, passed_on, resolve_command
+from farandole.stack.planning import make_plan
 from farandole.stack.ports import default_correlator_address, default_nats_url, resolve_port
+from farandole.stack.shape import Shape
 from farandole.stack.stack_file import find_stack_file, parse_stack_file, read_stack_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +132,7 @@ def test_the_file_is_found_from_a_directory_below(tmp_path: Path) -> None:
 
 
 def test_the_checkouts_own_file_is_valid() -> None:
-    plan = make_plan(ROOT / "farandole.yaml", {})
+    plan = make_plan(ROOT / "farandole.yaml", {}, Shape())
     assert {service.name: service.port.number for service in plan.services} == {
         "nats": 4222,
         "correlator": 50051,
@@ -143,9 +145,9 @@ def test_the_checkouts_own_file_is_valid() -> None:
         "drones": 50058,
         "delivery": 50059,
     }
-    assert plan.broker is not None
-    assert plan.broker.monitoring is not None
-    assert plan.broker.monitoring.number == 8222
+    assert len(plan.brokers) == 1
+    assert plan.brokers[0].monitoring is not None
+    assert plan.brokers[0].monitoring.number == 8222
     assert plan.suggestions()
 
 
@@ -156,6 +158,7 @@ def test_each_service_gets_its_own_address_and_database(tmp_path: Path) -> None:
         "FARANDOLE_NATS_URL": "nats://127.0.0.1:4222",
         "FARANDOLE_GRPC_ADDRESS": "127.0.0.1:50062",
         "FARANDOLE_DATABASE_URL": f"sqlite:///{tmp_path}/.farandole/data/back-office.db",
+        "FARANDOLE_REPLICA": "back-office",
         "FARANDOLE_LOG_LEVEL": "debug",
     }
     assert plan.suggestions() == [("look", "grpcurl 127.0.0.1:50062 list; echo $HOME")]

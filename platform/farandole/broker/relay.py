@@ -90,7 +90,7 @@ class OutboxRelay:
         self._reader = reader
         self._waiting: dict[str, deque[OutboxRow]] = {}
         """By key, in order; the first of each is under way once the relay runs."""
-        self._acknowledged: list[int] = []
+        self._acknowledged: dict[int, None] = {}
         self._withdrawn: set[int] = set()
         self._groups: dict[int, _Group] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,7 +145,7 @@ class OutboxRelay:
         A row that it has already is passed over. One that was written before others of its key goes before those that
         are not under way yet.
         """
-        rows = [row for row in rows if row.id not in self._groups]
+        rows = [row for row in rows if row.id not in self._groups and row.id not in self._acknowledged]
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not rows:
             done.set_result(None)
@@ -178,8 +178,8 @@ class OutboxRelay:
 
     def take_acknowledged(self) -> list[int]:
         """The ids of rows that may be removed from the outbox, each told once."""
-        acknowledged, self._acknowledged = self._acknowledged, []
-        return acknowledged
+        acknowledged, self._acknowledged = self._acknowledged, {}
+        return list(acknowledged)
 
     async def changed(self) -> None:
         """Waits until a row has been acknowledged."""
@@ -281,7 +281,7 @@ class OutboxRelay:
 
     def _finish(self, row_id: int) -> None:
         self._withdrawn.discard(row_id)
-        self._acknowledged.append(row_id)
+        self._acknowledged[row_id] = None
         self._changed.set()
         group = self._groups.pop(row_id)
         group.missing -= 1

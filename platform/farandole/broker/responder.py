@@ -36,10 +36,16 @@ def status_subject(participant: str) -> str:
     return f"participants.{participant}.status"
 
 
-async def respond(broker: Broker, subject: str, *, queue: str, answer: Answer) -> None:
+def replicas_subject(participant: str) -> str:
+    """Where each replica of a participant answers for itself, and all of them do."""
+    return f"participants.{participant}.replicas"
+
+
+async def respond(broker: Broker, subject: str, *, queue: str = "", answer: Answer) -> None:
     """Answers the requests on a subject until it is cancelled, or until `answer` raises `FencedError`.
 
-    Of all processes that respond in one `queue`, one gets each request. Over a reconnection it goes on by itself.
+    Of all processes that respond in one `queue`, one gets each request; without one, each does. Over a reconnection it
+    goes on by itself.
     """
     fenced = asyncio.Event()
 

@@ -5,19 +5,20 @@ Every setting is given, since clients' defaults differ. Provisioning is idempote
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from farandole.broker.connection import Broker
+from farandole.broker.drift import PARTITIONS_METADATA, drift_of
 from farandole.errors import BrokerError, StreamDriftError, StreamIncarnationError, StreamMissingError
 from farandole.partitions import PARTITIONS
 
 EVENTS = "EVENTS"
 DEADLETTERS = "DEADLETTERS"
-PARTITIONS_METADATA = "farandole.partitions"
 INCARNATION_METADATA = "farandole.made"
 """When the stream was provisioned, and by chance which time of several. A restored backup has it too."""
 
@@ -66,11 +67,6 @@ STREAMS: Mapping[str, Mapping[str, Any]] = {
 }
 """The streams, as the JetStream API has them."""
 
-_FREE_SETTINGS = frozenset(
-    {"description", "num_replicas", "metadata", "duplicate_window", "max_bytes", "max_msg_size", "max_consumers"}
-)
-"""What an operator may choose: no guarantee rests on it. Of the metadata the number of partitions is checked."""
-
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
@@ -112,19 +108,28 @@ async def stream_state(broker: Broker, name: str) -> StreamState:
 async def events_state(broker: Broker) -> StreamState:
     """The state of `EVENTS`. Raises `StreamDriftError` too, where it has another number of partitions."""
     state = await stream_state(broker, EVENTS)
-    drift = _drift(STREAMS[EVENTS], state.config)
-    if drift:
-        raise StreamDriftError(f"the stream {EVENTS} is not as Farandole needs it: {'; '.join(drift)}")
+    if fault := _fault(EVENTS, state):
+        raise StreamDriftError(fault)
     return state
 
 
-async def last_stored(broker: Broker) -> int:
-    """The sequence of the last event that `EVENTS` holds, 0 where it holds none.
+def _fault(name: str, state: StreamState) -> str | None:
+    """What services can't work with in a stream; None for nothing."""
+    needed = [str(drift) for drift in drift_of(STREAMS[name], state.config) if drift.is_needed]
+    return f"the stream {name} is not as Farandole needs it: {'; '.join(needed)}" if needed else None
+
+
+async def last_stored(broker: Broker, subjects: Iterable[str]) -> int:
+    """The sequence of the last event that `EVENTS` holds on subjects, which may have wildcards; 0 where it holds none.
 
     It may be lower than where the stream ends: operators can delete events, and pruning does.
     """
+    return max(await asyncio.gather(*(_last_stored_on(broker, subject) for subject in subjects)), default=0)
+
+
+async def _last_stored_on(broker: Broker, subject: str) -> int:
     try:
-        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"last_by_subj": "events.>"})
+        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"last_by_subj": subject})
     except BrokerError as error:
         if error.code == _NO_MESSAGE_FOUND:
             return 0
@@ -153,28 +158,30 @@ INCARNATION_REMEDY = (
 
 
 async def provision(broker: Broker, *, replicas: int = 1) -> list[Provisioned]:
-    """Makes the streams that do not exist yet, in order.
+    """Makes the streams that do not exist yet, in order, with so many replicas.
 
     Raises `StreamDriftError`, after everything else is made, where an existing one is not as Farandole needs it.
     """
     outcomes: list[Provisioned] = []
-    drifted: list[str] = []
-    for name, wanted in STREAMS.items():
-        try:
-            state = await stream_state(broker, name)
-        except StreamMissingError:
-            if await _create(broker, name, wanted, replicas):
-                outcomes.append(Provisioned(name, "created"))
-                continue
-            state = await stream_state(broker, name)
-        drift = _drift(wanted, state.config)
-        if drift:
-            drifted.append(f"the stream {name} is not as Farandole needs it: {'; '.join(drift)}")
+    faults: list[str] = []
+    for name in STREAMS:
+        is_new = await make_stream(broker, name, replicas=replicas)
+        if fault := _fault(name, await stream_state(broker, name)):
+            faults.append(fault)
         else:
-            outcomes.append(Provisioned(name, "unchanged"))
-    if drifted:
-        raise StreamDriftError("\n".join(drifted))
+            outcomes.append(Provisioned(name, "created" if is_new else "unchanged"))
+    if faults:
+        raise StreamDriftError("\n".join(faults))
     return outcomes
+
+
+async def make_stream(broker: Broker, name: str, *, replicas: int) -> bool:
+    """Makes a stream where it does not exist; returns whether it did not. One that exists is never changed."""
+    try:
+        await stream_state(broker, name)
+    except StreamMissingError:
+        return await _create(broker, name, STREAMS[name], replicas)
+    return False
 
 
 async def _create(broker: Broker, name: str, wanted: Mapping[str, Any], replicas: int) -> bool:
@@ -190,22 +197,3 @@ async def _create(broker: Broker, name: str, wanted: Mapping[str, Any], replicas
             raise
         return False
     return True
-
-
-def _drift(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
-    """How a stream differs from what is wanted; the server leaves out settings at its own defaults."""
-    differences = [
-        f"{setting} is {actual.get(setting)!r}, not {value!r}"
-        for setting, value in wanted.items()
-        if setting not in _FREE_SETTINGS and actual.get(setting, _unset(value)) != value
-    ]
-    partitions = wanted["metadata"].get(PARTITIONS_METADATA)
-    stored = (actual.get("metadata") or {}).get(PARTITIONS_METADATA)
-    if partitions is not None and stored != partitions:
-        differences.append(f"metadata {PARTITIONS_METADATA} is {stored!r}, not {partitions!r}, and can't be changed")
-    return differences
-
-
-def _unset(value: object) -> object:
-    """What a setting means that the server leaves out of its answer."""
-    return False if isinstance(value, bool) else 0 if value == 0 else None

@@ -27,7 +27,7 @@ from farandole.broker.headers import STATUS
 from farandole.broker.stored import check_stored
 from farandole.broker.streams import EVENTS, check_position, events_state
 from farandole.envelope import StoredMessage
-from farandole.errors import BrokerError, BrokerUnavailableError, FencedError
+from farandole.errors import BrokerError, BrokerUnavailableError, ReaderReplacedError
 
 _PULL_MESSAGES = 1000
 _PULL_BYTES = 32 * 1024 * 1024
@@ -117,6 +117,8 @@ class Subscription:
         """How often the consumer has been reset: an acknowledgement from before a reset would confuse it."""
         self._outstanding = 0
         self._heard = 0.0
+        self._failures = 0
+        """How often in a row the consumer was set, or failed to be, and nothing came of it."""
         self._inbox = ""
         self._pumping: asyncio.Task[None] | None = None
         self._problem: str | None = "has not begun to read"
@@ -175,12 +177,12 @@ class Subscription:
     async def next_batch(self, limit: int) -> Batch:
         """Waits for messages; returns what is there, at most `limit`, in stream order.
 
-        Raises `FencedError` where another process has taken over the consumer.
+        Raises `ReaderReplacedError` where another process has taken over the consumer.
         """
         while not self._ready:
             if self._pumping is not None and self._pumping.done():
                 self._pumping.result()
-                raise FencedError(f"another process reads the consumer {self._durable}")
+                raise self._replaced()
             self._arrived.clear()
             await self._arrived.wait()
         messages: list[StoredMessage] = []
@@ -224,6 +226,7 @@ class Subscription:
         if not message.reply.startswith(_ACK_PREFIX):
             self._on_status(message.headers or {})
             return
+        self._failures = 0
         self._outstanding -= 1
         if self._outstanding <= _PULL_MESSAGES // 2:
             self._wake.set()
@@ -263,6 +266,7 @@ class Subscription:
     def _on_status(self, headers: dict[str, str]) -> None:
         match headers.get(STATUS):
             case "100":
+                self._failures = 0
                 last = headers.get(_LAST_DELIVERED, "")
                 if last.isdecimal():
                     self._order.hear_of(int(last))
@@ -281,7 +285,6 @@ class Subscription:
         self._wake.set()
 
     async def _pump(self) -> None:
-        failures = 0
         while not self._stopped:
             try:
                 async with asyncio.timeout(_HEARTBEAT_SECONDS):
@@ -293,9 +296,10 @@ class Subscription:
             self._wake.clear()
             try:
                 if self._order.is_lost:
+                    await self._pause()
                     await self._restore_order()
                 await self._pull()
-            except FencedError as error:
+            except ReaderReplacedError as error:
                 self._set_problem(str(error))
                 return
             except (BrokerError, nats.errors.Error, OSError) as error:
@@ -304,11 +308,14 @@ class Subscription:
                 if problem != self.problem:
                     _log.warning("can't read the stream", problem=problem)
                 self._set_problem(problem)
-                await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
-                failures += 1
                 self._wake.set()
-            else:
-                failures = 0
+
+    async def _pause(self) -> None:
+        """Waits before the consumer is set once more, the longer the more often that has come to nothing: a broker
+        without a leader refuses at once whatever it is asked."""
+        if self._failures:
+            await asyncio.sleep(_RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS)) - 1])
+        self._failures += 1
 
     async def _restore_order(self) -> None:
         """Sets the consumer behind the last message taken in."""
@@ -351,9 +358,9 @@ class Subscription:
         delivered that has not come here, or whose reader has lost its connection: the broker may believe for minutes
         that it stands. What such pulls take comes again only after `ack_wait`.
 
-        Raises `FencedError` where another reader is to go on: two would reset it in turn, each behind a position of its
-        own. A process that was suspended on its way here takes the consumer from its successor when it goes on; the
-        successor, whose epoch is the higher one, takes it back.
+        Raises `ReaderReplacedError` where another reader is to go on: two would reset it in turn, each behind a
+        position of its own. A process that was suspended on its way here takes the consumer from its successor when it
+        goes on; the successor, whose epoch is the higher one, takes it back.
         """
         wanted = {
             "name": self._durable,
@@ -366,6 +373,7 @@ class Subscription:
             "max_ack_pending": -1,
             "max_waiting": 512,
             "replay_policy": "instant",
+            "num_replicas": 0,  # as many as the stream has
             "filter_subjects": self._filters,
             "metadata": {_READER: self._reader, _READERS_EPOCH: str(self._epoch)},
         }
@@ -382,7 +390,7 @@ class Subscription:
                     return
             elif self._has_taken_over:
                 if _epoch_of(info["config"]) >= self._epoch:
-                    raise FencedError(f"another process reads the consumer {self._durable}; stop one of the two")
+                    raise self._replaced()
             else:
                 # an event is acknowledged once it is committed and what it called for is published
                 self._acknowledged = info["ack_floor"]["stream_seq"]
@@ -394,6 +402,9 @@ class Subscription:
         self._has_taken_over = True
         self._has_strange_pulls = False
         self._missing_since = None
+
+    def _replaced(self) -> ReaderReplacedError:
+        return ReaderReplacedError(f"another process has taken over the consumer {self._durable}")
 
     def _wait_for_a_successor(self) -> None:
         """Raises while a consumer that this one had is missing for a moment only: who takes over makes it anew."""

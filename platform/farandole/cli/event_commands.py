@@ -25,17 +25,55 @@ def correlator() -> None:
 
 
 def provision(
-    replicas: Annotated[int, typer.Option("--replicas", min=1, max=5, help="Of streams that are made.")] = 1,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas", min=1, max=5, help="Copies of each stream that there should be; of new ones else 1."
+        ),
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Change in place what can be changed with nothing lost.")
+    ] = False,
 ) -> None:
-    """Make the streams that do not exist yet; existing ones are checked and never changed."""
-    from farandole.cli.output import quiet_logs
+    """Make the streams that do not exist yet, and show what of the others is not as it should be.
+
+    Ends with 1 where something is not. Deletes nothing, and changes nothing without --apply.
+    """
+    from farandole.broker.streams import STREAMS
+    from farandole.cli.output import colored, console, quiet_logs, table
     from farandole.stack.ports import default_nats_url
-    from farandole.stack.provisioning import provision_broker
+    from farandole.stack.provisioning import survey_broker
 
     quiet_logs()
-    for outcome in provision_broker(default_nats_url(os.environ), replicas=replicas):
-        said = {"created": "made", "unchanged": "is there already, and as it should be"}[outcome.outcome]
-        typer.echo(f"{outcome.stream}: {said}")
+    found = survey_broker(default_nats_url(os.environ), replicas=replicas, apply=apply)
+    drifted = {drift.stream for drift in found.drift}
+    for stream in STREAMS:
+        how = "is there already" if stream not in found.made else "made"
+        if stream in drifted:
+            how += ", and not as it should be"
+        elif stream not in found.made:
+            how += ", and as it should be"
+        typer.echo(f"{stream}: {how}")
+    for change in found.changed:
+        typer.echo(f"{change.stream}: {change.setting} was {change.actual}, and is {change.wanted} now")
+    out = console()
+    if found.drift:
+        shown = table("STREAM", "SETTING", "IS", "SHOULD BE", "TO CHANGE IT")
+        for drift in found.drift:
+            remedy = drift.obstacle or "farandole provision --apply" + (f" --replicas {replicas}" if replicas else "")
+            shown.add_row(drift.stream, drift.setting, *map(colored, (str(drift.actual), str(drift.wanted), remedy)))
+        out.print()
+        out.print(shown)
+    if found.idle:
+        idle = table("CONSUMER", "OF", "BEHIND BY", "LAST ACKNOWLEDGED")
+        for consumer in found.idle:
+            last = consumer.last_active.isoformat(sep=" ", timespec="seconds") if consumer.last_active else ""
+            idle.add_row(consumer.name, colored(consumer.description), str(consumer.pending), last)
+        out.print("\nNobody reads these durable consumers: their services are stopped, or are no more.")
+        out.print(idle)
+        out.print(f"To remove one that is not needed any more: nats consumer rm EVENTS {found.idle[0].name}")
+    if found.drift:
+        raise typer.Exit(1)
 
 
 def pub(

@@ -1,10 +1,19 @@
-"""Waking those who watch a saga when this process has committed a change of it."""
+"""Waking those who watch a saga when a replica of the correlator has committed a change of it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+
+from farandole.broker.nudges import Nudges
+
+CHANGES_SUBJECT = "participants.correlator.changes"
+"""Where replicas of the correlator tell each other whose records have changed, by core NATS."""
+
+_MOST_KEYS = 1000
+"""Of one nudge: 128 KiB of keys at most, well below any broker's limit."""
 
 
 class ChangeWatch:
@@ -26,16 +35,31 @@ class ChangeWatch:
 
 
 class SagaChanges:
-    """Tells watchers in this process about changes, by correlation key. For one event loop."""
+    """Tells watchers about changes, by correlation key. For one event loop.
 
-    def __init__(self) -> None:
+    Those in this process hear of all that it commits; of what others commit as well, where it has `nudges`. A nudge may
+    be lost: whoever watches looks now and then anyway.
+    """
+
+    def __init__(self, nudges: Nudges | None = None) -> None:
         self._watches: dict[str, set[ChangeWatch]] = {}
+        self._nudges = nudges
+        self._own = uuid.uuid4().hex
+        """Tells this process's nudges from those of others."""
 
-    def changed(self, keys: Iterable[str]) -> None:
-        """Wakes everyone who watches one of the keys. Call it after the commit, so that they read the change."""
-        for key in keys:
-            for watch in self._watches.get(key, ()):
-                watch.wake()
+    async def changed(self, keys: Collection[str]) -> None:
+        """Wakes everyone who watches one of the keys, in whichever process. Call it after the commit, so that they read
+        the change."""
+        self._wake(keys)
+        if self._nudges is not None:
+            told = list(keys)
+            for start in range(0, len(told), _MOST_KEYS):
+                await self._nudges.send("\n".join((self._own, *told[start : start + _MOST_KEYS])).encode())
+
+    async def listen(self) -> None:
+        """Takes in what other processes tell, until it is cancelled."""
+        if self._nudges is not None:
+            await self._nudges.listen(self._on_nudge)
 
     @contextmanager
     def watch(self, key: str) -> Iterator[ChangeWatch]:
@@ -54,3 +78,18 @@ class SagaChanges:
     def watched(self) -> int:
         """How many keys are watched."""
         return len(self._watches)
+
+    @property
+    def watchers(self) -> int:
+        """How many watch, each of them one key."""
+        return sum(map(len, self._watches.values()))
+
+    def _wake(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            for watch in self._watches.get(key, ()):
+                watch.wake()
+
+    def _on_nudge(self, body: bytes) -> None:
+        own, *keys = body.decode(errors="replace").split("\n")
+        if own != self._own:
+            self._wake(keys)

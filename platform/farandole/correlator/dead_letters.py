@@ -14,7 +14,7 @@ from choreography.v1 import dead_letter_events_pb2
 from farandole.dead_letter_copy import PREFIX_BYTES, dead_letter_copy, dead_letter_id
 from farandole.envelope import Event, Publication, Reason, Unreadable
 from farandole.lifecycle import CORRELATOR
-from farandole.partitions import PARTITIONS, partition_key
+from farandole.partitions import PARTITIONS, key_in, partition_key
 from farandole.registry import Registry
 from farandole.saga import HistoryEntry
 
@@ -88,6 +88,12 @@ class DeadLetter:
     def partition(self) -> int:
         """The partition in which the event is stored; 0 where the broker chose none."""
         return _PARTITIONS.get(self.subject.split(".", 2)[1], 0)
+
+    @property
+    def address(self) -> str:
+        """The key under which everybody is told of it, in the partition of its event: its saga's, or the whole
+        partition's where that is not known, or of another one."""
+        return key_in(self.partition, self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +218,7 @@ def dead_letter_publication(dead_letter: DeadLetter, unreadable: Unreadable) -> 
     return dead_letter_copy(
         unreadable.message,
         participant=dead_letter.participant,
-        key=dead_letter.key,
+        key=dead_letter.address,
         reason=dead_letter.reason,
         detail=dead_letter.detail,
     )

@@ -116,8 +116,8 @@ class Starting:
 class _Timeline:
     """One partition's activations, and the stretches that they make."""
 
-    def __init__(self, files: Mapping[str, Definition]) -> None:
-        self._files = files
+    def __init__(self, wanted: Mapping[str, Definition]) -> None:
+        self._wanted = wanted
         self.stored: list[Activation] = []
         """In stream order."""
         self.pending: list[Activation] = []
@@ -168,7 +168,7 @@ class _Timeline:
 
     def _cut(self) -> list[Starting]:
         told = [*self.stored, *self.pending]
-        founding = dict(self._files) if not told else {}
+        founding = dict(self._wanted) if not told else {}
         for activation in told:
             if activation.definition is not None and activation.time == told[0].time:
                 founding.setdefault(activation.name, activation.definition)
@@ -188,17 +188,23 @@ def _apply(active: dict[str, Definition], activation: Activation) -> None:
 
 
 class Definitions:
-    """The definitions under which sagas start at each place of the stream, and every version that a saga keeps."""
+    """The definitions under which sagas start at each place of some partitions, and every version that a saga keeps."""
 
-    def __init__(self, files: Sequence[Definition], stored: Sequence[Definition] = ()) -> None:
-        """`files` are the definitions that shall be active, of which the newest version of each name counts; `stored`
+    def __init__(
+        self,
+        wanted: Sequence[Definition],
+        stored: Sequence[Definition] = (),
+        *,
+        partitions: Iterable[int] = range(PARTITIONS),
+    ) -> None:
+        """`wanted` are the definitions that shall be active, of which the newest version of each name counts; `stored`
         what the store knows besides."""
-        self._files = {d.name: d for d in sorted(files, key=lambda d: d.version)}
+        self._wanted = {d.name: d for d in sorted(wanted, key=lambda d: d.version)}
         self._known: dict[tuple[str, int], list[Definition]] = {}
         """By name and version: mostly one. Content that no saga had kept yet may have been replaced."""
-        for definition in (*stored, *files):
+        for definition in (*stored, *wanted):
             self._know(definition)
-        self._timelines = [_Timeline(MappingProxyType(self._files)) for _ in range(PARTITIONS)]
+        self._timelines = {partition: _Timeline(MappingProxyType(self._wanted)) for partition in sorted(partitions)}
 
     def of(self, saga: Saga) -> Definition:
         """The definition that a record keeps. Raises `StoreError` where nobody has it."""
@@ -219,15 +225,16 @@ class Definitions:
         return self._timelines[partition].at(sequence)
 
     def hear(self, activations: Iterable[Activation], waiting: Iterable[Activation]) -> None:
-        """Takes in all activations that the stream holds, and those that wait to be stored, in order."""
-        stored: list[list[Activation]] = [[] for _ in range(PARTITIONS)]
-        pending: list[list[Activation]] = [[] for _ in range(PARTITIONS)]
+        """Takes in all activations of the partitions that the stream holds, and those that wait to be stored, in
+        order."""
+        stored: dict[int, list[Activation]] = {partition: [] for partition in self._timelines}
+        pending: dict[int, list[Activation]] = {partition: [] for partition in self._timelines}
         for activation in activations:
             stored[activation.partition].append(activation)
         for activation in waiting:
             pending[activation.partition].append(activation)
-        for timeline, held, missing in zip(self._timelines, stored, pending, strict=True):
-            timeline.tell(held, missing)
+        for partition, timeline in self._timelines.items():
+            timeline.tell(stored[partition], pending[partition])
             for activation in (*timeline.stored, *timeline.pending):
                 if activation.definition is not None:
                     self._know(activation.definition)
@@ -239,31 +246,32 @@ class Definitions:
         self._timelines[activation.partition].store(activation)
 
     def missing(self, registry: Registry, time: datetime) -> list[Publication]:
-        """What to publish so that the files are active in every partition, and nothing else is."""
+        """What to publish so that in every one of the partitions what is wanted is active, and nothing else."""
         publications: list[Publication] = []
-        for partition, timeline in enumerate(self._timelines):
+        for partition, timeline in self._timelines.items():
             key, latest = partition_key(partition), timeline.latest()
-            for name, definition in self._files.items():
+            for name, definition in self._wanted.items():
                 if name not in latest or latest[name].digest != definition.digest:
                     which = (name, str(definition.version), definition.digest, str(timeline.ordinal(name)))
                     activated = correlator_events_pb2.DefinitionActivated(
                         partition_key=key, definition=definition.to_message()
                     )
                     publications.append(_publication(registry, activated, which, time))
-            for name in sorted(latest.keys() - self._files.keys()):
+            for name in sorted(latest.keys() - self._wanted.keys()):
                 retired = correlator_events_pb2.DefinitionRetired(partition_key=key, name=name)
                 publications.append(_publication(registry, retired, (name, str(timeline.ordinal(name))), time))
         return publications
 
     def refuse_changed(self) -> None:
-        """Raises `DefinitionError` where a file has another content than the stream has under its name and version.
+        """Raises `DefinitionError` where what is wanted has another content than the stream has under its name and
+        version.
 
         For a store without records, which can't tell whether sagas keep what the stream has.
         """
         changed = [
             definition
-            for definition in self._files.values()
-            if any(timeline.has_other_content(definition) for timeline in self._timelines)
+            for definition in self._wanted.values()
+            if any(timeline.has_other_content(definition) for timeline in self._timelines.values())
         ]
         if changed:
             raise DefinitionError(
@@ -279,9 +287,9 @@ class Definitions:
 
     @property
     def problem(self) -> str | None:
-        """Which definitions are not active yet as the files say, since the stream has yet to store it; None where all
+        """Which definitions are not active yet as is wanted, since the stream has yet to store it; None where all
         are."""
-        pending = [activation for timeline in self._timelines for activation in timeline.pending]
+        pending = [activation for timeline in self._timelines.values() for activation in timeline.pending]
         if not pending:
             return None
         names = sorted({str(one.definition) if one.definition else f"the end of {one.name}" for one in pending})

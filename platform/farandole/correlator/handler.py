@@ -1,5 +1,7 @@
 """Folding batches of events into sagas: what the correlator does with what it reads, and with the time that passes.
 
+A handler has some of the stream's partitions, those of its lane: it reads, tells and times out nothing else.
+
 One batch is one commit: the records with their history, the dead letters, the lifecycle events that the records call
 for, and the position.
 
@@ -45,6 +47,7 @@ from farandole.correlator.definitions import (
 from farandole.correlator.lifecycle_messages import lifecycle_publication
 from farandole.correlator.records import fold
 from farandole.correlator.store import (
+    ALL_PARTITIONS,
     Claim,
     CorrelatorStore,
     FoldedBatch,
@@ -73,6 +76,7 @@ from farandole.telemetry import NO_TELEMETRY, Account, Telemetry
 from farandole.worker import FirstHeard, Handled, Position
 
 _CACHED_KEYS = 20_000
+"""By who has all partitions; others keep as much less as they have fewer."""
 _MOST_DUE = 500
 """How many sagas of a partition are told at a time that they are late; the next ones after the next tick."""
 _OWNER_SECONDS = 0.5
@@ -117,16 +121,14 @@ class _Late:
 
 
 class CorrelatorBatchHandler:
-    """The correlator's `farandole.worker.BatchHandler`."""
-
-    first_heard = FirstHeard((ACTIVATED, RETIRED), from_beginning=True)
+    """The correlator's `farandole.worker.BatchHandler` for some partitions."""
 
     def __init__(
         self,
         *,
         store: CorrelatorStore,
         registry: Registry,
-        definitions: Definitions,
+        partitions: Collection[int] = ALL_PARTITIONS,
         changes: SagaChanges,
         last_stored_on: LastStoredOn,
         stored_on: StoredOn,
@@ -139,7 +141,9 @@ class CorrelatorBatchHandler:
         stream for its time."""
         self._store = store
         self._registry = registry
-        self._definitions = definitions
+        self.partitions = frozenset(partitions)
+        self.first_heard = FirstHeard((ACTIVATED, RETIRED), from_beginning=True, partitions=self.partitions)
+        self._definitions = Definitions((), partitions=self.partitions)
         self._changes = changes
         self._last_stored_on = last_stored_on
         self._stored_on = stored_on
@@ -166,21 +170,29 @@ class CorrelatorBatchHandler:
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
         self._cache.clear()
-        self._claim = await self._store.claim(incarnation, held=self._claim)
-        self._watch.begin(await self._store.next_deadlines())
+        self._claim = await self._store.claim(incarnation, self.partitions, held=self._claim)
+        self._watch.begin(await self._store.next_deadlines(self.partitions))
         self._races = Races(self._monotonic)
         return Position(self._claim.position, self._claim.incarnation, self._claim.time, self._claim.epoch)
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
-        """See `BatchHandler.hear`: learns which definitions are active where, and makes those of the files active; and
-        which of the events to come no one could read before.
+        """See `BatchHandler.hear`: learns which definitions are active where, and makes those active that are so in the
+        store; and which of the events to come no one could read before.
+
+        The store is asked behind the claim: whoever has the partitions later never goes back to an earlier answer.
 
         Raises `DefinitionError` where a new store would fold old sagas under the changed content of their version.
         """
         assert self._claim is not None, "claim() comes first"
+        known = await self._store.definitions()
+        self._definitions = Definitions(
+            [one.definition() for one in known if one.is_active],
+            [one.definition() for one in known],
+            partitions=self.partitions,
+        )
         self._unreadable = await self._heard_unreadable(self._claim.position)
         stored = [activation async for page in pages for activation in self._activations(page)]
-        waiting = [row.publication for row in await self._store.waiting_publications()]
+        waiting = [row.publication for row in await self._store.waiting_publications(self.partitions)]
         self._definitions.hear(stored, self._activations(map(_not_stored, waiting)))
         if self._claim.position == 0:
             self._definitions.refuse_changed()
@@ -195,7 +207,7 @@ class CorrelatorBatchHandler:
 
     async def waiting(self) -> Sequence[OutboxRow]:
         """See `BatchHandler.waiting`."""
-        return await self._store.waiting_publications()
+        return await self._store.waiting_publications(self.partitions)
 
     async def remove(self, published: Collection[int]) -> None:
         """See `BatchHandler.remove`."""
@@ -212,7 +224,7 @@ class CorrelatorBatchHandler:
         """See `BatchHandler.due`: publishes what the stream's answers call for, and asks where it seems to be time."""
         assert self._claim is not None, "claim() comes first"
         if self._watch.wants_refreshing:
-            self._watch.refresh(await self._store.next_deadlines())
+            self._watch.refresh(await self._store.next_deadlines(self.partitions))
         attempts = [self._tick(partition, tick_id) for partition, tick_id in self._watch.ask().items()]
         answers = self._races.lost() | self._watch.take_answers()
         account = self._telemetry.account()
@@ -263,7 +275,7 @@ class CorrelatorBatchHandler:
             folding.account.changed(before, folding.records[key][definition])
         folding.account.settled()
         self._remember(folding.records)
-        self._changes.changed({key for _, key in folding.before})
+        await self._changes.changed({key for _, key in folding.before})
         self._watch.read(messages[-1].time)
         for message in messages:
             self._races.read(message.subject, message.sequence)
@@ -276,12 +288,12 @@ class CorrelatorBatchHandler:
     def _activations(self, messages: Iterable[StoredMessage]) -> list[Activation]:
         events = (decode(self._registry, message) for message in messages if message.type in (ACTIVATED, RETIRED))
         found = (activation_of(event) for event in events if isinstance(event, Event))
-        return [activation for activation in found if activation is not None]
+        return [one for one in found if one is not None and one.partition in self.partitions]
 
     async def _heard_unreadable(self, position: int) -> dict[int, Reason]:
         """Which events behind a position no correlator could read that came so far, as the stream tells."""
         pages = await asyncio.gather(
-            *(self._stored_on(f"events.{partition}.{EVENT_UNREADABLE}", position) for partition in range(PARTITIONS))
+            *(self._stored_on(f"events.{partition}.{EVENT_UNREADABLE}", position) for partition in self.partitions)
         )
         events = (decode(self._registry, message) for page in pages for message in page)
         told = (told_unreadable(event) for event in events if isinstance(event, Event))
@@ -351,7 +363,7 @@ class CorrelatorBatchHandler:
         for key, sagas in records.items():
             self._cache[key] = sagas
             self._cache.move_to_end(key)
-        while len(self._cache) > _CACHED_KEYS:
+        while len(self._cache) > _CACHED_KEYS * len(self.partitions) // PARTITIONS:
             self._cache.popitem(last=False)
 
     def _give_up(self, folding: _Folding, unreadable: Unreadable) -> None:

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
+from farandole.broker.nudges import Nudges
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
-from farandole.correlator.changes import SagaChanges
+from farandole.correlator.changes import CHANGES_SUBJECT, SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
-from farandole.correlator.definitions import Definitions
 from farandole.correlator.events_stream import BrokerEventsStream
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.readings import of_dead_letters, of_sagas
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.sql_store import SqlCorrelatorStore
-from farandole.correlator.store import CorrelatorStore
+from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore
 from farandole.database import Database
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
-from farandole.errors import ConfigurationError, Fault
+from farandole.errors import ConfigurationError, Fault, StoreError
+from farandole.lane_keeper import LaneKeeper, Report
+from farandole.lanes import Lanes
+from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
+from farandole.outbox import OutboxRow
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
@@ -40,6 +48,10 @@ from farandole.worker import Worker
 from farandole.worker_readings import of_lag, of_outbox
 
 GRPC_PORT = 50051
+
+_LEAVING_SECONDS = 2.0
+
+_log = structlog.get_logger(__name__)
 
 
 def main() -> None:
@@ -59,19 +71,19 @@ def read_registry(descriptors: Path) -> Registry:
 
 async def _serve(settings: Settings) -> None:
     registry = read_registry(settings.descriptors)
-    active = load_definitions(settings.sagas, registry)
+    definitions = load_definitions(settings.sagas, registry)
     async with telemetry_of(settings, registry.types) as telemetry:
-        await _serve_observed(settings, registry, active, telemetry)
+        await _serve_observed(settings, registry, definitions, telemetry)
 
 
 async def _serve_observed(
-    settings: Settings, registry: Registry, active: Sequence[Definition], telemetry: Telemetry
+    settings: Settings, registry: Registry, definitions: Sequence[Definition], telemetry: Telemetry
 ) -> None:
     monitor = HealthMonitor(CHECKS)
     store = SqlCorrelatorStore(Database(settings.database_url))
     try:
         broker = Broker(settings)
-        changes = SagaChanges()
+        changes = SagaChanges(Nudges(broker, CHANGES_SUBJECT))
         events = BrokerEventsStream(broker, telemetry)
         sagas, dead_letters = saga_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR
         rpcs: list[Rpc[Any]] = [
@@ -86,29 +98,72 @@ async def _serve_observed(
                 DeadLetterService(store, registry, events),
             ),
         ]
-        async with serve(settings.grpc_address, rpcs, monitor, guard=telemetry.rpc_guard):
-            definitions = await when_available(lambda: open_store(store, active), monitor)
+        lanes = Lanes(settings.lanes)
+        workers: dict[int, Worker] = {}
+
+        def unpublished() -> list[OutboxRow]:
+            rows = (row for lane in keeper.lanes if lane in workers for row in workers[lane].unpublished)
+            return sorted(rows, key=lambda row: row.id)
+
+        def work_of(lane: int, report: Report) -> Worker:
             handler = correlator_handler(
-                store, definitions, broker=broker, registry=registry, changes=changes, telemetry=telemetry
+                store,
+                partitions=lanes.partitions(lane),
+                broker=broker,
+                registry=registry,
+                changes=changes,
+                telemetry=telemetry,
             )
-            worker = correlator_worker(
-                handler, broker=broker, batch_size=settings.batch_size, report=monitor.set, telemetry=telemetry
+            workers[lane] = correlator_worker(
+                handler,
+                durable=lanes.durable(CORRELATOR, lane),
+                broker=broker,
+                batch_size=settings.batch_size,
+                report=report,
+                telemetry=telemetry,
             )
-            readings = telemetry.beside(
-                of_health(CHECKS, lambda: monitor.problems),
-                of_lag(broker, [CORRELATOR]),
-                of_outbox(lambda: worker.unpublished, utc_now),
-                of_sagas(store),
-                of_dead_letters(store),
-            )
+            return workers[lane]
+
+        keeper = LaneKeeper(
+            CORRELATOR,
+            lanes=lanes,
+            replica=Replica(settings.replica, uuid.uuid4().hex),
+            leases=store.leases,
+            broker=broker,
+            work_of=work_of,
+            report=monitor.set,
+        )
+        readings = telemetry.beside(
+            of_health(CHECKS, lambda: monitor.problems),
+            of_lag(broker, [lanes.durable(CORRELATOR, lane) for lane in lanes.all]),
+            of_outbox(unpublished, utc_now),
+            of_sagas(store),
+            of_dead_letters(store),
+        )
+        async with serve(settings.grpc_address, rpcs, monitor, guard=telemetry.rpc_guard):
+            await when_available(lambda: open_store(store, definitions, replica=settings.replica), monitor)
             try:
                 await work_until_stopped(
-                    broker=broker, worker=worker, monitor=monitor, check_store=store.check, beside=readings
+                    broker=broker,
+                    work=keeper,
+                    monitor=monitor,
+                    check_store=store.check,
+                    beside=[changes.listen, *readings],
                 )
             finally:
                 await events.stop()
+            await leave(store, settings.replica)
     finally:
         await close_or_exit(store.close())
+
+
+async def leave(store: CorrelatorStore, replica: str) -> None:
+    """Tells the store that a replica ends in order, see `CorrelatorStore.leave`; where it can't be told, lets it be."""
+    try:
+        async with asyncio.timeout(_LEAVING_SECONDS):
+            await store.leave(replica)
+    except (StoreError, TimeoutError) as error:
+        _log.info("the store was not told that this replica ends", error=str(error))
 
 
 def utc_now() -> datetime:
@@ -118,8 +173,8 @@ def utc_now() -> datetime:
 
 def correlator_handler(
     store: CorrelatorStore,
-    definitions: Definitions,
     *,
+    partitions: Collection[int] = ALL_PARTITIONS,
     broker: Broker,
     registry: Registry,
     changes: SagaChanges,
@@ -131,7 +186,7 @@ def correlator_handler(
     return CorrelatorBatchHandler(
         store=store,
         registry=registry,
-        definitions=definitions,
+        partitions=partitions,
         changes=changes,
         last_stored_on=partial(last_stored_on, broker),
         stored_on=partial(stored_on, broker),
@@ -145,17 +200,19 @@ def correlator_handler(
 def correlator_worker(
     handler: CorrelatorBatchHandler,
     *,
+    durable: str = CORRELATOR,
     broker: Broker,
     batch_size: int,
-    report: Callable[[str, str | None], None],
+    report: Report,
     telemetry: Telemetry = NO_TELEMETRY,
 ) -> Worker:
-    """What drives the correlator's handler over the stream. `report` takes what health should know, see `Worker`."""
+    """What drives a handler over its partitions. `report` takes what health should know, see `Worker`."""
+    is_alone = handler.partitions == ALL_PARTITIONS
     return Worker(
         broker=broker,
-        durable=CORRELATOR,
+        durable=durable,
         description="Farandole correlator",
-        filters=["events.>"],
+        filters=["events.>"] if is_alone else [f"events.{partition}.>" for partition in sorted(handler.partitions)],
         handler=handler,
         batch_size=batch_size,
         report=report,
@@ -164,8 +221,11 @@ def correlator_worker(
     )
 
 
-async def open_store(store: CorrelatorStore, active: Sequence[Definition]) -> Definitions:
-    """Opens the store with these definitions as the active ones; returns all that it knows."""
+async def open_store(store: CorrelatorStore, definitions: Sequence[Definition], *, replica: str) -> None:
+    """Opens the store for a replica that starts with these definitions, see `CorrelatorStore.activate`."""
     await store.open()
-    await store.activate(active)
-    return Definitions(active, [version.definition() for version in await store.definitions()])
+    if not await store.activate(definitions, replica=replica):
+        _log.warning(
+            "another replica has been started with other definitions since; those stay the active ones",
+            replica=replica,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,10 @@ from farandole.correlator.store import (
     Committed,
     FoldedBatch,
     SagaChange,
+    changed_definitions,
     claim_after,
     dead_letter_change,
+    digest_of,
     history_change,
     refuse_changed_definitions,
     refuse_other_incarnation,
@@ -45,6 +48,8 @@ from farandole.deadlines import next_deadline
 from farandole.definition import Definition
 from farandole.envelope import Publication
 from farandole.errors import FencedError, StoreError
+from farandole.leases import Leases
+from farandole.memory_leases import MemoryLeases
 from farandole.outbox import OutboxRow
 from farandole.partitions import partition_of
 from farandole.saga import Saga
@@ -69,6 +74,7 @@ class MemoryCorrelatorStore:
     """Keeps everything in this process, for one event loop. Every method runs without a pause, so it is atomic."""
 
     def __init__(self) -> None:
+        self.leases: Leases = MemoryLeases(time.monotonic)
         self._positions: dict[int, _Position] = {}
         self._records: dict[tuple[str, str], _Record] = {}
         """By (key, definition)."""
@@ -78,6 +84,8 @@ class MemoryCorrelatorStore:
         self._dead_letters: dict[tuple[str, int], DeadLetter] = {}
         """By (participant, sequence), in the order in which they were recorded."""
         self._definitions: dict[tuple[str, int], StoredDefinition] = {}
+        self._started: dict[str, str] = {}
+        """By replica: the digest of the definitions with which it started."""
 
     async def open(self) -> None:
         """Nothing to make."""
@@ -136,30 +144,38 @@ class MemoryCorrelatorStore:
         rows = tuple(self._enqueue(publication) for publication in publications)
         return Committed(after, rows)
 
-    async def waiting_publications(self) -> tuple[OutboxRow, ...]:
+    async def waiting_publications(self, partitions: Collection[int] = ALL_PARTITIONS) -> tuple[OutboxRow, ...]:
         """See `CorrelatorStore.waiting_publications`."""
-        return tuple(OutboxRow(row, publication) for row, publication in self._outbox.items())
+        return tuple(
+            OutboxRow(row, publication)
+            for row, publication in self._outbox.items()
+            if partition_of(publication.key) in partitions
+        )
 
     async def remove_publications(self, ids: Collection[int]) -> None:
         """See `CorrelatorStore.remove_publications`."""
         for row in ids:
             self._outbox.pop(row, None)
 
-    async def activate(self, definitions: Collection[Definition]) -> None:
+    async def activate(self, definitions: Collection[Definition], *, replica: str) -> bool:
         """See `CorrelatorStore.activate`."""
-        kept = {(record.recorded.saga.definition, record.recorded.saga.version) for record in self._records.values()}
-        refused = [
-            (new.name, new.version)
-            for new in definitions
-            if (old := self._definitions.get((new.name, new.version))) is not None
-            and old.digest != new.digest
-            and (new.name, new.version) in kept
-        ]
-        if refused:
-            raise refuse_changed_definitions(refused)
+        digest = digest_of(definitions)
+        if self._started.get(replica) == digest:
+            return digest == digest_of(one for one in self._definitions.values() if one.is_active)
+        refuse_changed_definitions(
+            changed_definitions(definitions, self._definitions.values()),
+            kept={(record.recorded.saga.definition, record.recorded.saga.version) for record in self._records.values()},
+            is_alone=not self._started.keys() - {replica},
+        )
         self._definitions = {
             identity: replace(definition, is_active=False) for identity, definition in self._definitions.items()
         } | {(new.name, new.version): StoredDefinition.of(new) for new in definitions}
+        self._started[replica] = digest
+        return True
+
+    async def leave(self, replica: str) -> None:
+        """See `CorrelatorStore.leave`."""
+        self._started.pop(replica, None)
 
     async def remember(self, definitions: Collection[Definition]) -> None:
         """See `CorrelatorStore.remember`."""
@@ -175,12 +191,12 @@ class MemoryCorrelatorStore:
         )
         return tuple(DueSaga(name, key, deadline) for deadline, _, name, key in passed[:limit])
 
-    async def next_deadlines(self) -> dict[int, datetime]:
+    async def next_deadlines(self, partitions: Collection[int] = ALL_PARTITIONS) -> dict[int, datetime]:
         """See `CorrelatorStore.next_deadlines`. Looks at every saga."""
         earliest: dict[int, datetime] = {}
         for (key, _), record in self._records.items():
-            if record.next_deadline is not None:
-                partition = partition_of(key)
+            partition = partition_of(key)
+            if record.next_deadline is not None and partition in partitions:
                 earliest[partition] = min(earliest.get(partition, record.next_deadline), record.next_deadline)
         return earliest
 

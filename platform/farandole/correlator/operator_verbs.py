@@ -24,7 +24,6 @@ from farandole.correlator.unreadable import read_again
 from farandole.envelope import Publication, derived_id, encode
 from farandole.errors import BrokerError, InvalidArgumentError, PreconditionError, UnfinishedError
 from farandole.lifecycle import CORRELATOR
-from farandole.partitions import partition_key
 from farandole.registry import Registry
 
 Verb: TypeAlias = type[dead_letter_events_pb2.DeadLetterRedriven] | type[dead_letter_events_pb2.DeadLetterDiscarded]
@@ -182,7 +181,7 @@ class OperatorVerbs:
 
     def _publication(self, decision: Decision, dead_letter: DeadLetter) -> Publication:
         body = decision.verb(
-            saga_id=dead_letter.key or partition_key(dead_letter.partition),
+            saga_id=dead_letter.address,
             definition=dead_letter.definition,
             step=dead_letter.step,
             participant=dead_letter.participant,

@@ -40,7 +40,11 @@ from farandole.registry import Registry
 from farandole.saga import Saga
 
 REREAD_SECONDS = 1.0
-"""How often a watched saga is read again without having been woken: another process may have changed it."""
+"""How often a watched saga is read again without having been woken: what wakes may get lost on its way from another
+process."""
+_MOST_REREADS = 200.0
+"""So many a second are read again without having been woken, of all that are watched; where there are more, each less
+often."""
 
 _MOST_DEAD_LETTERS = 100
 """Of one saga in its diagnosis."""
@@ -109,7 +113,7 @@ class SagaService(saga_service_pb2_grpc.SagaServiceServicer):
                     yield saga_service_pb2.WatchSagaResponse(saga=message)
                     if saga.saga.status.is_terminal:
                         return
-                await watch.wait(self._reread_seconds)
+                await watch.wait(max(self._reread_seconds, self._changes.watchers / _MOST_REREADS))
 
     async def DiagnoseSaga(  # noqa: N802 - the RPC's name
         self, request: saga_service_pb2.DiagnoseSagaRequest, _context: Context

@@ -1,4 +1,4 @@
-"""A correlator's store in a SQL database: SQLite now, and nothing in the schema that PostgreSQL lacks.
+"""A correlator's store in a SQL database, SQLite or PostgreSQL.
 
 Times are integers, microseconds since 1970 UTC. A record and its history are apart, so that a commit writes only the
 history rows that are new or changed. All statements are prepared once; a batch is a handful of `executemany`.
@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -40,8 +41,10 @@ from farandole.correlator.store import (
     Committed,
     FoldedBatch,
     SagaChange,
+    changed_definitions,
     claim_after,
     dead_letter_change,
+    digest_of,
     history_change,
     refuse_changed_definitions,
     refuse_other_incarnation,
@@ -49,12 +52,14 @@ from farandole.correlator.store import (
     refuse_step_back,
 )
 from farandole.database import Database
+from farandole.database.columns import KEY_TEXT, ROW_NUMBER
 from farandole.deadlines import next_deadline
 from farandole.definition import Definition
 from farandole.envelope import Publication, Reason
 from farandole.errors import FencedError, StoreError
+from farandole.leases import Leases
 from farandole.outbox import Outbox, OutboxRow
-from farandole.partitions import PARTITIONS, partition_of
+from farandole.partitions import partition_of
 from farandole.saga import (
     Cause,
     Disposition,
@@ -67,12 +72,12 @@ from farandole.saga import (
     StepRecord,
     StepStatus,
 )
+from farandole.sql_leases import LeaseTables, SqlLeases
 
 Parameters: TypeAlias = dict[str, Any]
 Row: TypeAlias = sa.Row[Any]
 
 _METADATA = sa.MetaData()
-_ROW_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
 _NEVER = 253_402_300_799_999_999
 """The end of the year 9999: where what has no deadline stands among deadlines."""
 
@@ -99,9 +104,9 @@ _POSITION = sa.Table(
 _SAGA = sa.Table(
     "saga",
     _METADATA,
-    sa.Column("id", _ROW_NUMBER, primary_key=True),
-    sa.Column("key", sa.Text, nullable=False),
-    sa.Column("definition", sa.Text, nullable=False),
+    sa.Column("id", ROW_NUMBER, primary_key=True),
+    sa.Column("key", KEY_TEXT, nullable=False),
+    sa.Column("definition", KEY_TEXT, nullable=False),
     sa.Column("partition", sa.SmallInteger, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
@@ -156,12 +161,12 @@ _HISTORY = sa.Table(
 _DEAD_LETTER = sa.Table(
     "dead_letter",
     _METADATA,
-    sa.Column("id", _ROW_NUMBER, primary_key=True),
-    sa.Column("participant", sa.Text, nullable=False),
+    sa.Column("id", ROW_NUMBER, primary_key=True),
+    sa.Column("participant", KEY_TEXT, nullable=False),
     sa.Column("sequence", sa.BigInteger, nullable=False),
     sa.Column("subject", sa.Text, nullable=False),
     sa.Column("event_type", sa.Text, nullable=False),
-    sa.Column("key", sa.Text),
+    sa.Column("key", KEY_TEXT),
     sa.Column("reason", sa.SmallInteger, nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("failure", sa.Text, nullable=False),
@@ -186,10 +191,18 @@ sa.Index("dead_letter_by_key", _DEAD_LETTER.c.key, _DEAD_LETTER.c.id)
 sa.Index("dead_letter_by_reason", _DEAD_LETTER.c.reason, _DEAD_LETTER.c.id)
 sa.Index("dead_letter_by_state", _DEAD_LETTER.c.state, _DEAD_LETTER.c.id)
 
+_STARTED = sa.Table(
+    "correlator_started",
+    _METADATA,
+    sa.Column("replica", sa.Text, primary_key=True),
+    sa.Column("definitions", sa.Text, nullable=False),
+)
+"""By replica: the digest of the definitions with which it started."""
+
 _DEFINITION = sa.Table(
     "saga_definition",
     _METADATA,
-    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("name", KEY_TEXT, primary_key=True),
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("digest", sa.Text, nullable=False),
     sa.Column("message", _Bytes, nullable=False),
@@ -326,13 +339,23 @@ SELECT_DUE = (
 )
 """Definition, key and deadline of the sagas of a partition that are due."""
 _EARLIEST = sa.func.min(_SAGA.c.next_deadline)
-SELECT_NEXT_DEADLINES = sa.select(
-    *(
-        sa.select(_EARLIEST).where(_SAGA.c.partition == sa.literal_column(str(partition)), _IS_DUE).scalar_subquery()
-        for partition in range(PARTITIONS)
+
+
+@cache
+def next_deadlines_statement(partitions: frozenset[int]) -> sa.Select[Any]:
+    """One row: the earliest next deadline of each of the partitions, by rising number.
+
+    Each is one look into the index; a GROUP BY would walk it.
+    """
+    return sa.select(
+        *(
+            sa.select(_EARLIEST)
+            .where(_SAGA.c.partition == sa.literal_column(str(partition)), _IS_DUE)
+            .scalar_subquery()
+            for partition in sorted(partitions)
+        )
     )
-)
-"""One row: the earliest next deadline of each partition. Each is one look into the index; a GROUP BY would walk it."""
+
 
 _SELECT_DEAD_LETTER = sa.select(_DEAD_LETTER).where(
     _DEAD_LETTER.c.participant == sa.bindparam("by"), _DEAD_LETTER.c.sequence == sa.bindparam("at")
@@ -357,7 +380,12 @@ _UPDATE_DEAD_LETTER = (
 )
 
 _SELECT_DEFINITIONS = sa.select(_DEFINITION).order_by(_DEFINITION.c.name, _DEFINITION.c.version.desc())
-_SELECT_KEPT = sa.select(_SAGA.c.definition, _SAGA.c.version).distinct()
+_NAMED = ("of_name", "of_version")
+_SELECT_KEPT = (
+    sa.select(_SAGA.c.id)
+    .where(_SAGA.c.definition == sa.bindparam("of_name"), _SAGA.c.version == sa.bindparam("of_version"))
+    .limit(1)
+)
 _INSERT_DEFINITION = sa.insert(_DEFINITION)
 _UPDATE_DEFINITION = (
     sa.update(_DEFINITION)
@@ -365,6 +393,9 @@ _UPDATE_DEFINITION = (
     .values(digest=sa.bindparam("new_digest"), message=sa.bindparam("new_message"), is_active=True)
 )
 _DEACTIVATE = sa.update(_DEFINITION).values(is_active=False)
+_SELECT_STARTED = sa.select(_STARTED)
+_FORGET_START = sa.delete(_STARTED).where(_STARTED.c.replica == sa.bindparam("by"))
+_INSERT_START = sa.insert(_STARTED)
 
 _KEYS_AT_ONCE = 1000
 """A statement takes a limited number of parameters: 32,766 in SQLite, 65,535 in PostgreSQL."""
@@ -375,6 +406,7 @@ class SqlCorrelatorStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.leases: Leases = SqlLeases(database, _LEASES)
 
     async def open(self) -> None:
         """See `CorrelatorStore.open`. Raises `StoreError` with the remedy where an earlier version made the tables."""
@@ -404,17 +436,21 @@ class SqlCorrelatorStore:
         refuse_step_back(claim, batch)
         return await self._database.write(lambda connection: _commit(connection, claim, batch))
 
-    async def waiting_publications(self) -> tuple[OutboxRow, ...]:
+    async def waiting_publications(self, partitions: Collection[int] = ALL_PARTITIONS) -> tuple[OutboxRow, ...]:
         """See `CorrelatorStore.waiting_publications`."""
-        return tuple(await self._database.read(_OUTBOX.waiting))
+        return tuple(await self._database.read(lambda connection: _OUTBOX.waiting(connection, partitions)))
 
     async def remove_publications(self, ids: Collection[int]) -> None:
         """See `CorrelatorStore.remove_publications`."""
         await self._database.write(lambda connection: _OUTBOX.remove(connection, ids))
 
-    async def activate(self, definitions: Collection[Definition]) -> None:
+    async def activate(self, definitions: Collection[Definition], *, replica: str) -> bool:
         """See `CorrelatorStore.activate`."""
-        await self._database.write(lambda connection: _activate(connection, definitions))
+        return await self._database.write(lambda connection: _activate(connection, definitions, replica))
+
+    async def leave(self, replica: str) -> None:
+        """See `CorrelatorStore.leave`."""
+        await self._database.write(lambda connection: connection.execute(_FORGET_START, {"by": replica}))
 
     async def remember(self, definitions: Collection[Definition]) -> None:
         """See `CorrelatorStore.remember`."""
@@ -430,10 +466,15 @@ class SqlCorrelatorStore:
             )
         )
 
-    async def next_deadlines(self) -> dict[int, datetime]:
+    async def next_deadlines(self, partitions: Collection[int] = ALL_PARTITIONS) -> dict[int, datetime]:
         """See `CorrelatorStore.next_deadlines`."""
-        row = await self._database.read(lambda connection: connection.execute(SELECT_NEXT_DEADLINES).one())
-        return {partition: _time(earliest) for partition, earliest in enumerate(row) if earliest is not None}
+        statement = next_deadlines_statement(frozenset(partitions))
+        row = await self._database.read(lambda connection: connection.execute(statement).one())
+        return {
+            partition: _time(earliest)
+            for partition, earliest in zip(sorted(partitions), row, strict=True)
+            if earliest is not None
+        }
 
     async def get_sagas(self, key: str, definition: str | None = None) -> tuple[RecordedSaga, ...]:
         """See `CorrelatorQueries.get_sagas`."""
@@ -666,25 +707,31 @@ def _get_dead_letter(connection: sa.Connection, participant: str, sequence: int)
     return replace(found, payload=connection.execute(_SELECT_PAYLOAD, event).scalar())
 
 
-def _activate(connection: sa.Connection, definitions: Collection[Definition]) -> None:
-    stored = {(old.name, old.version): old.digest for old in _definitions(connection)}
-    kept = {(name, version) for name, version in connection.execute(_SELECT_KEPT)}
-    refused = [
-        (new.name, new.version)
-        for new in definitions
-        if (new.name, new.version) in kept and stored.get((new.name, new.version), new.digest) != new.digest
-    ]
-    if refused:
-        raise refuse_changed_definitions(refused)
+def _activate(connection: sa.Connection, definitions: Collection[Definition], replica: str) -> bool:
+    stored = _definitions(connection)
+    started = {row.replica: row.definitions for row in connection.execute(_SELECT_STARTED)}
+    digest = digest_of(definitions)
+    if started.get(replica) == digest:
+        return digest == digest_of(one for one in stored if one.is_active)
+    changed = changed_definitions(definitions, stored)
+    refuse_changed_definitions(
+        changed,
+        kept={one for one in changed if connection.execute(_SELECT_KEPT, dict(zip(_NAMED, one, strict=True))).first()},
+        is_alone=not started.keys() - {replica},
+    )
+    connection.execute(_FORGET_START, {"by": replica})
+    connection.execute(_INSERT_START, {"replica": replica, "definitions": digest})
+    known = {(old.name, old.version) for old in stored}
     connection.execute(_DEACTIVATE)
     for new in map(StoredDefinition.of, definitions):
         content = {"digest": new.digest, "message": new.message}
-        if (new.name, new.version) in stored:
+        if (new.name, new.version) in known:
             of = {"of_name": new.name, "of_version": new.version}
             connection.execute(_UPDATE_DEFINITION, of | {f"new_{name}": value for name, value in content.items()})
         else:
             row = {"name": new.name, "version": new.version, "is_active": True}
             connection.execute(_INSERT_DEFINITION, row | content)
+    return True
 
 
 def _remember(connection: sa.Connection, definitions: Collection[Definition]) -> None:
@@ -803,7 +850,7 @@ def _condition(filter: Filter, columns: Mapping[str, sa.Column[Any]]) -> sa.Colu
             return columns[field].is_not(None)
         case Comparison(field, how, value):
             column = columns[field]
-            compared: sa.ColumnElement[bool] = COMPARE[how](column, _stored(value))  # type: ignore[assignment]
+            compared: sa.ColumnElement[bool] = COMPARE[how](column, _literal(value))  # type: ignore[assignment]
             if not column.nullable:
                 return compared
             if how is Operator.NOT_EQUAL:
@@ -811,14 +858,14 @@ def _condition(filter: Filter, columns: Mapping[str, sa.Column[Any]]) -> sa.Colu
             return sa.and_(column.is_not(None), compared)
 
 
-def _stored(value: Value) -> str | int:
+def _literal(value: Value) -> sa.ColumnElement[Any]:
     match value:
         case datetime():
-            return _micros(value)
+            return sa.literal(_micros(value), sa.BigInteger)
         case int():
-            return int(value)
+            return sa.literal(int(value), sa.BigInteger)  # the column may be a smaller integer than what is asked for
         case str():
-            return value
+            return sa.literal(value, sa.Text)
 
 
 def _state_values(saga: Saga) -> tuple[Any, ...]:
@@ -999,6 +1046,7 @@ _IF_EARLIER = (
 )
 
 _OUTBOX = Outbox(_METADATA)
+_LEASES = LeaseTables(_METADATA)
 
 _STATUSES = {member.value: member for member in Status}
 _CAUSES = {member.value: member for member in Cause}

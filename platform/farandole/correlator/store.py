@@ -6,16 +6,18 @@ checks them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
 from farandole.correlator.dead_letters import ClosedDeadLetter, DeadLetter, DeadLetterState
-from farandole.correlator.queries import CorrelatorQueries, DueSaga
+from farandole.correlator.queries import CorrelatorQueries, DueSaga, StoredDefinition
 from farandole.definition import Definition
 from farandole.envelope import Publication
 from farandole.errors import DefinitionError, Fault, FencedError, StreamIncarnationError
+from farandole.leases import Leases
 from farandole.lifecycle import CORRELATOR
 from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS
@@ -89,7 +91,7 @@ class Committed:
 
 
 class CorrelatorStore(CorrelatorQueries, Protocol):
-    """Where a correlator keeps what it knows.
+    """Where a correlator keeps what it knows, or all replicas of one.
 
     One owner at a time writes a partition. `claim` makes its caller the owner; whoever claimed before can't commit
     any more. `load`, fold, `commit`, one after the other: the store never merges.
@@ -98,6 +100,11 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
     known whether it took place: claim again, which tells the position. Cancelling a task that waits for a write does
     not take the write back.
     """
+
+    @property
+    def leases(self) -> Leases:
+        """Where the correlators on this store share out their lanes."""
+        ...
 
     async def open(self) -> None:
         """Makes the tables that do not exist yet. Comes before everything else; again does nothing."""
@@ -152,20 +159,33 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         """
         ...
 
-    async def waiting_publications(self) -> tuple[OutboxRow, ...]:
-        """Every outbox row that has not been acknowledged, in the order in which they were written."""
+    async def waiting_publications(self, partitions: Collection[int] = ALL_PARTITIONS) -> tuple[OutboxRow, ...]:
+        """Every outbox row of some partitions that has not been acknowledged, in the order in which they were written.
+
+        A row belongs to the partition of its key; that of a dead letter to the partition of the event.
+        """
         ...
 
     async def remove_publications(self, ids: Collection[int]) -> None:
         """Removes outbox rows that the broker has acknowledged; passes over unknown ids."""
         ...
 
-    async def activate(self, definitions: Collection[Definition]) -> None:
+    async def activate(self, definitions: Collection[Definition], *, replica: str) -> bool:
         """Makes these the definitions under which new sagas start, in one transaction; all others become inactive.
+        Returns whether they are.
 
-        A (name, version) that is stored with another digest is replaced where no record keeps it. Where one does,
-        raises `DefinitionError` that lists every such definition, and changes nothing.
+        `replica` is the process that starts with them. Where it started with the same before and has not left since
+        (`leave`), it only comes back, as after a crash: nothing is changed, since another replica may have been started
+        with newer ones meanwhile.
+
+        A (name, version) that is stored with another digest is replaced where no record keeps it, and no other replica
+        is there to start a saga under it. Otherwise raises `DefinitionError` that lists every such definition, and
+        changes nothing.
         """
+        ...
+
+    async def leave(self, replica: str) -> None:
+        """Forgets which definitions a replica started with: it ends in order, and starts anew next time."""
         ...
 
     async def remember(self, definitions: Collection[Definition]) -> None:
@@ -176,8 +196,9 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         """Sagas of a partition whose next deadline (see `farandole.deadlines`) is by `until`, the earliest first."""
         ...
 
-    async def next_deadlines(self) -> Mapping[int, datetime]:
-        """The earliest next deadline of each partition that has any. Cheap, however many sagas there are."""
+    async def next_deadlines(self, partitions: Collection[int] = ALL_PARTITIONS) -> Mapping[int, datetime]:
+        """The earliest next deadline of each of some partitions, of those that have any. Cheap, however many sagas
+        there are."""
         ...
 
 
@@ -281,17 +302,44 @@ def refuse_other_incarnation(stored: str, current: str) -> StreamIncarnationErro
     )
 
 
-def refuse_changed_definitions(names: Iterable[tuple[str, int]]) -> DefinitionError:
-    """The error for definitions whose content changed while sagas keep them."""
-    return DefinitionError(
-        [
-            Fault(
-                f"saga definition {name} version {version}",
-                f"has another content than the version {version} that sagas keep; raise the version to {version + 1}",
-            )
-            for name, version in names
-        ]
-    )
+def digest_of(definitions: Iterable[Definition | StoredDefinition]) -> str:
+    """Tells two sets of definitions apart."""
+    each = sorted(f"{definition.name} {definition.version} {definition.digest}" for definition in definitions)
+    return hashlib.sha256("\n".join(each).encode()).hexdigest()
+
+
+def changed_definitions(definitions: Iterable[Definition], stored: Iterable[StoredDefinition]) -> list[tuple[str, int]]:
+    """The names and versions under which another content is stored."""
+    digests = {(old.name, old.version): old.digest for old in stored}
+    names = [(new.name, new.version, new.digest) for new in definitions]
+    return [(name, version) for name, version, digest in names if digests.get((name, version), digest) != digest]
+
+
+def refuse_changed_definitions(
+    changed: Sequence[tuple[str, int]], *, kept: Collection[tuple[str, int]], is_alone: bool
+) -> None:
+    """Raises `DefinitionError` where definitions must not have another content than what is stored.
+
+    `changed` are those that have it, by name and version; `kept` those of them that records keep; `is_alone` tells that
+    no other replica is there that could start sagas under them.
+    """
+    refused = [one for one in changed if one in kept or not is_alone]
+    if refused:
+        raise DefinitionError(
+            [
+                Fault(
+                    f"saga definition {name} version {version}",
+                    f"has another content than the version {version} that "
+                    + (
+                        "sagas keep"
+                        if (name, version) in kept
+                        else "another replica of the correlator was started with"
+                    )
+                    + f"; raise the version to {version + 1}",
+                )
+                for name, version in refused
+            ]
+        )
 
 
 def refuse_outdated(held: Claim | None, epochs: Mapping[int, int]) -> None:

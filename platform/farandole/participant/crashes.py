@@ -41,22 +41,24 @@ class StartedTable:
             "farandole_started",
             metadata,
             sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+            sa.Column("partition", sa.SmallInteger, nullable=False),
             sa.Column("times", sa.Integer, nullable=False),
         )
-        self._select = sa.select(table)
+        self._select = sa.select(table).where(table.c.partition.in_(sa.bindparam("partitions", expanding=True)))
         self._insert = sa.insert(table)
         self._update = sa.update(table).where(table.c.sequence == sa.bindparam("of_sequence"))
         self._delete = sa.delete(table).where(table.c.sequence == sa.bindparam("of_sequence"))
 
-    def all(self, connection: sa.Connection) -> dict[int, int]:
-        """How often each has been run, by sequence."""
-        return {row.sequence: row.times for row in connection.execute(self._select)}
+    def of(self, connection: sa.Connection, partitions: Collection[int]) -> dict[int, int]:
+        """How often each of these partitions has been run, by sequence."""
+        found = connection.execute(self._select, {"partitions": sorted(partitions)})
+        return {row.sequence: row.times for row in found}
 
-    def put(self, connection: sa.Connection, sequence: int, times: int) -> None:
+    def put(self, connection: sa.Connection, sequence: int, partition: int, times: int) -> None:
         """Records how often an event has been run, with the time that is about to begin."""
         changed = connection.execute(self._update.values(times=times), {"of_sequence": sequence})
         if changed.rowcount == 0:
-            connection.execute(self._insert, {"sequence": sequence, "times": times})
+            connection.execute(self._insert, {"sequence": sequence, "partition": partition, "times": times})
 
     def remove(self, connection: sa.Connection, sequences: Collection[int]) -> None:
         """Takes away the counts of events that have been dealt with."""

@@ -13,11 +13,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import sqlalchemy as sa
 import structlog
 
-from choreography.v1 import participant_pb2
 from farandole.database import Database
 from farandole.envelope import Event, StoredMessage, Unreadable, decode
 from farandole.outbox import OutboxRow
@@ -26,15 +26,15 @@ from farandole.participant.circuits import changed as changed_circuits
 from farandole.participant.crashes import CountFirstError, Crashes
 from farandole.participant.decisions import decide, forget
 from farandole.participant.intake import HandlerFailedError, Intake
-from farandole.participant.outgoing import Outgoing
 from farandole.participant.participant import EVENT_UNREADABLE, OPERATOR_VERBS, TIMED_OUT, Participant
-from farandole.participant.prerequisites import early_events
+from farandole.participant.position_table import Claim
 from farandole.participant.queue_table import QueueEntry
 from farandole.participant.run_check import NO_PROBES, RunCheck
 from farandole.participant.schedule import Schedule, ScheduleChanges, Wait
-from farandole.participant.tables import Claim, ParticipantTables
+from farandole.participant.tables import ParticipantTables
 from farandole.participant.unfinished import Unfinished
 from farandole.participant.work import Work
+from farandole.partitions import PARTITIONS, partition_of
 from farandole.telemetry import NO_TELEMETRY, Account, Telemetry
 from farandole.worker import FirstHeard, Handled, Position
 
@@ -74,17 +74,23 @@ class ParticipantBatchHandler:
         database: Database,
         tables: ParticipantTables,
         *,
+        partitions: Collection[int] = range(PARTITIONS),
+        alone: asyncio.Lock | None = None,
         clock: Clock = utc_now,
         batch_size: int = 500,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
-        """`batch_size` is the most events that one call of `handle` has."""
+        """Takes in what is in these `partitions`. `batch_size` is the most events that one call of `handle` has.
+        `alone` is held while an event runs that may end the process: by all handlers of one process in turn.
+        """
         self._participant = participant
         self._database = database
         self._tables = tables
+        self._partitions = frozenset(partitions)
+        self._alone = alone if alone is not None else asyncio.Lock()
         self._clock = clock
         self._telemetry = telemetry
-        self._epoch = 0
+        self._claim: Claim | None = None
         self._position = 0
         self._schedule = Schedule()
         self._circuits = Circuits(participant.probes)
@@ -92,8 +98,6 @@ class ParticipantBatchHandler:
         self._crashes = Crashes(batch_size)
         self.first_heard = FirstHeard((TIMED_OUT,))
         self.problem: str | None = None
-        self.ownership = asyncio.Lock()
-        """Held by whoever must not be overtaken by a claim of this process: it changes the epoch."""
 
     @property
     def position(self) -> int:
@@ -110,42 +114,23 @@ class ParticipantBatchHandler:
         """What is found to be down, and how many sagas wait for each."""
         return {c: len(self._schedule.dependants(c.dependency)) for c in self._circuits.open.values()}
 
-    def account(self) -> Account:
-        """What a transaction that begins now tells of itself."""
-        return self._telemetry.account()
-
-    def outgoing(self, account: Account) -> Outgoing:
-        """An empty collection of publications within the participant's contract, of a transaction with this account."""
-        participant = self._participant
-        return Outgoing(
-            participant=participant.name,
-            registry=participant.registry,
-            clock=self._clock,
-            publishes=frozenset(c.DESCRIPTOR.full_name for c in participant.publishes),
-            account=account,
-        )
-
-    def check_owner(self, connection: sa.Connection) -> None:
-        """Raises `FencedError` where another process has taken over, which publishes what this one writes no more."""
-        self._tables.check_owner(connection, self._epoch)
-
-    def early(self, connection: sa.Connection, saga_id: str) -> list[participant_pb2.QueuedEvent]:
-        """What of a saga waits for the other events that its steps need, in stream order."""
-        return early_events(self._participant.steps, self._tables.prerequisites.waiting(connection, [saga_id]))
+    def is_owner(self, connection: sa.Connection) -> bool:
+        """Whether it is this handler that has claimed its partitions last."""
+        return bool(self._epoch) and self._tables.positions.is_owner(connection, self._partitions, self._epoch)
 
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
 
         def work(connection: sa.Connection) -> tuple[Claim, list[QueueEntry], set[str], dict[int, int]]:
-            claim = self._tables.claim(connection, incarnation, self._epoch)
-            queue = self._tables.queue
-            heads, timed_out = queue.heads(connection), queue.keys_with(connection, TIMED_OUT)
-            return claim, heads, timed_out, self._tables.started.all(connection)
+            tables, partitions = self._tables, self._partitions
+            claim = tables.positions.claim(connection, partitions, incarnation, self._epoch)
+            heads = tables.queue.heads(connection, partitions)
+            timed_out = tables.queue.keys_with(connection, TIMED_OUT, partitions)
+            return claim, heads, timed_out, tables.started.of(connection, partitions)
 
-        async with self.ownership:
-            is_first = self._epoch == 0
-            claim, heads, timed_out, counts = await self._database.write(work)
-            self._epoch = claim.epoch
+        is_first = self._claim is None
+        claim, heads, timed_out, counts = await self._database.write(work)
+        self._claim = claim
         self._position = claim.position.sequence
         self._load(heads, timed_out)
         if is_first:
@@ -156,8 +141,25 @@ class ParticipantBatchHandler:
 
     async def still_owner(self) -> None:
         """See `BatchHandler.still_owner`."""
-        async with self.ownership:
-            await self._database.read(self.check_owner)
+        await self._database.read(
+            lambda connection: self._tables.positions.check_owner(connection, self._partitions, self._epoch)
+        )
+
+    @property
+    def _epoch(self) -> int:
+        """That of the last claim; 0 before the first."""
+        return 0 if self._claim is None else self._claim.epoch
+
+    def _move(self, connection: sa.Connection, to: int, time: datetime | None = None) -> None:
+        """Moves the position, or only makes sure that it is this handler's where it stays."""
+        assert self._claim is not None, "nothing is written before the claim"
+        self._tables.positions.move(connection, self._claim, old=self._position, new=to, time=time)
+
+    def _is_new(self, message: StoredMessage) -> bool:
+        """Whether a message was not taken in when this handler claimed its partition: of several partitions, one may
+        have been further than another."""
+        assert self._claim is not None, "nothing is read before the claim"
+        return message.sequence > self._claim.taken_in.get(message.partition or 0, message.sequence)
 
     def _load(self, heads: Sequence[QueueEntry], timed_out: Collection[str]) -> None:
         """Begins with what waits. What something may overtake is looked at once; what is down is tried at once."""
@@ -172,7 +174,9 @@ class ParticipantBatchHandler:
     async def release(self) -> None:
         """See `BatchHandler.release`."""
         if self._epoch:
-            await self._database.write(lambda connection: self._tables.release(connection, self._epoch))
+            await self._database.write(
+                lambda connection: self._tables.positions.release(connection, self._partitions, self._epoch)
+            )
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
         """Undoes and voids what the time-outs behind the position name, before any step of theirs runs.
@@ -186,13 +190,14 @@ class ParticipantBatchHandler:
             return await self._settle(lambda connection: self._hear(connection, events))
 
         async for page in pages:
-            for first in range(0, len(page), self._batch_size):
-                await self._one_by_one_where_doubtful(page[first : first + self._batch_size], hear)
+            new = [message for message in page if self._is_new(message)]
+            for first in range(0, len(new), self._batch_size):
+                await self._one_by_one_where_doubtful(new[first : first + self._batch_size], hear)
         return Handled()
 
     async def waiting(self) -> Sequence[OutboxRow]:
         """See `BatchHandler.waiting`."""
-        return await self._database.read(self._tables.outbox.waiting)
+        return await self._database.read(lambda connection: self._tables.outbox.waiting(connection, self._partitions))
 
     async def remove(self, published: Collection[int]) -> None:
         """See `BatchHandler.remove`."""
@@ -204,7 +209,7 @@ class ParticipantBatchHandler:
 
         async def take_in(part: Sequence[StoredMessage]) -> list[OutboxRow]:
             nonlocal removable
-            events = [self._decode(message) for message in part]
+            events = [self._decode(message) for message in part if self._is_new(message)]
             last = part[-1]
 
             def attempt(*, isolated: bool) -> Callable[[sa.Connection], _Settled]:
@@ -256,15 +261,17 @@ class ParticipantBatchHandler:
     async def _try_alone(self, key: str, probes: Mapping[str, str]) -> list[OutboxRow]:
         """Goes on with one event of a saga whose queue may have ended the process before."""
         own = {dependency: of for dependency, of in probes.items() if of == key}
-        while True:
-            try:
-                rows = await self._settle(lambda connection: self._try_again(connection, [key], 1, own))
-            except CountFirstError as first:
-                await self._count(first.sequence)
-            else:
-                if not self._schedule.is_due(key, self._clock()):
-                    self._crashes.trust(key)
-                return rows
+
+        async def attempt() -> list[OutboxRow]:
+            return await self._settle(lambda connection: self._try_again(connection, [key], 1, own))
+
+        try:
+            rows = await attempt()
+        except CountFirstError as first:
+            rows = await self._counted(first, attempt)
+        if not self._schedule.is_due(key, self._clock()):
+            self._crashes.trust(key)
+        return rows
 
     async def _one_by_one_where_doubtful(
         self,
@@ -283,21 +290,31 @@ class ParticipantBatchHandler:
                 place = next(n for n, message in enumerate(messages) if message.sequence == first.sequence)
                 if place:
                     rows += await take(messages[:place])
-                await self._count(first.sequence)
-                rows += await take(messages[place : place + 1])
+                doubtful = messages[place : place + 1]
+                rows += await self._counted(first, partial(take, doubtful))
                 messages = messages[place + 1 :]
         return rows
 
-    async def _count(self, sequence: int) -> None:
+    async def _counted(self, first: CountFirstError, run: Callable[[], Awaitable[list[OutboxRow]]]) -> list[OutboxRow]:
+        """Counts an event and then has it run, with no other one that is counted beside it in this process."""
+        async with self._alone:
+            while True:
+                await self._count(first)
+                try:
+                    return await run()
+                except CountFirstError as another:
+                    first = another
+
+    async def _count(self, event: CountFirstError) -> None:
         """Counts an event in a transaction of its own."""
-        times = self._crashes.next_count(sequence)
+        times = self._crashes.next_count(event.sequence)
 
         def work(connection: sa.Connection) -> None:
-            self._tables.move(connection, epoch=self._epoch, old=self._position, new=self._position)
-            self._tables.started.put(connection, sequence, times)
+            self._move(connection, self._position)
+            self._tables.started.put(connection, event.sequence, partition_of(event.key), times)
 
         await self._database.write(work)
-        self._crashes.counted(sequence, times)
+        self._crashes.counted(event.sequence, times)
 
     async def _settle(self, work: Callable[[sa.Connection], _Settled]) -> list[OutboxRow]:
         settled = await self._database.write(work)
@@ -330,7 +347,7 @@ class ParticipantBatchHandler:
         *,
         isolated: bool,
     ) -> _Settled:
-        self._tables.move(connection, epoch=self._epoch, old=self._position, new=last.sequence, time=last.time)
+        self._move(connection, last.sequence, last.time)
         self._tables.outbox.remove(connection, published)
         work, check = self._begin(connection, events, doubtful=self._crashes.doubts_events)
         unfinished = Unfinished(work)
@@ -348,7 +365,7 @@ class ParticipantBatchHandler:
         return self._settled(work, check.ran | check.crashed)
 
     def _hear(self, connection: sa.Connection, events: Sequence[Event]) -> _Settled:
-        self._tables.move(connection, epoch=self._epoch, old=self._position, new=self._position)
+        self._move(connection, self._position)
         work, check = self._begin(connection, events, doubtful=self._crashes.doubts_heard)
         unfinished = Unfinished(work)
         for event in events:
@@ -369,7 +386,7 @@ class ParticipantBatchHandler:
         self, connection: sa.Connection, keys: Sequence[str], most: int, probes: Mapping[str, str]
     ) -> _Settled:
         """Goes on with so many of the events that wait, in stream order."""
-        self._tables.move(connection, epoch=self._epoch, old=self._position, new=self._position)
+        self._move(connection, self._position)
         entries = self._tables.queue.of(connection, keys, most)
         events = [self._decode(entry.message) for entry in entries]
         doubtful = any(map(self._crashes.doubts, keys))
@@ -391,9 +408,8 @@ class ParticipantBatchHandler:
         circuits = self._circuits.copy()
         check = RunCheck(self._crashes, circuits, doubtful=doubtful, probes=probes)
         legible = [event for event in events if isinstance(event, Event)]
-        intake = Intake(
-            self._participant, self._tables, connection, self.outgoing(self.account()), legible, before_run=check
-        )
+        outgoing = self._participant.outgoing(self._clock, self._telemetry.account())
+        intake = Intake(self._participant, self._tables, connection, outgoing, legible, before_run=check)
         work = Work(
             participant=self._participant,
             queue=self._tables.queue,

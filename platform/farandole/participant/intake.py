@@ -11,7 +11,7 @@ import structlog
 from google.protobuf.message import Message
 
 from choreography.v1 import lifecycle_pb2, saga_pb2
-from farandole.database import is_store_trouble
+from farandole.database import is_store_trouble, refuse_aborted
 from farandole.envelope import Event, decode, derived_id, message_id
 from farandole.errors import ContractError
 from farandole.outbox import OutboxRow
@@ -143,6 +143,7 @@ class Intake:
             with _savepoint(self.connection) if isolated else _no_savepoint():
                 for running in self._participant.concerned(event):
                     dispositions.append(self._react(event, running, changes))
+                refuse_aborted(self.connection)
         except CountFirstError:
             raise
         except (Exception, SystemExit) as error:  # no handler may end the process

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 
 import sqlalchemy as sa
@@ -16,10 +17,12 @@ from farandole.errors import ContractError
 from farandole.lifecycle import CORRELATOR
 from farandole.participant.barrier import Direction
 from farandole.participant.circuits import Place, Probes
-from farandole.participant.outgoing import Outcome
+from farandole.participant.outgoing import Outcome, Outgoing
 from farandole.participant.retries import Retries
 from farandole.participant.step import NAME, Step
+from farandole.partitions import PARTITIONS
 from farandole.registry import Registry
+from farandole.telemetry import NO_ACCOUNT, Account
 
 TIMED_OUT = lifecycle_pb2.SagaTimedOut.DESCRIPTOR.full_name
 ENDINGS = frozenset(
@@ -174,8 +177,24 @@ class Participant:
 
     @property
     def filters(self) -> list[str]:
-        """The subjects that its durable consumer takes."""
-        return [f"events.*.{name}" for name in sorted({*self.reactions, *OPERATOR_VERBS, EVENT_UNREADABLE})]
+        """The subjects that its durable consumer takes, where it has one for all partitions."""
+        return self.filters_of(range(PARTITIONS))
+
+    def filters_of(self, partitions: Collection[int]) -> list[str]:
+        """The subjects that the durable consumer of these partitions takes. They do not overlap."""
+        places = ["*"] if len(partitions) == PARTITIONS else sorted(partitions)
+        types = sorted({*self.reactions, *OPERATOR_VERBS, EVENT_UNREADABLE})
+        return [f"events.{place}.{name}" for place in places for name in types]
+
+    def outgoing(self, clock: Callable[[], datetime], account: Account = NO_ACCOUNT) -> Outgoing:
+        """An empty collection of publications within the participant's contract, of a transaction with this account."""
+        return Outgoing(
+            participant=self.name,
+            registry=self.registry,
+            clock=clock,
+            publishes=frozenset(c.DESCRIPTOR.full_name for c in self.publishes),
+            account=account,
+        )
 
     @cached_property
     def contract(self) -> participant_pb2.ParticipantContract:

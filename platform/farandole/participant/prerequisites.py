@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from choreography.v1 import participant_pb2
+from farandole.database.columns import KEY_TEXT
 from farandole.envelope import StoredMessage
 from farandole.participant.barrier import BarrierKey
 from farandole.participant.message_columns import columns_of, message_columns, message_of
@@ -41,10 +42,10 @@ class PrerequisiteTable:
         self.table = table = sa.Table(
             "farandole_prerequisite",
             metadata,
-            sa.Column("key", sa.Text, primary_key=True),
-            sa.Column("definition", sa.Text, primary_key=True),
-            sa.Column("step", sa.Text, primary_key=True),
-            sa.Column("event_type", sa.Text, primary_key=True),
+            sa.Column("key", KEY_TEXT, primary_key=True),
+            sa.Column("definition", KEY_TEXT, primary_key=True),
+            sa.Column("step", KEY_TEXT, primary_key=True),
+            sa.Column("event_type", KEY_TEXT, primary_key=True),
             sa.Column("identity", sa.Text, nullable=False),
             sa.Column("digest", sa.LargeBinary, nullable=False),
             sa.Column("sequence", sa.BigInteger, nullable=False),

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from farandole.database.columns import KEY_TEXT
 from farandole.envelope import StoredMessage
 from farandole.participant.circuits import Place
 from farandole.participant.message_columns import (
@@ -108,7 +109,8 @@ class QueueTable:
             "farandole_queue",
             metadata,
             sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
-            sa.Column("key", sa.Text, nullable=False, index=True),
+            sa.Column("partition", sa.SmallInteger, nullable=False),
+            sa.Column("key", KEY_TEXT, nullable=False, index=True),
             *message_columns(),
             sa.Column("state", sa.SmallInteger, nullable=False),
             sa.Column("attempts", sa.Integer, nullable=False),
@@ -132,7 +134,13 @@ class QueueTable:
         changing = [queue.c[column] for column in _CHANGING]
         self._select_heads = (
             sa.select(queue.c.sequence, queue.c.subject, queue.c.stream_time, *no_content, *changing)
-            .where(queue.c.sequence.in_(sa.select(sa.func.min(queue.c.sequence)).group_by(queue.c.key)))
+            .where(
+                queue.c.sequence.in_(
+                    sa.select(sa.func.min(queue.c.sequence))
+                    .where(queue.c.partition.in_(sa.bindparam("partitions", expanding=True)))
+                    .group_by(queue.c.key)
+                )
+            )
             .order_by(queue.c.sequence)
         )
         dead = sa.func.sum(sa.cast(queue.c.state == int(QueueState.DEAD_LETTERED), sa.Integer))
@@ -162,7 +170,10 @@ class QueueTable:
     def add(self, connection: sa.Connection, entries: Sequence[QueueEntry]) -> None:
         """Puts events into the queue."""
         if entries:
-            connection.execute(self._insert, [{**columns_of(e.message), **_changing(e)} for e in entries])
+            connection.execute(
+                self._insert,
+                [{**columns_of(e.message), "partition": e.message.partition or 0, **_changing(e)} for e in entries],
+            )
 
     def of(self, connection: sa.Connection, keys: Collection[str], most: int) -> list[QueueEntry]:
         """What waits for these sagas, in stream order."""
@@ -182,13 +193,14 @@ class QueueTable:
         found = {"of_key": head.key, "behind": head.message.sequence, "subjects": subjects, "most": most}
         return [_entry(row) for row in connection.execute(self._select_of_types, found)]
 
-    def heads(self, connection: sa.Connection) -> list[QueueEntry]:
-        """The first in the queue of each saga that has one, in stream order; without the headers and the data."""
-        return [_entry(row) for row in connection.execute(self._select_heads)]
+    def heads(self, connection: sa.Connection, partitions: Iterable[int] = range(PARTITIONS)) -> list[QueueEntry]:
+        """The first in the queue of each saga of these partitions that has one, in stream order; without the headers
+        and the data."""
+        return [_entry(row) for row in connection.execute(self._select_heads, {"partitions": list(partitions)})]
 
-    def keys_with(self, connection: sa.Connection, event_type: str) -> set[str]:
-        """The sagas of which an event of this type waits."""
-        subjects = [f"events.{partition}.{event_type}" for partition in range(PARTITIONS)]
+    def keys_with(self, connection: sa.Connection, event_type: str, partitions: Iterable[int]) -> set[str]:
+        """The sagas of these partitions of which an event of this type waits."""
+        subjects = [f"events.{partition}.{event_type}" for partition in partitions]
         return set(connection.execute(self._select_keys, {"subjects": subjects}).scalars())
 
     def counts(self, connection: sa.Connection) -> tuple[int, int]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 import sqlalchemy as sa
 
-from farandole.errors import FencedError
+from farandole.database.columns import KEY_TEXT
 from farandole.outbox import Outbox
 from farandole.participant.barrier import Barrier, BarrierKey, BarrierState
 from farandole.participant.crashes import StartedTable
-from farandole.participant.message_columns import microseconds_of, time_of
+from farandole.participant.position_table import PositionTable
 from farandole.participant.prerequisites import PrerequisiteTable
 from farandole.participant.queue_table import QueueTable
 from farandole.participant.set_aside import SetAsideTable
 from farandole.saga import Disposition
-from farandole.worker import Position
-
-_LANE = 0
+from farandole.sql_leases import LeaseTables
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,74 +29,35 @@ class InboxEntry:
     disposition: Disposition
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a process finds that takes over."""
-
-    position: Position
-    epoch: int
-    is_unclean: bool
-    """Whether the process before it did not end in order."""
-
-
 class ParticipantTables:
-    """Position, inbox, barrier, prerequisites, queue, what is set aside, counts and outbox of one participant."""
+    """Positions, inbox, barrier, prerequisites, queue, what is set aside, counts, outbox and leases of one
+    participant."""
 
     def __init__(self) -> None:
         self.metadata = sa.MetaData()
         self.outbox = Outbox(self.metadata)
+        self.leases = LeaseTables(self.metadata)
+        self.positions = PositionTable(self.metadata)
         self.prerequisites = PrerequisiteTable(self.metadata)
         self.queue = QueueTable(self.metadata)
         self.set_aside = SetAsideTable(self.metadata)
         self.started = StartedTable(self.metadata)
-        position = self._position = sa.Table(
-            "farandole_position",
-            self.metadata,
-            sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
-            sa.Column("incarnation", sa.Text, nullable=False),
-            sa.Column("epoch", sa.BigInteger, nullable=False),
-            sa.Column("position", sa.BigInteger, nullable=False),
-            sa.Column("position_time", sa.BigInteger),
-            sa.Column("in_use", sa.Boolean, nullable=False),
-        )
         inbox = self._inbox = sa.Table(
             "farandole_inbox",
             self.metadata,
-            sa.Column("identity", sa.Text, primary_key=True),
+            sa.Column("identity", KEY_TEXT, primary_key=True),
             sa.Column("sequence", sa.BigInteger, nullable=False),
             sa.Column("disposition", sa.SmallInteger, nullable=False),
         )
         barrier = self._barrier = sa.Table(
             "farandole_barrier",
             self.metadata,
-            sa.Column("key", sa.Text, primary_key=True),
-            sa.Column("definition", sa.Text, primary_key=True),
-            sa.Column("step", sa.Text, primary_key=True),
+            sa.Column("key", KEY_TEXT, primary_key=True),
+            sa.Column("definition", KEY_TEXT, primary_key=True),
+            sa.Column("step", KEY_TEXT, primary_key=True),
             sa.Column("state", sa.Text, nullable=False),
             sa.Column("trigger_digest", sa.LargeBinary, nullable=False),
             sa.Column("awaited_id", sa.Text, nullable=False),
-        )
-        self._select_position = sa.select(position).where(position.c.lane == _LANE)
-        self._insert_position = sa.insert(position)
-        self._raise_epoch = (
-            sa.update(position).where(position.c.lane == _LANE).values(epoch=position.c.epoch + 1, in_use=True)
-        )
-        self._release = (
-            sa.update(position)
-            .where(position.c.lane == _LANE, position.c.epoch == sa.bindparam("own_epoch"))
-            .values(in_use=False)
-        )
-        self._move = (
-            sa.update(position)
-            .where(
-                position.c.lane == _LANE,
-                position.c.epoch == sa.bindparam("own_epoch"),
-                position.c.position == sa.bindparam("old_position"),
-            )
-            .values(
-                position=sa.bindparam("new_position"),
-                position_time=sa.func.coalesce(sa.bindparam("new_time"), position.c.position_time),
-            )
         )
         self._select_inbox = sa.select(inbox.c.identity).where(
             inbox.c.identity.in_(sa.bindparam("identities", expanding=True))
@@ -121,49 +79,6 @@ class ParticipantTables:
             )
             .values(state=sa.bindparam("new_state"))
         )
-
-    def claim(self, connection: sa.Connection, incarnation: str, own_epoch: int) -> Claim:
-        """Raises the epoch, so that an earlier owner's writes fail, and marks the store as in use.
-
-        `own_epoch` is that of the caller's last claim, 0 for its first. Raises `FencedError` where it is outdated.
-        """
-        self.check_owner(connection, own_epoch)
-        before = connection.execute(self._select_position).first()
-        if before is None:
-            new = {"lane": _LANE, "incarnation": incarnation, "epoch": 0, "position": 0, "in_use": False}
-            connection.execute(self._insert_position, new)
-        connection.execute(self._raise_epoch)
-        row = connection.execute(self._select_position).one()
-        is_unclean = before is not None and before.in_use and not own_epoch
-        time = None if row.position_time is None else time_of(row.position_time)
-        return Claim(Position(row.position, row.incarnation, time), row.epoch, is_unclean)
-
-    def release(self, connection: sa.Connection, own_epoch: int) -> None:
-        """Takes the mark away that the store is in use; does nothing where another owner has taken over."""
-        connection.execute(self._release, {"own_epoch": own_epoch})
-
-    def check_owner(self, connection: sa.Connection, own_epoch: int) -> None:
-        """Raises `FencedError` where another owner has taken over since `own_epoch`; 0 has nothing to lose yet."""
-        if own_epoch:
-            stored = connection.execute(self._select_position).first()
-            if stored is None or stored.epoch != own_epoch:
-                raise FencedError(f"another process has taken over since epoch {own_epoch}")
-
-    def move(self, connection: sa.Connection, *, epoch: int, old: int, new: int, time: datetime | None = None) -> None:
-        """Moves the position by compare-and-set; `time` is when the stream stored the event at the new one, where that
-        is another one. Raises `FencedError` where another owner has taken over.
-        """
-        moved = connection.execute(
-            self._move,
-            {
-                "own_epoch": epoch,
-                "old_position": old,
-                "new_position": new,
-                "new_time": None if time is None else microseconds_of(time),
-            },
-        )
-        if moved.rowcount != 1:
-            raise FencedError(f"the position {old} of epoch {epoch} is not this process's any more")
 
     def handled(self, connection: sa.Connection, identities: Collection[str]) -> set[str]:
         """Which of these events have been dealt with."""

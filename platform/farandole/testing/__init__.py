@@ -2,8 +2,9 @@
 
 import pytest
 
-pytest.register_assert_rewrite("farandole.testing.store_conformance")
+pytest.register_assert_rewrite("farandole.testing.store_conformance", "farandole.testing.leases_conformance")
 
+from farandole.testing.leases_conformance import LeasesConformance  # noqa: E402 - rewritten before imported
 from farandole.testing.store_conformance import CorrelatorStoreConformance  # noqa: E402 - rewritten before imported
 
-__all__ = ["CorrelatorStoreConformance"]
+__all__ = ["CorrelatorStoreConformance", "LeasesConformance"]

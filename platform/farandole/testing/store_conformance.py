@@ -519,6 +519,21 @@ class CorrelatorStoreConformance:
         await store.remove_publications([*(row.id for row in rest), second.id, first.id])
         assert await store.waiting_publications() == later.publications
 
+    async def test_each_partition_has_its_own_publications(self, store: CorrelatorStore) -> None:
+        keys = [key_of(partition, number) for number in range(2) for partition in (3, 0, 11)]
+        left, right = await store.claim(INCARNATION, [0, 3]), await store.claim(INCARNATION, [11])
+        for claim in (left, right):
+            own = tuple(publication(key) for key in keys if partition_of(key) in claim.partitions)
+            await store.commit(claim, FoldedBatch(1, publications=own))
+
+        async def waiting(*partitions: int) -> list[str]:
+            return [row.publication.key for row in await store.waiting_publications(partitions)]
+
+        assert await waiting(0, 3) == [key for key in keys if partition_of(key) != 11]
+        assert await waiting(11, 12) == [key for key in keys if partition_of(key) == 11]
+        assert await waiting(12) == await waiting() == []
+        assert len(await store.waiting_publications()) == len(keys)
+
     async def test_an_outbox_id_is_never_used_again(self, store: CorrelatorStore) -> None:
         claim = await store.claim(INCARNATION)
         first = await store.commit(claim, FoldedBatch(1, publications=(publication("a"),)))
@@ -851,22 +866,22 @@ class CorrelatorStoreConformance:
 
     async def test_definitions_that_left_the_files_stay_and_are_inactive(self, store: CorrelatorStore) -> None:
         assert await store.definitions() == ()
-        await store.activate([definition(), definition("drone-delivery")])
-        await store.activate([definition(version=2), definition("drone-delivery")])
+        await store.activate([definition(), definition("drone-delivery")], replica="correlator-1")
+        await store.activate([definition(version=2), definition("drone-delivery")], replica="correlator-1")
         found = [(one.name, one.version, one.is_active) for one in await store.definitions()]
         expected = [("drone-delivery", 1, True), ("order-fulfilment", 2, True), ("order-fulfilment", 1, False)]
         assert found == expected
-        await store.activate([definition()])
+        await store.activate([definition()], replica="correlator-1")
         assert [(o.name, o.version) for o in await store.definitions() if o.is_active] == [("order-fulfilment", 1)]
 
     async def test_a_definition_comes_back_as_it_was(self, store: CorrelatorStore) -> None:
-        await store.activate([definition(description="Größe")])
+        await store.activate([definition(description="Größe")], replica="correlator-1")
         (stored,) = await store.definitions()
         assert stored.definition() == definition(description="Größe")
         assert stored.digest == definition(description="Größe").digest
 
     async def test_what_is_remembered_is_inactive_and_changes_nothing(self, store: CorrelatorStore) -> None:
-        await store.activate([definition(description="ours")])
+        await store.activate([definition(description="ours")], replica="correlator-1")
         first, second = definition(description="theirs"), definition(version=2)
         await store.remember([first, second, second, definition("drone-delivery")])
         found = [(one.name, one.version, one.is_active) for one in await store.definitions()]
@@ -881,18 +896,53 @@ class CorrelatorStoreConformance:
 
     async def test_what_was_remembered_can_be_activated(self, store: CorrelatorStore) -> None:
         await store.remember([definition(), definition(version=2)])
-        await store.activate([definition(version=2)])
+        await store.activate([definition(version=2)], replica="correlator-1")
         found = [(one.version, one.is_active) for one in await store.definitions()]
         assert found == [(2, True), (1, False)]
 
+    async def test_who_is_started_last_says_what_is_active(self, store: CorrelatorStore) -> None:
+        old, new_one = definition(), definition(version=2)
+        for replica in ("one", "two", "three"):
+            assert await store.activate([old], replica=replica)
+        for replica in ("two", "three"):
+            await store.leave(replica)
+            assert await store.activate([new_one], replica=replica)
+            assert [one.version for one in await store.definitions() if one.is_active] == [2]
+        await store.leave("two")
+        assert await store.activate([old], replica="two")
+        assert [one.version for one in await store.definitions() if one.is_active] == [1]
+
+    async def test_who_only_comes_back_does_not_go_back_to_earlier_definitions(self, store: CorrelatorStore) -> None:
+        old, new_one = definition(), definition(version=2)
+        await store.activate([old, definition("drone-delivery")], replica="one")
+        await store.activate([new_one], replica="two")
+        for _ in range(2):
+            assert not await store.activate([definition("drone-delivery"), old], replica="one")
+            assert await store.activate([new_one], replica="two")
+            found = [(one.name, one.version) for one in await store.definitions() if one.is_active]
+            assert found == [("order-fulfilment", 2)]
+        assert await store.activate([new_one], replica="one")
+        await store.leave("one")
+        await store.leave("nobody")
+        assert await store.activate([old], replica="one")
+        assert not await store.activate([new_one], replica="two")
+
+    async def test_a_definition_does_not_change_beside_a_replica_that_follows_it(self, store: CorrelatorStore) -> None:
+        changed = definition(description="changed")
+        await store.activate([definition()], replica="one")
+        with pytest.raises(DefinitionError, match=r"another replica .* raise the version to 2"):
+            await store.activate([changed], replica="two")
+        await store.leave("one")
+        assert await store.activate([changed], replica="two")
+
     async def test_a_definition_that_no_saga_keeps_may_change(self, store: CorrelatorStore) -> None:
         await record(store, saga("a", version=2), saga("a", definition="drone-delivery"))
-        await store.activate([definition()])
-        await store.activate([definition(description="changed")])
+        await store.activate([definition()], replica="correlator-1")
+        await store.activate([definition(description="changed")], replica="correlator-1")
         assert [one.definition() for one in await store.definitions()] == [definition(description="changed")]
 
     async def test_a_definition_that_sagas_keep_does_not_change(self, store: CorrelatorStore) -> None:
-        await store.activate([definition(), definition("drone-delivery")])
+        await store.activate([definition(), definition("drone-delivery")], replica="correlator-1")
         await record(store, saga("a"), saga("b", definition="drone-delivery", started=None))
         before = await store.definitions()
         changed = [
@@ -901,13 +951,13 @@ class CorrelatorStoreConformance:
             definition("brand-new"),
         ]
         with pytest.raises(DefinitionError, match="raise the version") as refused:
-            await store.activate(changed)
+            await store.activate(changed, replica="correlator-1")
         assert [fault.where for fault in refused.value.faults] == [
             "saga definition order-fulfilment version 1",
             "saga definition drone-delivery version 1",
         ]
         assert await store.definitions() == before
-        await store.activate([definition(), definition(version=2, description="changed")])
+        await store.activate([definition(), definition(version=2, description="changed")], replica="correlator-1")
         assert len(await store.definitions()) == 3
 
     # lists
@@ -1061,3 +1111,5 @@ class CorrelatorStoreConformance:
         assert await store.next_deadlines() == {0: at(40), PARTITIONS - 1: at(30.000001)}
         await store.commit(claim, FoldedBatch(4, (SagaChange(ended, early),)))
         assert await store.next_deadlines() == {0: at(20), PARTITIONS - 1: at(30.000001)}
+        assert await store.next_deadlines({5, PARTITIONS - 1}) == {PARTITIONS - 1: at(30.000001)}
+        assert await store.next_deadlines([5]) == {}

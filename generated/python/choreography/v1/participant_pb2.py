@@ -25,25 +25,27 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!choreography/v1/participant.proto\x12\x0f\x63horeography.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"k\n\x13ParticipantContract\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12,\n\x05steps\x18\x02 \x03(\x0b\x32\x1d.choreography.v1.StepContract\x12\x11\n\tpublishes\x18\x03 \x03(\t\"\xa3\x01\n\x0cStepContract\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04saga\x18\x02 \x01(\t\x12\x10\n\x08\x63onsumes\x18\x03 \x03(\t\x12\x10\n\x08produces\x18\x04 \x03(\t\x12\x15\n\rundo_consumes\x18\x05 \x03(\t\x12\x15\n\rundo_produces\x18\x06 \x03(\t\x12\x12\n\nreads_back\x18\x07 \x03(\t\x12\x11\n\tneeds_all\x18\x08 \x01(\x08\"\x88\x02\n\x11ParticipantStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x10\n\x08problems\x18\x03 \x03(\t\x12\x15\n\rqueued_events\x18\x04 \x01(\x03\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x05 \x01(\x03\x12+\n\x05queue\x18\x06 \x03(\x0b\x32\x1c.choreography.v1.QueuedEvent\x12*\n\x08\x63ircuits\x18\x07 \x03(\x0b\x32\x18.choreography.v1.Circuit\x12\x34\n\x07refused\x18\x08 \x03(\x0b\x32#.choreography.v1.RefusedPublication\"\xa7\x01\n\x07\x43ircuit\x12\x12\n\ndependency\x18\x01 \x01(\t\x12-\n\topen_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fnext_probe_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x15\n\rwaiting_sagas\x18\x05 \x01(\x03\"v\n\x12RefusedPublication\x12\x0f\n\x07saga_id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12/\n\x0brefuse_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe2\x01\n\x0bQueuedEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.choreography.v1.QueuedEventState\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12\x35\n\x11next_attempt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x12\n\ndependency\x18\x07 \x01(\t\x12\x0f\n\x07missing\x18\x08 \x03(\t*\xa6\x02\n\x10QueuedEventState\x12\"\n\x1eQUEUED_EVENT_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bQUEUED_EVENT_STATE_RETRYING\x10\x01\x12\x1e\n\x1aQUEUED_EVENT_STATE_WAITING\x10\x02\x12$\n QUEUED_EVENT_STATE_DEAD_LETTERED\x10\x03\x12\x1e\n\x1aQUEUED_EVENT_STATE_SNOOZED\x10\x04\x12&\n\"QUEUED_EVENT_STATE_DEPENDENCY_DOWN\x10\x05\x12\x1c\n\x18QUEUED_EVENT_STATE_EARLY\x10\x06\x12!\n\x1dQUEUED_EVENT_STATE_UNREADABLE\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!choreography/v1/participant.proto\x12\x0f\x63horeography.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"k\n\x13ParticipantContract\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12,\n\x05steps\x18\x02 \x03(\x0b\x32\x1d.choreography.v1.StepContract\x12\x11\n\tpublishes\x18\x03 \x03(\t\"\xa3\x01\n\x0cStepContract\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04saga\x18\x02 \x01(\t\x12\x10\n\x08\x63onsumes\x18\x03 \x03(\t\x12\x10\n\x08produces\x18\x04 \x03(\t\x12\x15\n\rundo_consumes\x18\x05 \x03(\t\x12\x15\n\rundo_produces\x18\x06 \x03(\t\x12\x12\n\nreads_back\x18\x07 \x03(\t\x12\x11\n\tneeds_all\x18\x08 \x01(\x08\"\xc9\x02\n\x11ParticipantStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x10\n\x08problems\x18\x03 \x03(\t\x12\x15\n\rqueued_events\x18\x04 \x01(\x03\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x05 \x01(\x03\x12+\n\x05queue\x18\x06 \x03(\x0b\x32\x1c.choreography.v1.QueuedEvent\x12*\n\x08\x63ircuits\x18\x07 \x03(\x0b\x32\x18.choreography.v1.Circuit\x12\x34\n\x07refused\x18\x08 \x03(\x0b\x32#.choreography.v1.RefusedPublication\x12\r\n\x05lanes\x18\t \x01(\x05\x12\x30\n\x08replicas\x18\n \x03(\x0b\x32\x1e.choreography.v1.ReplicaStatus\"?\n\rReplicaStatus\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\r\n\x05lanes\x18\x02 \x03(\x05\x12\x0e\n\x06silent\x18\x03 \x01(\x08\"\xa7\x01\n\x07\x43ircuit\x12\x12\n\ndependency\x18\x01 \x01(\t\x12-\n\topen_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fnext_probe_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x15\n\rwaiting_sagas\x18\x05 \x01(\x03\"v\n\x12RefusedPublication\x12\x0f\n\x07saga_id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12/\n\x0brefuse_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe2\x01\n\x0bQueuedEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.choreography.v1.QueuedEventState\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12\x35\n\x11next_attempt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x12\n\ndependency\x18\x07 \x01(\t\x12\x0f\n\x07missing\x18\x08 \x03(\t*\xa6\x02\n\x10QueuedEventState\x12\"\n\x1eQUEUED_EVENT_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bQUEUED_EVENT_STATE_RETRYING\x10\x01\x12\x1e\n\x1aQUEUED_EVENT_STATE_WAITING\x10\x02\x12$\n QUEUED_EVENT_STATE_DEAD_LETTERED\x10\x03\x12\x1e\n\x1aQUEUED_EVENT_STATE_SNOOZED\x10\x04\x12&\n\"QUEUED_EVENT_STATE_DEPENDENCY_DOWN\x10\x05\x12\x1c\n\x18QUEUED_EVENT_STATE_EARLY\x10\x06\x12!\n\x1dQUEUED_EVENT_STATE_UNREADABLE\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'choreography.v1.participant_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUEUEDEVENTSTATE']._serialized_start=1149
-  _globals['_QUEUEDEVENTSTATE']._serialized_end=1443
+  _globals['_QUEUEDEVENTSTATE']._serialized_start=1279
+  _globals['_QUEUEDEVENTSTATE']._serialized_end=1573
   _globals['_PARTICIPANTCONTRACT']._serialized_start=87
   _globals['_PARTICIPANTCONTRACT']._serialized_end=194
   _globals['_STEPCONTRACT']._serialized_start=197
   _globals['_STEPCONTRACT']._serialized_end=360
   _globals['_PARTICIPANTSTATUS']._serialized_start=363
-  _globals['_PARTICIPANTSTATUS']._serialized_end=627
-  _globals['_CIRCUIT']._serialized_start=630
-  _globals['_CIRCUIT']._serialized_end=797
-  _globals['_REFUSEDPUBLICATION']._serialized_start=799
-  _globals['_REFUSEDPUBLICATION']._serialized_end=917
-  _globals['_QUEUEDEVENT']._serialized_start=920
-  _globals['_QUEUEDEVENT']._serialized_end=1146
+  _globals['_PARTICIPANTSTATUS']._serialized_end=692
+  _globals['_REPLICASTATUS']._serialized_start=694
+  _globals['_REPLICASTATUS']._serialized_end=757
+  _globals['_CIRCUIT']._serialized_start=760
+  _globals['_CIRCUIT']._serialized_end=927
+  _globals['_REFUSEDPUBLICATION']._serialized_start=929
+  _globals['_REFUSEDPUBLICATION']._serialized_end=1047
+  _globals['_QUEUEDEVENT']._serialized_start=1050
+  _globals['_QUEUEDEVENT']._serialized_end=1276
 # @@protoc_insertion_point(module_scope)

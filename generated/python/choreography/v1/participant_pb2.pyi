@@ -172,14 +172,22 @@ class ParticipantStatus(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     CIRCUITS_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    LANES_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     participant: _builtins.str
     """The participant's name."""
     position: _builtins.int
-    """The sequence in the stream `EVENTS` up to which it has taken events in."""
+    """The sequence in the stream `EVENTS` up to which it has taken events in: those of the partition of the saga asked
+    about; where none is, those of every partition.
+    """
     queued_events: _builtins.int
     """How many events of all sagas are in its queue of what isn't finished."""
     dead_letters: _builtins.int
     """How many of those are dead letters."""
+    lanes: _builtins.int
+    """In how many lanes its replicas share out its work. With several, lane l of them holds the partitions p with
+    p mod lanes = l, and has the durable consumer `<participant>-<l>`.
+    """
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What keeps it from serving; empty where nothing does."""
@@ -196,6 +204,10 @@ class ParticipantStatus(_message.Message):
     def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedPublication]:
         """Publications that the broker refuses: each holds up the later ones of its saga."""
 
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaStatus]:
+        """Its replicas, by name."""
+
     def __init__(
         self,
         *,
@@ -207,14 +219,48 @@ class ParticipantStatus(_message.Message):
         queue: _abc.Iterable[Global___QueuedEvent] | None = ...,
         circuits: _abc.Iterable[Global___Circuit] | None = ...,
         refused: _abc.Iterable[Global___RefusedPublication] | None = ...,
+        lanes: _builtins.int = ...,
+        replicas: _abc.Iterable[Global___ReplicaStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuits", b"circuits", "dead_letters", b"dead_letters", "participant", b"participant", "position", b"position", "problems", b"problems", "queue", b"queue", "queued_events", b"queued_events", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuits", b"circuits", "dead_letters", b"dead_letters", "lanes", b"lanes", "participant", b"participant", "position", b"position", "problems", b"problems", "queue", b"queue", "queued_events", b"queued_events", "refused", b"refused", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ParticipantStatus: _TypeAlias = ParticipantStatus  # noqa: Y015
+
+@_typing.final
+class ReplicaStatus(_message.Message):
+    """One process of a participant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    LANES_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    """The name of the replica."""
+    silent: _builtins.bool
+    """Whether it lives, and has not answered: what only it knows is missing."""
+    @_builtins.property
+    def lanes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The lanes that it works on; none where it stands by."""
+
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        lanes: _abc.Iterable[_builtins.int] | None = ...,
+        silent: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lanes", b"lanes", "replica", b"replica", "silent", b"silent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaStatus: _TypeAlias = ReplicaStatus  # noqa: Y015
 
 @_typing.final
 class Circuit(_message.Message):

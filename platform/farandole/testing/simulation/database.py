@@ -21,6 +21,8 @@ from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.store import Claim, Committed, CorrelatorStore
 from farandole.database import Database, transact
 from farandole.errors import StoreUnavailableError
+from farandole.leases import Replica, Tenure
+from farandole.memory_leases import MemoryLeases
 from farandole.participant.participant import Participant
 from farandole.participant.tables import ParticipantTables
 from farandole.testing.simulation import effects
@@ -206,6 +208,46 @@ class ProcessDatabase(Database):
             self._ended(committed)
         if fate is not None:
             disk.end_with(fate, name)
+        return result
+
+
+class ProcessLeases:
+    """The leases of a service as one process sees them: see `farandole.leases.Leases`."""
+
+    def __init__(self, process: Process, disk: Disk, leases: MemoryLeases) -> None:
+        self._process = process
+        self._disk = disk
+        self._leases = leases
+
+    async def join(self, replica: Replica, lanes: int, *, is_able: bool) -> Tenure:
+        """See `Leases.join`."""
+        return await self._ask("join", self._leases.join(replica, lanes, is_able=is_able))
+
+    async def renew(self, replica: Replica, lanes: int, *, is_able: bool) -> Tenure:
+        """See `Leases.renew`."""
+        return await self._ask("renew", self._leases.renew(replica, lanes, is_able=is_able))
+
+    async def give_back(self, replica: Replica, lanes: Collection[int]) -> None:
+        """See `Leases.give_back`."""
+        await self._ask("give back", self._leases.give_back(replica, lanes))
+
+    async def leave(self, replica: Replica) -> None:
+        """See `Leases.leave`."""
+        await self._ask("leave", self._leases.leave(replica))
+
+    async def _ask(self, what: str, call: Coroutine[Any, Any, T]) -> T:
+        """Asks at a moment of the process's time; a transaction of its handlers that takes long holds nothing up."""
+
+        def transact() -> T:
+            self._disk.refuse(_TROUBLES, self._process.name)
+            return at_once(call)
+
+        try:
+            await self._process.gate(f"before the leases: {what}")
+            result = await self._process.later(_SECONDS[0], transact)
+            await self._process.gate(f"after the leases: {what}")
+        finally:
+            call.close()
         return result
 
 

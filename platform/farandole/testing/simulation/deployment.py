@@ -74,9 +74,9 @@ def _deploy(definitions: Sequence[Definition], registry: Registry, settings: Set
             if check == "events" and problem is None:
                 is_up_to_date.set()
 
+        await open_store(store, definitions, replica=settings.service)
         handler = correlator_handler(
             store,
-            await open_store(store, definitions),
             broker=connection,
             registry=registry,
             changes=SagaChanges(),

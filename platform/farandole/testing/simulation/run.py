@@ -161,9 +161,10 @@ class _Run:
                 yield f"{alike.count} sagas of {alike.definition} are {alike.status.name}"
         stored = stage.broker.stored
         for service in stage.services.values():
-            wanted = _last_wanted(service, stored)
-            if service.position[1] < wanted:
-                yield f"{service.name} has come to {service.position[1]} of {wanted}"
+            for partition, wanted in _last_wanted(service, stored).items():
+                _, position = service.positions.get(partition, (0, 0))
+                if position < wanted:
+                    yield f"{service.name} has come to {position} of {wanted} in partition {partition}"
         if waiting := at_once(stage.store.waiting_publications()):
             yield f"{len(waiting)} events wait in the outbox of {CORRELATOR}"
         for service in stage.services.values():
@@ -208,12 +209,12 @@ def _checked(scenario: Scenario, world: World) -> Iterator[str]:
         yield f"check failed: {''.join(traceback.format_exception(error)).rstrip()}"
 
 
-def _last_wanted(service: Service, stored: Sequence[StoredMessage]) -> int:
-    """The sequence of the last event that a service consumes; 0 for none."""
-    if service.rehearsal is None:
-        return stored[-1].sequence if stored else 0
-    consumed = service.rehearsal.consumed
-    return next((message.sequence for message in reversed(stored) if message.type in consumed), 0)
+def _last_wanted(service: Service, stored: Sequence[StoredMessage]) -> dict[int, int]:
+    """By partition: the sequence of the last event that a service consumes."""
+    consumed = None if service.rehearsal is None else service.rehearsal.consumed
+    return {
+        message.partition or 0: message.sequence for message in stored if consumed is None or message.type in consumed
+    }
 
 
 def _key_of(message: StoredMessage) -> str:

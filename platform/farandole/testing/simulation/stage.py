@@ -16,14 +16,17 @@ import sqlalchemy as sa
 
 from farandole.broker.connection import Broker
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.definitions import Definitions
 from farandole.correlator.main import correlator_handler, correlator_worker, open_store
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.store import Claim, CorrelatorStore
 from farandole.errors import FencedError, StoreUnavailableError
+from farandole.lane_keeper import LaneKeeper
+from farandole.lanes import Lanes
+from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
+from farandole.memory_leases import MemoryLeases
 from farandole.participant.barrier import Direction
-from farandole.participant.handler import ParticipantBatchHandler
+from farandole.participant.lanes_at_work import LanesAtWork
 from farandole.participant.outcomes import DependencyDown, Snooze
 from farandole.participant.step import Step
 from farandole.participant.transaction import Transaction
@@ -31,11 +34,11 @@ from farandole.process import CHECKS
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor
 from farandole.saga import Disposition
-from farandole.service import Runtime, participant_worker
+from farandole.service import Runtime
 from farandole.settings import Settings
 from farandole.testing.simulation.broker import SimulatedBroker
 from farandole.testing.simulation.client import SimulatedClient
-from farandole.testing.simulation.database import Disk, ProcessDatabase, process_store
+from farandole.testing.simulation.database import Disk, ProcessDatabase, ProcessLeases, process_store
 from farandole.testing.simulation.deployment import Deployment
 from farandole.testing.simulation.effects import Effect
 from farandole.testing.simulation.faults import Fault
@@ -55,10 +58,14 @@ _BATCH_SIZES = (1, 2, 10, 500)
 _RESTART_SECONDS = (0.05, 1.0)
 _LONG_RESTART_SECONDS = (1.0, 8.0)
 _LONG_RESTARTS = 0.2
+_LANES = (1, 1, 2, 3, 16)
+"""In how many a participant's work is shared out."""
+_NAMESAKES = 0.6
+"""In this share of the starts a process has the name of the one before: it takes over at once."""
 _SNOOZE_SECONDS = (0.05, 1.0)
 _OPEN_SECONDS = 1.0
 """Who can't open its store tries again after so long."""
-_POSITION = "SELECT epoch, position FROM farandole_position"
+_POSITIONS = "SELECT partition, epoch, position FROM farandole_position"
 WAITING_TABLES = ("farandole_outbox", "farandole_queue", "farandole_prerequisite")
 _TRIED = sa.text("SELECT max(attempts - attempts_before) FROM farandole_queue WHERE key = :key")
 
@@ -80,10 +87,14 @@ class Service:
     """By how much the clock of its machine is off."""
     raises: Fault | None = None
     """How its handlers end now, where they don't end well."""
-    position: tuple[int, int] = (0, 0)
-    """The epoch and the position in its database, after the last transaction."""
-    owner: str = ""
-    """The process that claimed its store last."""
+    lanes: Lanes = Lanes()  # noqa: RUF009 - a frozen value
+    """In how many lanes a participant's processes share its work."""
+    leases: MemoryLeases | None = None
+    """Who of them works on which; None for the correlator."""
+    positions: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """The epoch and the position in its database, by partition, after the last transaction."""
+    owners: dict[int, str] = field(default_factory=dict)
+    """The process that claimed each partition last."""
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """What `work` finds in the participant's database, which nobody keeps from being read."""
@@ -156,6 +167,9 @@ class Stage:
         self.services[CORRELATOR] = Service(CORRELATOR, Disk(disks, self.struck), None)
         for service in self.services.values():
             service.clock_offset = timedelta(seconds=self.random.uniform(-1, 1) * self.random.choice(_OFFSETS_SECONDS))
+            if service.rehearsal is not None:
+                service.lanes = Lanes(self.random.choice(_LANES))
+                service.leases = MemoryLeases(loop.time)
         self._is_over = False
         self._effects: list[Effect] = []
         """Of the transaction that is going on."""
@@ -254,13 +268,32 @@ class Stage:
         database = ProcessDatabase(
             process, service.disk, disk.engine, time=self.loop.time, ended=partial(self._transacted, service, process)
         )
-        handler = ParticipantBatchHandler(participant, database, disk.tables, clock=process.clock)
-        worker = participant_worker(
-            participant, handler, broker=broker, batch_size=self.batch_size, report=running.monitor.set
+        lanes = LanesAtWork(
+            participant,
+            database,
+            disk.tables,
+            lanes=service.lanes,
+            broker=broker,
+            batch_size=self.batch_size,
+            clock=process.clock,
         )
-        running.runtime = Runtime(database, disk.tables, handler, worker)
+        assert service.leases is not None, "participants have leases"
+        keeper = LaneKeeper(
+            participant.name,
+            lanes=service.lanes,
+            replica=Replica(self._replica_name(process), process.name),
+            leases=ProcessLeases(process, service.disk, service.leases),
+            broker=broker,
+            work_of=lanes.work_of,
+            report=running.monitor.set,
+        )
+        running.runtime = Runtime(participant, database, disk.tables, lanes, broker, clock=process.clock)
+        process.spawn(running.runtime.listen())
         broker.start()
-        await self._work(worker.run(), broker, process)
+        await self._work(keeper.run(), broker, process)
+
+    def _replica_name(self, process: Process) -> str:
+        return "the-one" if self.random.random() < _NAMESAKES else process.name
 
     async def _correlator(self, service: Service, running: Running) -> None:
         process = running.process
@@ -269,10 +302,9 @@ class Stage:
             process, service.disk, self.store, self.loop.time, partial(self._store_written, service, process)
         )
         broker.start()
-        definitions = await self._opened(store)
+        await self._open(store)
         handler = correlator_handler(
             store,
-            definitions,
             broker=broker,
             registry=self.registry,
             changes=SagaChanges(),
@@ -282,11 +314,11 @@ class Stage:
         worker = correlator_worker(handler, broker=broker, batch_size=self.batch_size, report=running.monitor.set)
         await self._work(worker.run(), broker, process)
 
-    async def _opened(self, store: CorrelatorStore) -> Definitions:
-        """The definitions, once the store can be opened, as a process waits for it."""
+    async def _open(self, store: CorrelatorStore) -> None:
+        """Opens the store as soon as that can be done, as a process waits for it."""
         while True:
             try:
-                return await open_store(store, self.scenario.definitions)
+                return await open_store(store, self.scenario.definitions, replica=CORRELATOR)
             except StoreUnavailableError:
                 await asyncio.sleep(_OPEN_SECONDS)
 
@@ -339,37 +371,43 @@ class Stage:
             if self.trace.wanted:
                 self.note(process.name, str(effect))
         assert service.rehearsal is not None, "only participants have a database of their own"
-        row = service.rehearsal.disk.raw.execute(_POSITION).fetchone()
-        if row is not None and row != service.position:
-            self._moved(service, process, row)
+        for partition, *row in service.rehearsal.disk.raw.execute(_POSITIONS).fetchall():
+            self._moved(service, process, partition, (row[0], row[1]))
 
-    def _moved(self, service: Service, process: Process, row: tuple[int, int]) -> None:
-        """The epoch or the position in a participant's database is another one."""
-        epoch, position = service.position
+    def _moved(self, service: Service, process: Process, partition: int, row: tuple[int, int]) -> None:
+        """A transaction has ended, after which a participant's database has this epoch and position."""
+        before = service.positions.get(partition, (0, 0))
+        if row == before:
+            return
+        epoch, position = before
         if row[0] != epoch:
-            service.owner = process.name
-        elif service.owner != process.name:
+            service.owners[partition] = process.name
+        elif service.owners[partition] != process.name:
             self.violations.append(
-                f"{process.name} moved the position to {row[1]} after {service.owner} had taken over at {position}"
+                f"{process.name} moved the position of partition {partition} to {row[1]} after "
+                f"{service.owners[partition]} had taken over at {position}"
             )
         if row[1] < position:
-            self.violations.append(f"{process.name} moved the position back from {position} to {row[1]}")
+            self.violations.append(
+                f"{process.name} moved the position back from {position} to {row[1]} in partition {partition}"
+            )
         if self.trace.wanted and row[1] != position:
-            self.note(process.name, f"has taken in all up to {row[1]}")
-        service.position = row
+            self.note(process.name, f"has taken in all up to {row[1]} of partition {partition}")
+        service.positions[partition] = row
 
     def _store_written(self, service: Service, process: Process, what: str, claim: Claim) -> None:
         """The correlator's store was claimed, or a batch committed: `claim` is what the process holds then."""
-        epoch, position = service.position
-        if what == "claim":
-            service.owner = process.name
-        elif service.owner != process.name:
-            self.violations.append(f"{process.name} committed after {service.owner} had taken over")
-        if claim.position < position:
-            self.violations.append(f"{process.name} moved the position back from {position} to {claim.position}")
-        if self.trace.wanted and claim.position != position:
+        for partition in claim.partitions:
+            epoch, position = service.positions.get(partition, (0, 0))
+            if what == "claim":
+                service.owners[partition] = process.name
+            elif service.owners[partition] != process.name:
+                self.violations.append(f"{process.name} committed after {service.owners[partition]} had taken over")
+            if claim.position < position:
+                self.violations.append(f"{process.name} moved the position back from {position} to {claim.position}")
+            service.positions[partition] = (max(epoch, claim.epoch), claim.position)
+        if self.trace.wanted and what == "commit":
             self.note(process.name, f"has folded all up to {claim.position}")
-        service.position = (max(epoch, claim.epoch), claim.position)
 
     def _tell_stored(self, stream: str, message: Any) -> None:  # noqa: ANN401 - a stored message
         key = message.headers.get("ce-correlationid", "")

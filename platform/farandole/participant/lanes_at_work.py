@@ -1,0 +1,119 @@
+"""The lanes that one process works on: for each a handler, and the worker that drives it over the stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from farandole.broker.connection import Broker
+from farandole.broker.relay import Refused
+from farandole.database import Database
+from farandole.lanes import Lanes
+from farandole.outbox import OutboxRow
+from farandole.participant.circuits import Circuit
+from farandole.participant.handler import ParticipantBatchHandler, utc_now
+from farandole.participant.participant import Participant
+from farandole.participant.tables import ParticipantTables
+from farandole.telemetry import NO_TELEMETRY, Telemetry
+from farandole.worker import Worker
+
+
+class LaneAtWork:
+    """One lane. It is among those at work while it runs."""
+
+    def __init__(
+        self, lane: int, handler: ParticipantBatchHandler, worker: Worker, at_work: dict[int, LaneAtWork]
+    ) -> None:
+        self.handler = handler
+        self.worker = worker
+        self._lane = lane
+        self._at_work = at_work
+
+    async def run(self) -> None:
+        """See `Worker.run`."""
+        self._at_work[self._lane] = self
+        try:
+            await self.worker.run()
+        finally:
+            if self._at_work.get(self._lane) is self:
+                del self._at_work[self._lane]
+
+
+class LanesAtWork:
+    """What a process works on now, by lane."""
+
+    def __init__(
+        self,
+        participant: Participant,
+        database: Database,
+        tables: ParticipantTables,
+        *,
+        lanes: Lanes,
+        broker: Broker,
+        batch_size: int,
+        clock: Callable[[], datetime] = utc_now,
+        telemetry: Telemetry = NO_TELEMETRY,
+    ) -> None:
+        self.lanes = lanes
+        self._participant = participant
+        self._database = database
+        self._tables = tables
+        self._broker = broker
+        self._batch_size = batch_size
+        self._clock = clock
+        self._telemetry = telemetry
+        self._alone = asyncio.Lock()
+        self._at_work: dict[int, LaneAtWork] = {}
+
+    def work_of(self, lane: int, report: Callable[[str, str | None], None]) -> LaneAtWork:
+        """What works on a lane, for a `LaneKeeper`. `report` takes what health should know, see `Worker`."""
+        participant, partitions = self._participant, self.lanes.partitions(lane)
+        handler = ParticipantBatchHandler(
+            participant,
+            self._database,
+            self._tables,
+            partitions=partitions,
+            alone=self._alone,
+            clock=self._clock,
+            batch_size=self._batch_size,
+            telemetry=self._telemetry,
+        )
+        worker = Worker(
+            broker=self._broker,
+            durable=self.lanes.durable(participant.name, lane),
+            description=f"Farandole participant {participant.name}",
+            filters=participant.filters_of(partitions),
+            handler=handler,
+            batch_size=self._batch_size,
+            report=report,
+            hold_until_caught_up=False,
+            telemetry=self._telemetry,
+        )
+        return LaneAtWork(lane, handler, worker, self._at_work)
+
+    @property
+    def at_work(self) -> Mapping[int, LaneAtWork]:
+        """By lane, as they are now."""
+        return dict(sorted(self._at_work.items()))
+
+    def look_into_outbox(self, lane: int) -> None:
+        """Has what waits in the outbox read again, where the lane is worked on here."""
+        if (found := self._at_work.get(lane)) is not None:
+            found.worker.look_into_outbox()
+
+    @property
+    def circuits(self) -> Mapping[Circuit, int]:
+        """What is found to be down in any of them, and how many sagas wait for each."""
+        return {circuit: waiting for one in self._at_work.values() for circuit, waiting in one.handler.circuits.items()}
+
+    @property
+    def unpublished(self) -> list[OutboxRow]:
+        """The outbox rows that the broker has not acknowledged, in the order in which they were written."""
+        return sorted((row for one in self._at_work.values() for row in one.worker.unpublished), key=lambda row: row.id)
+
+    @property
+    def refused(self) -> list[Refused]:
+        """The outbox rows that the broker refuses, the one refused for longest first."""
+        refused = [refused for one in self._at_work.values() for refused in one.worker.refused]
+        return sorted(refused, key=lambda one: -one.seconds)
