@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from farandole.process import CHECKS
 from farandole.stack.provisioning import provision_broker
 from farandole.telemetry.catalogue import METRICS, PROCESS_METRICS, Kind
 from farandole.testing.brokers import EmbeddedBroker, free_port
@@ -66,12 +68,12 @@ class Scraper:
         """What they show now."""
         return Scraped({service: self._text(port) for service, port in self._ports.items()})
 
-    async def until(self, name: str, service: str, least: float, **labels: str) -> None:
-        """Waits until a sample is at least that."""
+    async def until(self, name: str, service: str, least: float, most: float = math.inf, **labels: str) -> None:
+        """Waits until a sample is between the two."""
 
         async def look() -> float | None:
             value = (await asyncio.to_thread(self.scrape)).value(name, service, **labels)
-            return value if value is not None and value >= least else None
+            return value if value is not None and least <= value <= most else None
 
         await eventually(look)
 
@@ -135,7 +137,11 @@ async def _work(url: str, scraper: Scraper) -> None:
     open_saga = {"definition": "order-fulfilment", "status": "RUNNING"}
     await scraper.until("farandole_open_sagas", CORRELATOR, 1, health="QUARANTINED", **open_saga)
     await scraper.until("farandole_open_sagas", CORRELATOR, 2, health="ON_TIME", **open_saga)
-    await scraper.until("farandole_health", "shipping", 0, check="dependencies")
+    await scraper.until("farandole_health", "shipping", 0, most=0, check="dependencies")
+    for service in ALL:
+        for check in CHECKS:
+            if (service, check) != ("shipping", "dependencies"):
+                await scraper.until("farandole_health", service, 1, check=check)
 
 
 def test_what_is_shown_is_the_table_and_nothing_else(scraper: Scraper) -> None:

@@ -47,12 +47,20 @@ class Display(Protocol):
 
 
 async def keep_reading(sources: Sequence[Source], display: Display) -> None:
-    """Takes readings until it is cancelled. Trouble of one source leaves out its readings alone."""
-    while True:
-        began = time.monotonic()
-        display.read([reading for source in sources for reading in await _read(source)])
-        took = time.monotonic() - began
-        await asyncio.sleep(max(READ_SECONDS, took * _SHARE))
+    """Takes readings until it is cancelled, each source's in its own time. Trouble of one leaves out that one's alone."""
+    latest: dict[int, Sequence[Reading]] = {}
+
+    async def keep(number: int, source: Source) -> None:
+        while True:
+            began = time.monotonic()
+            latest[number] = await _read(source)
+            display.read([reading for of_source in latest.values() for reading in of_source])
+            took = time.monotonic() - began
+            await asyncio.sleep(max(READ_SECONDS, took * _SHARE))
+
+    async with asyncio.TaskGroup() as tasks:
+        for number, source in enumerate(sources):
+            tasks.create_task(keep(number, source), name=f"reading-{number}")
 
 
 async def _read(source: Source) -> Sequence[Reading]:
