@@ -23,6 +23,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from farandole.stack.planning import METRICS_PORT_DISTANCE
 from farandole.stack.ports import BROKER_PORT, LOOPBACK, port_variable
 from farandole.stack.stack_file import STACK_FILE, BrokerEntry, parse_stack_file
 
@@ -227,6 +228,7 @@ class Terminal:
                 ports[port_variable(service.name, "monitoring")] = service.monitoring_port
             else:
                 ports = {port_variable(service.name): service.grpc_port}
+                ports[port_variable(service.name, "metrics")] = service.grpc_port + METRICS_PORT_DISTANCE
             for variable, shown in ports.items():
                 real = self.ports.get(shown) or _free_port(taken=self.ports.values())
                 self.ports[shown] = real

@@ -68,7 +68,7 @@ class Scraper:
         """What they show now."""
         return Scraped({service: self._text(port) for service, port in self._ports.items()})
 
-    async def until(self, name: str, service: str, least: float, most: float = math.inf, **labels: str) -> None:
+    async def until(self, name: str, service: str, least: float, *, most: float = math.inf, **labels: str) -> None:
         """Waits until a sample is between the two."""
 
         async def look() -> float | None:
@@ -124,8 +124,8 @@ def scraper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraper]:
 async def _work(url: str, scraper: Scraper) -> None:
     happy = [order_id() for _ in range(HAPPY)]
     await publish(url, *((one, "1 Main Street") for one in happy), (happy[0], "1 Main Street"))
-    ended = {"definition": "order-fulfilment", "status": "COMPLETED"}
-    await scraper.until("farandole_saga_duration_seconds_count", CORRELATOR, HAPPY, **ended)
+    ended = "farandole_saga_duration_seconds_count"
+    await scraper.until(ended, CORRELATOR, HAPPY, definition="order-fulfilment", status="COMPLETED")
     await publish(url, (order_id(), ILLEGIBLE), (order_id(), JAMMED), (order_id(), OFFLINE))
     connection = await nats.connect(url)
     await connection.jetstream().publish("events.anything.nobody.v1.Knows", b"{}")
@@ -134,9 +134,8 @@ async def _work(url: str, scraper: Scraper) -> None:
     await scraper.until("farandole_queued_events", "shipping", 1, state="RETRYING")
     await scraper.until("farandole_dead_letters_open", CORRELATOR, 1, participant="shipping", reason="REJECTED")
     await scraper.until("farandole_dead_letters_open", CORRELATOR, 1, participant=CORRELATOR, reason="UNKNOWN_TYPE")
-    open_saga = {"definition": "order-fulfilment", "status": "RUNNING"}
-    await scraper.until("farandole_open_sagas", CORRELATOR, 1, health="QUARANTINED", **open_saga)
-    await scraper.until("farandole_open_sagas", CORRELATOR, 2, health="ON_TIME", **open_saga)
+    await scraper.until("farandole_open_sagas", CORRELATOR, 1, status="RUNNING", health="QUARANTINED")
+    await scraper.until("farandole_open_sagas", CORRELATOR, 2, status="RUNNING", health="ON_TIME")
     await scraper.until("farandole_health", "shipping", 0, most=0, check="dependencies")
     for service in ALL:
         for check in CHECKS:

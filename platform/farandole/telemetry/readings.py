@@ -47,7 +47,7 @@ class Display(Protocol):
 
 
 async def keep_reading(sources: Sequence[Source], display: Display) -> None:
-    """Takes readings until it is cancelled, each source's in its own time. Trouble of one leaves out that one's alone."""
+    """Takes readings until it is cancelled, each source's in its own time. Trouble of one leaves out its own."""
     latest: dict[int, Sequence[Reading]] = {}
 
     async def keep(number: int, source: Source) -> None:
