@@ -187,7 +187,7 @@ def traces(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Traces:
     """Traces of `orders`, with the sampler that there is where nothing else is said."""
     monkeypatch.delenv("OTEL_TRACES_SAMPLER", raising=False)
     monkeypatch.setattr(trace, "set_tracer_provider", lambda _provider: None)  # a process has one for good
-    return Traces("orders", exported)
+    return Traces("orders", "orders-1", exported)
 
 
 def test_what_is_rolled_back_is_told_nowhere(traces: Traces, exported: Exported) -> None:

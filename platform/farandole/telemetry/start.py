@@ -98,7 +98,7 @@ def _traces(settings: Settings) -> Traces:
     from farandole.telemetry.traces import Traces  # what is off is not imported
 
     _log.info("traces are exported", endpoint=next(os.environ[name] for name in _ENDPOINTS if os.environ.get(name)))
-    return Traces(settings.service)
+    return Traces(settings.service, settings.replica)
 
 
 def _metrics(service: str, event_types: Collection[str]) -> Metrics:

@@ -25,7 +25,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.environment_variables import OTEL_TRACES_SAMPLER
-from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
@@ -65,15 +65,15 @@ class Sending:
 class Traces:
     """Where a process tells its spans."""
 
-    def __init__(self, service: str, exporter: SpanExporter | None = None) -> None:
-        """`service` is the name of the process, and of its durable consumers. Without an `exporter` spans go where the
+    def __init__(self, service: str, replica: str, exporter: SpanExporter | None = None) -> None:
+        """`replica` is the name of this process among those of the service. Without an `exporter` spans go where the
         standard variables say (`OTEL_EXPORTER_OTLP_ENDPOINT`)."""
         self._service = service
         self._ids = _Ids()
         sampler = _sampler()
         self._provider = TracerProvider(
             sampler=sampler,
-            resource=Resource.create({SERVICE_NAME: service}),
+            resource=Resource.create({SERVICE_NAME: service, SERVICE_INSTANCE_ID: replica}),
             id_generator=self._ids,
             shutdown_on_exit=False,  # `stop` does, within bounds
         )
@@ -112,10 +112,11 @@ class Traces:
             "messaging.destination.partition.id": str(message.partition),
             "messaging.consumer.group.name": self._service,
             "messaging.message.id": event.id,
-            "messaging.message.conversation_id": event.key,
             "messaging.message.body.size": len(message.data),
             "farandole.sequence": message.sequence,
         }
+        if event.key:
+            attributes["messaging.message.conversation_id"] = event.key
         name = "process"
         if isinstance(event, Event):  # the type of any other is whatever its publisher wrote
             template = attributes["messaging.destination.template"] = _template(event.type)
