@@ -288,7 +288,7 @@ class Terminal:
         typed = re.sub(r'(?<="sequence":)\d+', lambda found: self.sequences.get(found[0], found[0]), typed)
         for shown, real in self.ports.items():
             typed = re.sub(rf":{shown}\b", f":{real}", typed)
-        return re.sub(r"^make ", "make -o .venv/runtime ", typed)
+        return re.sub(r"^((?:\w+=\w+ )*)make ", r"\1make -o .venv/runtime ", typed)
 
     def _as_the_page_says(self, happened: str) -> str:
         """What happened with the ports, and in the directory, of which the page speaks."""

@@ -307,7 +307,8 @@ async def test_a_collector_that_hangs_or_is_away_holds_nothing_up(services: Serv
     for service in troubled:
         services.processes.pop(service).wait()
     services.own_environment = {
-        service: {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"} for service, port in troubled.items()
+        service: {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+        for service, port in troubled.items()
     }
     services.start(*troubled)
     order_id = await place(services)
@@ -320,10 +321,19 @@ async def test_a_collector_that_hangs_or_is_away_holds_nothing_up(services: Serv
             return answer.order if is_completed and answer is not None else None
 
         await eventually(completed)
+
+    async def told() -> bool | None:
+        logs = [(services.directory / f"{service}.log").read_text() for service in troubled]
+        return all("spans are not exported" in log for log in logs) or None
+
+    await eventually(told)
     for service in troubled:
         services.processes[service].terminate()
     for service in troubled:
         assert services.processes.pop(service).wait(timeout=STOP_PATIENCE_SECONDS) == 0
+        log = (services.directory / f"{service}.log").read_text()
+        assert log.count("spans are not exported") == 1
+        assert "trace_exporter" not in log
     hanging.close()
 
 

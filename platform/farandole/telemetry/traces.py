@@ -12,22 +12,24 @@ and one that has not ended is never exported.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import grpc
+import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.environment_variables import OTEL_TRACES_SAMPLER
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode, TraceFlags
@@ -50,6 +52,8 @@ _NOT_SAMPLED = "-00"
 """How a `traceparent` ends of which nothing is recorded, as good as always; other flags may be set besides."""
 _NOT_TRACED = "/grpc."
 """Health and reflection, which are called without end."""
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,8 @@ class Traces:
             id_generator=self._ids,
             shutdown_on_exit=False,  # `stop` does, within bounds
         )
-        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
+        self._provider.add_span_processor(BatchSpanProcessor(_Telling(exporter or OTLPSpanExporter())))
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it repeats each failure; `_Telling` does not
         trace.set_tracer_provider(self._provider)  # for spans that handlers make themselves
         self._tracer = self._provider.get_tracer("farandole", version("farandole"))
         self._follows = isinstance(sampler, ParentBased)
@@ -202,6 +207,29 @@ class Traces:
     def stop(self) -> None:
         """Exports what has ended so far. May take as long as the exporter does."""
         self._provider.shutdown()
+
+
+class _Telling(SpanExporter):
+    """Says once that spans are not exported, and once that they are again."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+        self._is_failing = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """See `SpanExporter.export`."""
+        result = self._exporter.export(spans)
+        is_failing = result is not SpanExportResult.SUCCESS
+        if is_failing and not self._is_failing:
+            _log.warning("spans are not exported, and dropped; look after the collector at OTEL_EXPORTER_OTLP_ENDPOINT")
+        elif self._is_failing and not is_failing:
+            _log.info("spans are exported again")
+        self._is_failing = is_failing
+        return result
+
+    def shutdown(self) -> None:
+        """See `SpanExporter.shutdown`."""
+        self._exporter.shutdown()
 
 
 class _Ids(RandomIdGenerator):
