@@ -222,6 +222,12 @@ def test_what_a_failed_handler_had_published_is_not_told(traces: Traces, exporte
     assert "secret" not in processed.to_json()
 
 
+def test_without_traces_a_trace_goes_on_as_it_came() -> None:
+    ledger = Ledger(None, Metrics("orders", []))
+    assert ledger.traceparent(event(trace_of=SAMPLED)) == SAMPLED
+    assert ledger.traceparent(None) == ""
+
+
 def test_what_is_not_sampled_goes_on_as_it_came(traces: Traces, exported: Exported) -> None:
     ledger = Ledger(traces, None)
     for came in (NOT_SAMPLED, NOT_SAMPLED[:-2] + "02"):
@@ -290,18 +296,22 @@ def test_publications_fail_by_their_reasons(error: BrokerError, reason: str) -> 
 
 
 class Display:
-    """Waits for readings."""
+    """Waits until these readings have been taken three times."""
 
     def __init__(self, *values: float) -> None:
         self._values = values
+        self._times = 0
         self.came = asyncio.Event()
 
     def read(self, readings: Sequence[Reading]) -> None:
-        if sorted(reading.value for reading in readings) == list(self._values):
+        self._times += sorted(reading.value for reading in readings) == list(self._values)
+        if self._times == 3:
             self.came.set()
 
 
-async def test_what_can_not_be_read_leaves_the_rest() -> None:
+async def test_what_can_not_be_read_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farandole.telemetry.readings.READ_SECONDS", 0.0)
+
     def source(number: int) -> Source:
         async def read() -> Sequence[Reading]:
             return [Reading(catalogue.OUTBOX_DEPTH, (), number)]
@@ -317,7 +327,9 @@ async def test_what_can_not_be_read_leaves_the_rest() -> None:
 
     display = Display(1, 2)
     reading = asyncio.create_task(keep_reading([source(1), away, hanging, source(2)], display))
-    await display.came.wait()
+    came = asyncio.create_task(display.came.wait())
+    await asyncio.wait({came, reading}, return_when=asyncio.FIRST_COMPLETED)
+    assert not reading.done()
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
 
