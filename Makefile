@@ -125,7 +125,7 @@ simulate: $(VENV)/development ## the real sagas in virtual time, under faults th
 MINUTES ?= 7
 
 .PHONY: chaos
-chaos: $(VENV)/development ## both sagas under load while everything around them fails (MINUTES=7 SEED=…), and a verdict
+chaos: $(VENV)/development ## both sagas under load while everything around them fails (MINUTES=7 SEED=…, in any shape of `up`), and a verdict
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 PROTOS = $(shell cd proto && find . -name '*.proto' | sed 's|^./||' | sort) buf/validate/validate.proto

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farandole.errors import ConfigurationError, Fault, InvalidArgumentError
+from farandole.errors import ConfigurationError, Fault, InvalidArgumentError, StreamDriftError
 
 if TYPE_CHECKING:
     from farandole.broker.publisher import Acknowledgement
@@ -73,7 +73,7 @@ def provision(
         out.print(idle)
         out.print(f"To remove one that is not needed any more: nats consumer rm EVENTS {found.idle[0].name}")
     if found.drift:
-        raise typer.Exit(1)
+        raise StreamDriftError("not every stream is as it should be")
 
 
 def pub(
@@ -147,13 +147,15 @@ def _parsed(event_type: EventType, text: str, key: str) -> Any:  # noqa: ANN401 
 
 
 async def _publish(settings: Settings, publication: Publication) -> Acknowledgement:
+    from farandole.broker.connection import Broker
     from farandole.broker.publisher import Publisher
-    from farandole.stack.provisioning import connect
+    from farandole.stack.provisioning import with_leader
 
-    broker = await connect(settings)
-    publisher = Publisher(broker)
-    try:
-        return await publisher.publish(publication)
-    finally:
-        await publisher.stop()
-        await broker.close()
+    async def publish(broker: Broker) -> Acknowledgement:
+        publisher = Publisher(broker)
+        try:
+            return await publisher.publish(publication)
+        finally:
+            await publisher.stop()
+
+    return await with_leader(settings, publish)

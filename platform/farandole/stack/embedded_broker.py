@@ -97,7 +97,8 @@ def render_configuration(
 ) -> str:
     """nats-server's configuration: loopback only, JetStream on disk, each write synced before it is acknowledged.
 
-    With `routes` it is one server of a cluster. The text holds their password then.
+    With `routes` it is one server of a cluster: clients are told of no other server than those that they were given.
+    The text holds the servers' password then.
     """
     alone = f"""\
 server_name: {_quoted(server_name)}
@@ -122,6 +123,7 @@ def _cluster(routes: Routes) -> str:
 cluster {{
   name: {_quoted(routes.cluster)}
   listen: "{LOOPBACK}:{routes.port}"
+  no_advertise: true
   authorization {{
     user: {_ROUTE_USER}
     password: {_quoted(routes.password)}

@@ -14,7 +14,7 @@ from farandole.settings import Settings
 from farandole.stack.ports import CORRELATOR_PORT
 
 CONNECT_TIMEOUT_SECONDS = 3.0
-LEADER_SECONDS = 20.0
+LEADER_SECONDS = 15.0
 """A cluster that has lost a leader elects another within about ten seconds."""
 
 _RETRY_SECONDS = 0.25
@@ -28,17 +28,25 @@ def provision_broker(nats_url: str, *, replicas: int = 1) -> list[Provisioned]:
     Waits for a cluster's leaders. Raises `StreamDriftError` where one exists that is not as Farandole needs it,
     `BrokerUnavailableError` where the broker does not answer in time.
     """
-    return asyncio.run(_connected(nats_url, lambda broker: provision(broker, replicas=replicas)))
+    return asyncio.run(with_leader(_settings(nats_url), lambda broker: provision(broker, replicas=replicas)))
 
 
 def survey_broker(nats_url: str, *, replicas: int | None, apply: bool) -> Survey:
     """See `survey`. Waits for a cluster's leaders, as `provision_broker` does."""
-    return asyncio.run(_connected(nats_url, lambda broker: survey(broker, replicas=replicas, apply=apply)))
+    surveyed = with_leader(_settings(nats_url), lambda broker: survey(broker, replicas=replicas, apply=apply))
+    return asyncio.run(surveyed)
 
 
-async def _connected(nats_url: str, work: Callable[[Broker], Awaitable[T]]) -> T:
-    """The result of `work`, which may be done again."""
-    broker = await connect(Settings.load("provision", grpc_port=CORRELATOR_PORT, nats_url=nats_url))
+def _settings(nats_url: str) -> Settings:
+    return Settings.load("provision", grpc_port=CORRELATOR_PORT, nats_url=nats_url)
+
+
+async def with_leader(settings: Settings, work: Callable[[Broker], Awaitable[T]]) -> T:
+    """The result of `work` over a connection of its own. It is done again while a cluster may be electing a leader.
+
+    Raises what `work` does; `BrokerUnavailableError` only after a while, or at once where no broker can be reached.
+    """
+    broker = await connect(settings)
     until = asyncio.get_running_loop().time() + LEADER_SECONDS
     try:
         while True:
