@@ -128,7 +128,7 @@ class LaneKeeper:
         """Who has this process's place, and the remedy; None where nobody has."""
         self._has_turn = asyncio.Event()
         self._tenure = Tenure()
-        self._has_joined = False
+        self._joined = asyncio.Event()
         self._wake = asyncio.Event()
         self._cut_off_at: float | None = None
         """Since when there has been no connection to the broker: for ever, before the first."""
@@ -142,6 +142,10 @@ class LaneKeeper:
     def replica(self) -> str:
         """The name of this one."""
         return self._replica.name
+
+    async def joined(self) -> None:
+        """Waits until the replica is one of those that share the work: all have the same number of lanes then."""
+        await self._joined.wait()
 
     def check_turn(self) -> None:
         """Raises `FencedError` where another process has this one's place: as a later one of the same name, or one
@@ -189,12 +193,12 @@ class LaneKeeper:
     async def _renew(self) -> None:
         """Renews, and has the workers follow what came of it."""
         problem: str | None = None
-        is_new = not self._has_joined
+        is_new = not self._joined.is_set()
         try:
             # who was displaced by a later process of the same name does not displace that one in turn
             renew = self._leases.join if is_new else self._leases.renew
             self._tenure = await renew(self._replica, self._lanes.count, is_able=self._is_able())
-            self._has_joined = True
+            self._joined.set()
         except StoreUnavailableError as error:
             if self._work:
                 _log.warning("the leases were not renewed", error=str(error))
@@ -214,7 +218,7 @@ class LaneKeeper:
                 _log.error("works on no lane", service=self._service, problem=problem)
             self._health.own = problem
             self._health.tell("events")
-        if is_new and self._has_joined:
+        if is_new and self._joined.is_set():
             await self._nudges.send()  # who has more than a fair share now
 
     def _follow(self) -> None:

@@ -38,3 +38,10 @@ class Lanes:
         """The name of a lane's durable consumer: the service's own where it has one lane, as `payments`, or
         `payments-3`."""
         return service if self.count == 1 else f"{service}-{lane}"
+
+    def left_over(self, service: str) -> frozenset[str]:
+        """The names that durable consumers of the service would have with any other number of lanes, and with this one
+        have not."""
+        own = {self.durable(service, lane) for lane in self.all}
+        others = {service} | {f"{service}-{lane}" for lane in range(PARTITIONS)}
+        return frozenset(others - own)

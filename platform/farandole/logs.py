@@ -21,7 +21,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
-_LOUD_LIBRARIES = ("sqlalchemy", "asyncio")
+_LOUD_LIBRARIES = ("sqlalchemy", "alembic", "asyncio")
 """Below a warning these tell statements with their parameters, or nothing that an operator could act on."""
 
 

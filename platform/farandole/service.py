@@ -23,6 +23,7 @@ from farandole.errors import StoreUnavailableError
 from farandole.lane_keeper import LaneKeeper
 from farandole.lanes import Lanes
 from farandole.leases import Replica
+from farandole.migrations import PARTICIPANT, migrate
 from farandole.outbox import OutboxRow
 from farandole.participant.handler import utc_now
 from farandole.participant.lanes_at_work import LanesAtWork
@@ -188,7 +189,7 @@ async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rp
         )
         served = [_participant_rpc(participant, status), *rpcs(runtime)]
         async with serve(settings.grpc_address, served, monitor, guard=telemetry.rpc_guard):
-            await when_available(lambda: create_tables(participant, database, tables), monitor)
+            await when_available(lambda: create_tables(participant, database), monitor)
             await work_until_stopped(
                 broker=broker,
                 work=keeper,
@@ -196,6 +197,7 @@ async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rp
                 check_store=database.check,
                 beside=[
                     runtime.listen,
+                    lambda: _tidy(keeper, lanes),
                     lambda: _respond(broker, keeper, status_subject(participant.name), participant.name, status.answer),
                     lambda: _respond(broker, keeper, replicas_subject(participant.name), "", status.answer_for_itself),
                     *telemetry.beside(
@@ -211,6 +213,11 @@ async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rp
         await close_or_exit(database.close())
 
 
+async def _tidy(keeper: LaneKeeper, lanes: LanesAtWork) -> None:
+    await keeper.joined()
+    await lanes.remove_left_over_consumers()
+
+
 async def _respond(broker: Broker, keeper: LaneKeeper, subject: str, queue: str, answer: Answer) -> None:
     """Answers requests whenever it is this process's turn, until it is cancelled."""
     while True:
@@ -218,18 +225,14 @@ async def _respond(broker: Broker, keeper: LaneKeeper, subject: str, queue: str,
         await respond(broker, subject, queue=queue, answer=answer)
 
 
-_IF_EARLIER = (
-    "it holds the service's own state, so go on with the version that made it, or bring the tables up to date; where "
-    "that state is expendable, start with an empty database (`make clean` removes all of a checkout's data)"
-)
+async def create_tables(participant: Participant, database: Database) -> None:
+    """Brings the platform's tables up to date, makes the service's own where they are missing, and puts in what they
+    begin with.
 
-
-async def create_tables(participant: Participant, database: Database, tables: ParticipantTables) -> None:
-    """Makes the platform's and the service's own tables where they are missing, and puts in what they begin with.
-
-    Raises `StoreError` where an earlier version made some of them, and `StoreUnavailableError`.
+    Raises `StoreError` where the database does not fit this version, and `StoreUnavailableError`.
     """
-    await database.create(tables.metadata, participant.metadata, if_earlier=_IF_EARLIER)
+    await migrate(database, PARTICIPANT)
+    await database.create(participant.metadata, if_earlier=PARTICIPANT.if_older)
     if participant.seed is not None:
         await database.write(participant.seed)
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import sqlalchemy as sa
 from google.protobuf.message import Message
@@ -24,6 +23,7 @@ from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.status import circuit_status, stored_status
 from farandole.participant.tables import ParticipantTables
 from farandole.partitions import partition_of
+from farandole.service import create_tables
 from inventory.v1.inventory_events_pb2 import ItemsReserved
 from payments.v1.payment_events_pb2 import PaymentFailed, PaymentProcessed, PaymentRefunded
 from shipping.v1.shipping_events_pb2 import ShippingFailed
@@ -75,9 +75,10 @@ class Cashier:
 class Bench:
     """A participant over a real database, fed with stored messages."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, url: str) -> None:
         self.cashier = Cashier()
-        self.database = Database(f"sqlite:///{path}/payments.db")
+        self.database = Database(url)
+        self._is_sqlite = url.startswith("sqlite:")
         self.now = START
         self.sequence = 0
         self.copies: list[Publication] = []
@@ -181,12 +182,35 @@ class Bench:
         entries = await self.database.read(lambda connection: ParticipantTables().queue.of(connection, [key], 100))
         return [(entry.message.sequence, entry.given_up) for entry in entries]
 
+    @asynccontextmanager
+    async def no_room(self) -> AsyncIterator[None]:
+        """Lets the database find its disk full where a handler writes."""
+        for statement in _NO_ROOM_IN_SQLITE if self._is_sqlite else _NO_ROOM_IN_POSTGRESQL:
+            await self._execute(statement)
+        yield
+        await self._execute(_ROOM_IN_SQLITE if self._is_sqlite else _ROOM_IN_POSTGRESQL)
+
+    async def _execute(self, statement: str) -> None:
+        await self.database.write(lambda connection: connection.exec_driver_sql(statement))
+
+
+_NO_ROOM_IN_SQLITE = ("PRAGMA max_page_count=200",)
+_ROOM_IN_SQLITE = "PRAGMA max_page_count=1000000"
+_NO_ROOM_IN_POSTGRESQL = (
+    """CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        RAISE SQLSTATE '53100' USING MESSAGE = 'could not extend file: No space left on device';
+    END $$""",
+    """CREATE TRIGGER no_room BEFORE INSERT ON charges FOR EACH ROW WHEN (length(NEW.what) > 1000)
+        EXECUTE FUNCTION no_room()""",
+)
+_ROOM_IN_POSTGRESQL = "DROP FUNCTION no_room CASCADE"
+
 
 @asynccontextmanager
-async def bench_at(path: Path) -> AsyncIterator[Bench]:
+async def bench_at(url: str) -> AsyncIterator[Bench]:
     """A bench over a new database."""
-    bench = Bench(path)
-    await bench.database.create(ParticipantTables().metadata, metadata, if_earlier="")
+    bench = Bench(url)
+    await create_tables(bench.participant, bench.database)
     await bench.handler.claim("stream-1")
     try:
         yield bench

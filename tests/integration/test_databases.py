@@ -94,6 +94,13 @@ async def test_a_wrong_statement_is_no_trouble_and_quotes_no_values(database: Da
         assert "4111" not in text
 
 
+@pytest.mark.parametrize("text", ["\0", "a\0b", "␀", "␀0", "␀.", "\0␀0\0.", "ж", ""])
+async def test_every_text_comes_back_and_is_found(database: Database, text: str) -> None:
+    await database.write(lambda connection: add(connection, 7, text))
+    assert await database.read(lambda connection: balance(connection, text)) == 7
+    assert await database.read(lambda connection: connection.execute(sa.select(accounts.c.name)).scalar_one()) == text
+
+
 async def test_a_read_sees_one_state(database: Database) -> None:
     await database.write(lambda connection: add(connection, 1))
     is_read, is_written = threading.Event(), threading.Event()

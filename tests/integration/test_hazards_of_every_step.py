@@ -26,6 +26,7 @@ from farandole.envelope import StoredMessage, encode
 from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.tables import ParticipantTables
 from farandole.partitions import partition_of
+from farandole.service import create_tables
 from services.delivery.service import delivery
 from services.drones.service import drones
 from services.inventory.service import inventory
@@ -130,12 +131,10 @@ def body_of(event_class: type[Message], **changes: Any) -> Message:
 
 
 @asynccontextmanager
-async def serving(hazard: Hazard, path: Path) -> AsyncIterator[Service]:
+async def serving(hazard: Hazard, url: str) -> AsyncIterator[Service]:
     """The service with empty tables, seeded as at its start."""
-    database, tables = Database(f"sqlite:///{path}/service.db"), ParticipantTables()
-    await database.create(tables.metadata, hazard.participant.metadata, if_earlier="")
-    if hazard.participant.seed is not None:
-        await database.write(hazard.participant.seed)
+    database, tables = Database(url), ParticipantTables()
+    await create_tables(hazard.participant, database)
     handler = ParticipantBatchHandler(hazard.participant, database, tables, clock=lambda: START)
     await handler.claim("stream-1")
     try:
@@ -155,9 +154,9 @@ each_batching = pytest.mark.parametrize("together", [True, False], ids=["in one 
 
 @each_hazard
 @each_batching
-async def test_an_undoing_runs_once(hazard: Hazard, together: bool, tmp_path: Path) -> None:
+async def test_an_undoing_runs_once(hazard: Hazard, together: bool, database_url: str) -> None:
     """However often it is triggered, and also where the step is triggered again."""
-    async with serving(hazard, tmp_path) as service:
+    async with serving(hazard, database_url) as service:
         await service.take(service.forward())
         successes = list(service.published)
         assert len(successes) == len(hazard.step.forward_signature.produces[:1])
@@ -174,8 +173,10 @@ async def test_an_undoing_runs_once(hazard: Hazard, together: bool, tmp_path: Pa
 
 @each_hazard
 @each_batching
-async def test_a_step_that_comes_after_its_undoing_does_no_work(hazard: Hazard, together: bool, tmp_path: Path) -> None:
-    async with serving(hazard, tmp_path) as service:
+async def test_a_step_that_comes_after_its_undoing_does_no_work(
+    hazard: Hazard, together: bool, database_url: str
+) -> None:
+    async with serving(hazard, database_url) as service:
         untouched = await service.state()
         for batch in batches(together, service.undo(), service.forward(), service.undo(), service.forward()):
             await service.take(*batch)
@@ -189,9 +190,9 @@ async def test_a_step_that_comes_after_its_undoing_does_no_work(hazard: Hazard, 
 
 @each_hazard
 @each_batching
-async def test_a_step_runs_once(hazard: Hazard, together: bool, tmp_path: Path) -> None:
+async def test_a_step_runs_once(hazard: Hazard, together: bool, database_url: str) -> None:
     """Also where it is triggered again with the same body, or with another one."""
-    async with serving(hazard, tmp_path) as service:
+    async with serving(hazard, database_url) as service:
         await service.take(service.forward())
         done = await service.state()
         [trigger] = hazard.step.forward_signature.consumes

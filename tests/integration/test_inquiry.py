@@ -6,10 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
+from unittest.mock import AsyncMock, patch
 
 import nats.errors
 import pytest
 from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig
 
 from choreography.v1.participant_pb2 import ParticipantStatus
 from choreography.v1.participant_service_pb2 import GetStatusRequest, GetStatusResponse
@@ -19,6 +22,8 @@ from farandole.broker.streams import EVENTS
 from farandole.correlator.diagnosis import Standing
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.errors import FencedError, QueryError
+from farandole.lanes import Lanes
+from farandole.partitions import partition_of
 from farandole.testing.brokers import BrokerUnderTest, nats_py
 
 SUBJECT = status_subject("shipping")
@@ -110,6 +115,66 @@ async def test_the_consumer_is_read_from_the_broker(broker: Broker) -> None:
     assert consumer.acknowledged_time is not None
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_of_several_lanes_the_consumer_of_the_saga_s_is_read(broker: Broker) -> None:
+    partition = partition_of("ord-1")
+    lanes = Lanes(4)
+    for lane in lanes.all:
+        await durable(broker, lanes.durable("shipping", lane), *(f"events.{p}.>" for p in lanes.partitions(lane)))
+    await durable(broker, f"shipping-{(lanes.of(partition) + 1) % 4}-other", f"events.{partition}.>")
+    await broker.client.request("events.ord-1.a.v1.Something", b"{}")
+    consumer = (await standing(broker)).consumer
+    assert consumer is not None
+    assert (consumer.name, consumer.lag) == (lanes.durable("shipping", lanes.of(partition)), 1)
+
+
+@pytest.mark.parametrize("was", [1, 2])
+async def test_of_earlier_lanes_no_consumer_is_read(broker: Broker, was: int) -> None:
+    """They stay behind where the number of lanes has been changed."""
+    partition = partition_of("ord-1")
+    for lanes in (Lanes(was), Lanes(3)):
+        for lane in lanes.all:
+            await durable(broker, lanes.durable("shipping", lane), *(f"events.{p}.>" for p in lanes.partitions(lane)))
+    consumer = (await standing(broker)).consumer
+    assert consumer is not None
+    assert consumer.name == f"shipping-{partition % 3}"
+
+
+async def test_another_participant_with_such_a_name_is_not_taken_for_a_lane(broker: Broker) -> None:
+    await durable(broker, "shipping", "events.*.a.v1.Something")
+    for number in (0, 1, 12, 123):
+        await durable(broker, f"shipping-{number}", "events.*.a.v1.Something")
+    consumer = (await standing(broker)).consumer
+    assert consumer is not None
+    assert consumer.name == "shipping"
+
+
+async def test_there_may_be_more_consumers_than_the_broker_tells_at_once(broker: Broker) -> None:
+    async def names(_subject: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Two at a time."""
+        return {"consumers": every[body["offset"] : body["offset"] + 2], "total": len(every)}
+
+    every = ["a", "b", "c", "d", "shipping"]
+    for name in every:
+        await durable(broker, name, "events.*.a.v1.Something")
+    asked = AsyncMock(side_effect=names)
+    request = broker.request
+
+    async def answer(subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        return await (asked(subject, body) if ".NAMES." in subject else request(subject, body))
+
+    with patch.object(broker, "request", answer):
+        consumer = (await standing(broker)).consumer
+    assert consumer is not None
+    assert asked.await_count == 3
+
+
+async def durable(broker: Broker, name: str, *subjects: str) -> None:
+    """Makes a durable consumer, which nobody reads."""
+    stream = nats_py(broker).jetstream()
+    config = ConsumerConfig(name=name, durable_name=name, ack_policy=AckPolicy.ALL, filter_subjects=list(subjects))
+    await stream.add_consumer(EVENTS, config)
 
 
 async def test_without_a_broker_that_is_what_is_said(broker: Broker, provisioned: BrokerUnderTest) -> None:

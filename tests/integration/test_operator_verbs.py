@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import CorrelatorStore, FoldedBatch, NewDeadLetter
 from farandole.database import Database
 from farandole.envelope import Event, Publication, Reason, decode
-from farandole.partitions import PARTITIONS, partition_of
+from farandole.partitions import PARTITIONS, partition_key, partition_of
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Problem, Rpc, read_problem, serve
 from farandole.saga import Disposition, Health, Status
@@ -152,11 +152,15 @@ def key_of(number: int) -> str:
     return f"ord-{number}"
 
 
+def of_saga(letter: DeadLetter, key: str) -> DeadLetter:
+    """The dead letter as it would be of an event of that saga."""
+    return replace(letter, key=key, subject=f"events.{partition_of(key)}.{letter.event_type}")
+
+
 async def with_open(store: CorrelatorStore, count: int) -> None:
     """Records open dead letters, of a saga each, as if the correlator had read of them."""
     letters = [
-        NewDeadLetter(replace(given_up(n, at_sequence=100_000 + n).dead_letter, key=key_of(n)))
-        for n in range(1, count + 1)
+        NewDeadLetter(of_saga(given_up(n, at_sequence=100_000 + n).dead_letter, key_of(n))) for n in range(1, count + 1)
     ]
     await store.commit(await store.claim(INCARNATION), FoldedBatch(200_000, dead_letters=letters))
 
@@ -420,11 +424,14 @@ async def test_what_can_be_read_by_now_is_redriven_and_the_rest_is_not(broker: B
 
 
 async def test_what_no_one_can_read_is_discarded_under_its_key_or_that_of_its_partition(broker: Broker) -> None:
+    """That of the partition also where the event was stored in another one than its key's."""
     store = MemoryCorrelatorStore()
-    letters: Sequence[NewDeadLetter] = (dead_letter(1), dead_letter(2, key="ord-1"))
-    await store.commit(await store.claim(INCARNATION), FoldedBatch(2, dead_letters=letters))
+    letters = [of_saga(dead_letter(1, key="ord-1").dead_letter, "ord-1"), dead_letter(2).dead_letter]
+    letters.append(replace(letters[0], sequence=3, subject="events.9.orders.v1.OrderCreated"))
+    batch = FoldedBatch(3, dead_letters=[NewDeadLetter(letter) for letter in letters])
+    await store.commit(await store.claim(INCARNATION), batch)
     async with operating(store, broker) as operator:
-        assert (await operator.discard(filter="participant = correlator")).told == 2
+        assert (await operator.discard(filter="participant = correlator")).told == 3
     events = await stored(broker, DISCARDED)
-    assert {event.key for event in events} == {"partition-3-1", "ord-1"}
-    assert {event.partition for event in events} == {3, partition_of("ord-1")}
+    assert {event.key for event in events} == {"partition-3-1", "ord-1", partition_key(9)}
+    assert {event.partition for event in events} == {3, partition_of("ord-1"), 9}

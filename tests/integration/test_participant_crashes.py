@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -96,8 +95,8 @@ class Till:
 
 
 @pytest.fixture
-async def till(tmp_path: Path) -> AsyncIterator[Till]:
-    async with bench_at(tmp_path) as bench:
+async def till(database_url: str) -> AsyncIterator[Till]:
+    async with bench_at(database_url) as bench:
         till = Till(bench)
         await bench.handler.release()
         bench.with_steps(step("take-payment", till.charge, undo=till.refund, saga="order-fulfilment"))

@@ -36,8 +36,8 @@ from tests.integration.participant_bench import (
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench_at(tmp_path) as bench:
+async def bench(database_url: str) -> AsyncIterator[Bench]:
+    async with bench_at(database_url) as bench:
         yield bench
 
 
@@ -150,12 +150,11 @@ class TestRetries:
 
         bench.with_steps(step("hoard", hoard, saga="order-fulfilment"), retries=Retries(tries=1))
         await bench.handler.claim("stream-1")
-        await bench.database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count=200"))
-        message = bench.message(reserved())
-        for _ in range(3):
-            with pytest.raises(StoreUnavailableError, match="full"):
-                await bench.take(message)
-        await bench.database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count=1000000"))
+        async with bench.no_room():
+            message = bench.message(reserved())
+            for _ in range(3):
+                with pytest.raises(StoreUnavailableError, match="make room"):
+                    await bench.take(message)
         assert await bench.take(message) == []
         assert len(await bench.done()) == 1
 
@@ -172,11 +171,10 @@ class TestRetries:
         await bench.handler.claim("stream-1")
         await bench.take(bench.message(reserved()))
         bench.now += timedelta(seconds=0.5)
-        await bench.database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count=200"))
-        for _ in range(3):
-            with pytest.raises(StoreUnavailableError):
-                await bench.due()
-        await bench.database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count=1000000"))
+        async with bench.no_room():
+            for _ in range(3):
+                with pytest.raises(StoreUnavailableError):
+                    await bench.due()
         assert await bench.due() == []
         assert len(await bench.done()) == 1
 
@@ -229,8 +227,7 @@ class TestTheCopy:
     async def test_giving_up_again_after_a_crash_tells_the_same(self, bench: Bench, tmp_path: Path) -> None:
         message = bench.message(reserved())
         (first,) = await give_up(bench, message)
-        (tmp_path / "other").mkdir()
-        async with bench_at(tmp_path / "other") as other:
+        async with bench_at(f"sqlite:///{tmp_path}/other.db") as other:
             (second,) = await give_up(other, message)
         assert (first.id, first.digest) == (second.id, second.digest)
 

@@ -42,7 +42,7 @@ def deliver(name: str = "deliver-package", saga: str = "drone-delivery") -> Step
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench_at(tmp_path) as bench:
+    async with bench_at(f"sqlite:///{tmp_path}/payments.db") as bench:
         bench.with_steps(deliver(), name="delivery")
         await bench.handler.claim("stream-1")
         yield bench
@@ -146,8 +146,7 @@ async def test_all_in_one_batch(bench: Bench, tmp_path: Path) -> None:
     story = Story(bench)
     await story.tell("trigger")
     assert story._own is not None
-    (tmp_path / "anew").mkdir()
-    async with bench_at(tmp_path / "anew") as anew:
+    async with bench_at(f"sqlite:///{tmp_path}/anew.db") as anew:
         anew.with_steps(deliver(), name="delivery")
         await anew.handler.claim("stream-1")
         trigger = anew.message(provisioned(), event_id="t")

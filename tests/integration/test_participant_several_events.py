@@ -101,8 +101,8 @@ def dispatcher() -> Dispatcher:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path, dispatcher: Dispatcher) -> AsyncIterator[Bench]:
-    async with bench_at(tmp_path) as bench:
+async def bench(database_url: str, dispatcher: Dispatcher) -> AsyncIterator[Bench]:
+    async with bench_at(database_url) as bench:
         await with_steps(bench, dispatcher.step())
         yield bench
 
@@ -171,8 +171,7 @@ async def test_what_came_early_waits_across_restarts(bench: Bench, order: tuple[
 async def test_the_same_events_give_the_same_ids(bench: Bench, dispatcher: Dispatcher, tmp_path: Path) -> None:
     batch = messages(bench, *NAMES)
     (first,) = await bench.take(*batch)
-    (tmp_path / "other").mkdir()
-    async with bench_at(tmp_path / "other") as other:
+    async with bench_at(f"sqlite:///{tmp_path}/other.db") as other:
         await with_steps(other, dispatcher.step())
         (second,) = await take(other, batch, together=False)
         assert first.id == second.id
@@ -540,7 +539,7 @@ def test_any_order_with_duplicates_failures_and_restarts_gives_one_run(tmp_path:
         runner.run(play(bench, dispatcher, f"s{next(keys)}", came))
 
     with asyncio.Runner() as runner:
-        opened = bench_at(tmp_path)
+        opened = bench_at(f"sqlite:///{tmp_path}/payments.db")
         bench = runner.run(opened.__aenter__())
         try:
             runner.run(with_steps(bench, dispatcher.step()))

@@ -39,7 +39,7 @@ EXPENSIVE = 5000
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench_at(tmp_path) as bench:
+    async with bench_at(f"sqlite:///{tmp_path}/payments.db") as bench:
         yield bench
 
 

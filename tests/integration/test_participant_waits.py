@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -37,8 +36,8 @@ PROCESSOR = "card-processor"
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench_at(tmp_path) as bench:
+async def bench(database_url: str) -> AsyncIterator[Bench]:
+    async with bench_at(database_url) as bench:
         yield bench
 
 

@@ -25,7 +25,7 @@ from farandole.correlator.sql_store import (
 from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore, FoldedBatch
 from farandole.database import Database
 from farandole.envelope import Reason
-from farandole.errors import StoreError, StoreUnavailableError
+from farandole.errors import StoreUnavailableError
 from farandole.saga import Cause, Health, Saga, Status
 from farandole.testing import CorrelatorStoreConformance
 from farandole.testing.store_conformance import INCARNATION, at, closed, dead_letter, new, record, saga
@@ -95,35 +95,6 @@ async def test_a_database_that_another_process_locks_is_unavailable_and_comes_ba
     other.dispose()
     await store.check()
     await store.close()
-
-
-@pytest.mark.parametrize(
-    ("table", "column", "index"), [("saga", "partition", "saga_by_next_deadline"), ("dead_letter", "attempts", None)]
-)
-async def test_a_database_of_an_earlier_version_is_refused_with_the_remedy(
-    tmp_path: Path, table: str, column: str, index: str | None
-) -> None:
-    path = tmp_path / "correlator.db"
-    first = SqlCorrelatorStore(Database(f"sqlite:///{path}"))
-    await first.open()
-    await record(first, saga("a"))
-    await first.close()
-    earlier = sa.create_engine(f"sqlite:///{path}")
-    with earlier.begin() as connection:
-        if index is not None:
-            connection.exec_driver_sql(f"DROP INDEX {index}")
-        connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
-    earlier.dispose()
-    second = SqlCorrelatorStore(Database(f"sqlite:///{path}"))
-    with pytest.raises(StoreError, match=rf"lacks {table}\.{column}; .* move {path} away") as refused:
-        await second.open()
-    assert not isinstance(refused.value, StoreUnavailableError)  # which would be tried again
-    await second.close()
-    path.rename(tmp_path / "earlier.db")
-    third = SqlCorrelatorStore(Database(f"sqlite:///{path}"))
-    await third.open()
-    assert (await third.claim(INCARNATION)).position == 0
-    await third.close()
 
 
 @pytest.mark.parametrize("statement", [SELECT_DUE, next_deadlines_statement(ALL_PARTITIONS)])

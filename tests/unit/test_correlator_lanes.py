@@ -11,9 +11,10 @@ from datetime import timedelta
 import pytest
 
 from farandole.correlator.dead_letters import DeadLetterState
+from farandole.correlator.filters import Filter
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.operator_verbs import DISCARD, Decision, OperatorVerbs
-from farandole.correlator.queries import DeadLetterQuery
+from farandole.correlator.queries import DeadLetterQuery, OpenDeadLetters
 from farandole.definition import Definition
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import FencedError
@@ -221,6 +222,27 @@ async def test_a_lane_goes_back_where_a_replica_is_started_with_earlier_definiti
 
 
 # ---- dead letters
+
+
+class BehindStore(MemoryCorrelatorStore):
+    """A store that counts when another replica is about to commit one more dead letter, among those before."""
+
+    async def count_open_dead_letters(self, filter: Filter | None = None) -> OpenDeadLetters:  # noqa: A002
+        """See `CorrelatorQueries.count_open_dead_letters`."""
+        counted = await super().count_open_dead_letters(filter)
+        return replace(counted, count=counted.count - 1)
+
+
+async def test_a_dead_letter_that_was_about_to_be_recorded_counts_as_soon_as_it_is_told() -> None:
+    stream, store = MemoryStream(), BehindStore()
+    working = await at_work(stream, store)
+    for partition in (3, 4):
+        misplaced(stream, key_of(partition), 7)
+    await working.settle()
+    verbs = OperatorVerbs(store, REGISTRY, MemoryEventsStream(stream))
+    told = [progress async for progress in verbs.tell(Decision(DISCARD, "ada", "a mistake", filter="state = OPEN"))]
+    assert told[0].matched == 1
+    assert (told[-1].matched, told[-1].told, told[-1].passed_over) == (2, 2, 0)
 
 
 async def test_what_concerns_a_misplaced_event_is_told_where_it_is_stored() -> None:

@@ -26,6 +26,7 @@ from farandole.correlator.diagnosis import Consumer, Standing, awaited, diagnose
 from farandole.correlator.inquiry import consumer_of
 from farandole.envelope import Reason
 from farandole.lifecycle import CORRELATOR
+from farandole.partitions import partition_of
 from farandole.saga import Cause, Lifecycle
 from tests.unit.saga_histories import DRONE_DELIVERY, ORDER_FULFILMENT, START, Told, event, lifecycle, timed_out, told
 from tests.unit.saga_histories import dead_letter as history_dead_letter
@@ -703,6 +704,75 @@ def test_what_is_asked_is_what_is_told(case: Case) -> None:
     diagnosis = diagnosis_of(case)
     assert {outcome.participant for outcome in diagnosis.awaited} == set(case.standings)
     assert all(outcome.detail in case.says for outcome in diagnosis.awaited)
+
+
+LANE = partition_of("ord-1") % 4
+OTHERS = [lane for lane in range(4) if lane != LANE]
+NOT_READ_YET = "runs and has not read payments.v1.PaymentProcessed (sequence 30) yet: it is at sequence 20."
+
+
+@pytest.mark.parametrize(
+    ("lanes", "replicas", "says"),
+    [
+        (1, {"a": [0]}, f"shipping {NOT_READ_YET}"),
+        (1, {"a": [], "b": [0]}, f"shipping (on replica b) {NOT_READ_YET}"),
+        (4, {"a": OTHERS, "b": [LANE]}, f"shipping (lane {LANE}, on replica b) {NOT_READ_YET}"),
+        (4, {"a": range(4)}, f"shipping (lane {LANE}, on replica a) {NOT_READ_YET}"),
+        (
+            4,
+            {"a": OTHERS, "b": None},
+            (
+                f"No replica of shipping that answers works on lane {LANE}, which this saga is in. Of replica b "
+                "nothing is heard: look at the log there, or restart it."
+            ),
+        ),
+        (
+            4,
+            {"a": OTHERS},
+            (
+                f"No replica of shipping that answers works on lane {LANE}, which this saga is in. One takes it over "
+                "within seconds, where any is able to."
+            ),
+        ),
+        (
+            1,
+            {"a": [], "b": None, "c": None},
+            (
+                "No replica of shipping that answers works on its events. Of replica b, c nothing is heard: look at "
+                "the log there, or restart it."
+            ),
+        ),
+    ],
+)
+def test_of_several_replicas_it_is_said_which_one_has_the_saga(
+    lanes: int, replicas: Mapping[str, Sequence[int] | None], says: str
+) -> None:
+    standing = answers(20)
+    assert standing.status is not None
+    standing.status.lanes = lanes
+    for name, held in replicas.items():
+        standing.status.replicas.add(replica=name, lanes=held or (), silent=held is None)
+    diagnosis = diagnose(ORDER_FULFILMENT, told(*PAID), {"shipping": standing})
+    assert diagnosis.awaited[0].detail == f"{WAITS_FOR_SHIPPING} {says}"
+
+
+def test_what_is_in_a_queue_is_told_whoever_works_on_it() -> None:
+    standing = answers(30, queued(30, QUEUED_EVENT_STATE_WAITING))
+    assert standing.status is not None
+    standing.status.lanes = 4
+    standing.status.replicas.add(replica="b", silent=True)
+    detail = diagnose(ORDER_FULFILMENT, told(*PAID), {"shipping": standing}).awaited[0].detail
+    assert detail == f"{WAITS_FOR_SHIPPING} shipping has read {PROCESSED} (sequence 30), and it waits in its queue."
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_the_durable_consumer_of_a_lane_is_named(is_read: bool) -> None:
+    standing = Standing(replace(consumer(4, 20, is_read=is_read), name="shipping-2"))
+    diagnosis = diagnose(ORDER_FULFILMENT, told(*PAID), {"shipping": standing})
+    assert "its durable consumer shipping-2" in diagnosis.summary
+    assert diagnosis.awaited[0].participant_diagnosis.consumer == "shipping-2"
+    of_all = Standing(replace(consumer(4, 20, is_read=is_read), name="shipping"))
+    assert "its durable consumer shipping" not in diagnose(ORDER_FULFILMENT, told(*PAID), {"shipping": of_all}).summary
 
 
 def test_an_act_without_compensation_that_came_too_late_is_to_be_taken_back_with_a_failure() -> None:

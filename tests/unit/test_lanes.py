@@ -22,6 +22,14 @@ def test_one_lane_is_read_through_the_consumer_that_has_the_services_name() -> N
     assert [Lanes(2).durable("payments", lane) for lane in Lanes(2).all] == ["payments-0", "payments-1"]
 
 
+@pytest.mark.parametrize("count", [1, 2, PARTITIONS])
+def test_what_another_number_of_lanes_may_have_left_is_known_by_name(count: int) -> None:
+    lanes = Lanes(count)
+    own = {lanes.durable("payments", lane) for lane in lanes.all}
+    everything = {Lanes(n).durable("payments", lane) for n in range(1, PARTITIONS + 1) for lane in Lanes(n).all}
+    assert lanes.left_over("payments") == everything - own
+
+
 @pytest.mark.parametrize("count", [0, PARTITIONS + 1])
 def test_another_number_of_lanes_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match="from 1 to 16 lanes"):

@@ -290,7 +290,8 @@ class Subscription:
                 async with asyncio.timeout(_HEARTBEAT_SECONDS):
                     await self._wake.wait()
             except TimeoutError:
-                if not self._order.is_lost and asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS:
+                is_silent = asyncio.get_running_loop().time() - self._heard > _SILENCE_SECONDS
+                if is_silent and self._outstanding > 0 and not self._order.is_lost:
                     _log.info("pull lost", consumer=self._durable)
                     self._order.lose()
             self._wake.clear()
@@ -391,8 +392,9 @@ class Subscription:
             elif self._has_taken_over:
                 if _epoch_of(info["config"]) >= self._epoch:
                     raise self._replaced()
-            else:
-                # an event is acknowledged once it is committed and what it called for is published
+            elif sorted(info["config"].get("filter_subjects") or ()) == self._filters:
+                # an event is acknowledged once it is committed and what it called for is published; where others are
+                # taken now, as with another number of lanes, that says nothing of these
                 self._acknowledged = info["ack_floor"]["stream_seq"]
             await self._broker.request(f"$JS.API.CONSUMER.DELETE.{EVENTS}.{self._durable}")
         await self._broker.request(

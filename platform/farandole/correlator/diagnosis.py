@@ -16,7 +16,9 @@ from google.protobuf import timestamp_pb2
 from choreography.v1 import participant_pb2, saga_diagnosis_pb2, saga_pb2
 from farandole.correlator.dead_letters import DeadLetter
 from farandole.definition import Definition, StepDefinition
+from farandole.lanes import Lanes
 from farandole.lifecycle import CORRELATOR, DEAD_LETTER_DISCARDED, SAGA_TIMED_OUT, STEP_OVERDUE, STEP_VOIDED
+from farandole.partitions import partition_of
 from farandole.record import commit_event
 from farandole.saga import Cause, Disposition, Fact, Health, Saga, Status, StepRecord, StepStatus
 
@@ -26,7 +28,7 @@ _MOST_TOLD = 3
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A participant's durable consumer, as the broker tells."""
+    """A participant's durable consumer, that of the saga's lane, as the broker tells."""
 
     lag: int
     """How many events for it the stream holds that it has not acknowledged."""
@@ -36,6 +38,7 @@ class Consumer:
     """When it last acknowledged; None where it never has, or where the consumer was made anew since."""
     is_read: bool
     """Whether a process waits for its next events."""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,6 +429,7 @@ def _dead_letter(letter: DeadLetter) -> str:
 def _silence(one: Awaited, standing: Standing) -> str:
     """What the broker tells of a participant that does not answer."""
     participant, consumer = one.step.participant, standing.consumer
+    which = f" {consumer.name}" if consumer is not None and consumer.name not in {"", participant} else ""
     if consumer is None:
         return (
             f"{participant} has never run: it does not answer, and the broker has no durable consumer of that name. "
@@ -433,15 +437,15 @@ def _silence(one: Awaited, standing: Standing) -> str:
         )
     if consumer.is_read:
         said = (
-            f"{participant} does not answer, though a process reads its durable consumer: it hangs, or it is one that "
-            "does not tell its status."
+            f"{participant} does not answer, though a process reads its durable consumer{which}: it hangs, or it is "
+            "one that does not tell its status."
         )
         remedy = f"Look at its log, or restart {participant}."
     else:
         since = f" since {_at(consumer.acknowledged_time)}" if consumer.acknowledged_time is not None else ""
         said = (
-            f"{participant} is not running, or it is suspended: nobody answers, and its durable consumer, which nobody "
-            f"reads, has acknowledged nothing{since}."
+            f"{participant} is not running, or it is suspended: nobody answers, and its durable consumer{which}, which "
+            f"nobody reads, has acknowledged nothing{since}."
         )
         remedy = f"Start {participant}: it goes on where it stopped."
         if one.wait is Wait.LAST_WORD:
@@ -461,6 +465,7 @@ def _silence(one: Awaited, standing: Standing) -> str:
 def _answered(one: Awaited, saga: Saga, standing: Standing, status: participant_pb2.ParticipantStatus) -> str:
     """What a participant that answers tells."""
     participant = one.step.participant
+    worker = _worker(participant, saga, status)
     parts: list[str] = []
     if status.problems:
         parts.append(f"{participant} says what keeps it from working: {_sentence('; '.join(status.problems))}")
@@ -474,21 +479,50 @@ def _answered(one: Awaited, saga: Saga, standing: Standing, status: participant_
             f"{participant} has an event of this saga that the broker has refused since {since}, for "
             f"{refused.subject}: {_sentence(refused.error)} It is tried again and again, and later ones wait behind it."
         )
+    elif worker is None:
+        parts.append(_nobody(participant, saga, status))
     elif one.trigger is not None and status.position < one.trigger.sequence:
         lag = standing.consumer.lag if standing.consumer is not None else 0
         waiting = f", with {_count(lag, 'event', 'events')} to go" if lag else ""
         parts.append(
-            f"{participant} runs and has not read {_named(one.trigger)} yet: it is at sequence {status.position}"
-            f"{waiting}."
+            f"{worker} runs and has not read {_named(one.trigger)} yet: it is at sequence {status.position}{waiting}."
         )
     elif one.trigger is not None and not status.problems:
         parts.append(
-            f"{participant} runs, has read {_named(one.trigger)} and has nothing of this saga left in its queue: its "
+            f"{worker} runs, has read {_named(one.trigger)} and has nothing of this saga left in its queue: its "
             f"answer is on its way, or it gave none. Where this stays so, look for saga_id {saga.key} in its log."
         )
     elif not status.problems:
-        parts.append(f"{participant} runs, and has nothing of this saga in its queue.")
+        parts.append(f"{worker} runs, and has nothing of this saga in its queue.")
     return " ".join(parts)
+
+
+def _worker(participant: str, saga: Saga, status: participant_pb2.ParticipantStatus) -> str | None:
+    """Who of a participant works on the saga's lane: the participant, where it has one lane and one replica; of several
+    the replica; None where none of those that answer does."""
+    if status.lanes <= 1 and len(status.replicas) <= 1:
+        return participant
+    lane = _lane(saga, status)
+    holder = next((one.replica for one in status.replicas if lane in one.lanes), None)
+    if holder is None:
+        return None
+    where = f"on replica {holder}" if status.lanes == 1 else f"lane {lane}, on replica {holder}"
+    return f"{participant} ({where})"
+
+
+def _nobody(participant: str, saga: Saga, status: participant_pb2.ParticipantStatus) -> str:
+    """Where nobody works on the saga's lane."""
+    lane = f"lane {_lane(saga, status)}, which this saga is in" if status.lanes > 1 else "its events"
+    silent = [one.replica for one in status.replicas if one.silent]
+    said = f"No replica of {participant} that answers works on {lane}."
+    if not silent:
+        return f"{said} One takes it over within seconds, where any is able to."
+    names = ", ".join(silent)
+    return f"{said} Of replica {names} nothing is heard: look at the log there, or restart it."
+
+
+def _lane(saga: Saga, status: participant_pb2.ParticipantStatus) -> int:
+    return Lanes(max(status.lanes, 1)).of(partition_of(saga.key))
 
 
 def _queued(one: Awaited, status: participant_pb2.ParticipantStatus) -> participant_pb2.QueuedEvent | None:
@@ -574,6 +608,7 @@ def _outcome_message(one: Awaited, detail: str, standing: Standing | None) -> sa
         message.participant_diagnosis.has_consumer = consumer is not None
         message.participant_diagnosis.is_answering = standing.status is not None
         if consumer is not None:
+            message.participant_diagnosis.consumer = consumer.name
             message.participant_diagnosis.lag = consumer.lag
             message.participant_diagnosis.acknowledged_sequence = consumer.acknowledged
         if standing.status is not None:

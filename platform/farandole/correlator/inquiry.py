@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
@@ -18,6 +19,7 @@ from farandole.broker.responder import status_subject
 from farandole.broker.streams import EVENTS
 from farandole.correlator.diagnosis import Consumer, Standing
 from farandole.errors import BrokerError
+from farandole.partitions import partition_of
 
 TIME_LIMIT_SECONDS = 1.0
 """For all participants together: they are asked at once."""
@@ -56,7 +58,7 @@ class BrokerInquiry:
         asking = asyncio.create_task(self._status(participant, saga_id))
         try:
             async with asyncio.timeout(self._time_limit_seconds):
-                consumer = await self._consumer(participant)
+                consumer = await self._consumer(participant, partition_of(saga_id))
         except BrokerError as error:
             return Standing(trouble=str(error))
         except TimeoutError:
@@ -66,14 +68,35 @@ class BrokerInquiry:
         finally:
             asking.cancel()
 
-    async def _consumer(self, participant: str) -> Consumer | None:
+    async def _consumer(self, participant: str, partition: int) -> Consumer | None:
+        """The durable consumer of the lane that has a partition. Of several, as after a change of the number of lanes,
+        the one that was made last."""
+        names = [name for name in await self._names() if _is_of(name, participant)]
+        found = await asyncio.gather(*(self._info(name) for name in names))
+        of_lane = [info for info in found if info is not None and _reads(info, participant, partition)]
+        newest = max(of_lane, key=lambda info: datetime.fromisoformat(info["created"]), default=None)
+        return None if newest is None else consumer_of(newest)
+
+    async def _names(self) -> list[str]:
+        """The names of all durable consumers."""
+        names: list[str] = []
+        total = 1
+        while len(names) < total:
+            page = await self._broker.request(f"$JS.API.CONSUMER.NAMES.{EVENTS}", {"offset": len(names)})
+            if not page.get("consumers"):
+                break
+            names += page["consumers"]
+            total = page["total"]
+        return names
+
+    async def _info(self, name: str) -> dict[str, Any] | None:
+        """What the broker tells of a durable consumer; None where it has gone."""
         try:
-            info = await self._broker.request(f"$JS.API.CONSUMER.INFO.{EVENTS}.{participant}")
+            return await self._broker.request(f"$JS.API.CONSUMER.INFO.{EVENTS}.{name}")
         except BrokerError as error:
             if error.code == _CONSUMER_NOT_FOUND:
                 return None
             raise
-        return consumer_of(info)
 
     async def _status(self, participant: str, saga_id: str) -> participant_pb2.ParticipantStatus | None:
         """What the participant answers within the time limit; None where nothing that can be read."""
@@ -105,6 +128,19 @@ class BrokerInquiry:
         return None
 
 
+def _is_of(name: str, participant: str) -> bool:
+    """Whether a durable consumer can be of a participant, or of one of its lanes."""
+    return name == participant or re.fullmatch(rf"{re.escape(participant)}-\d\d?", name) is not None
+
+
+def _reads(info: dict[str, Any], participant: str, partition: int) -> bool:
+    """Whether a consumer that can be of a participant reads a partition; that of a lane names the partitions that it
+    reads, that of another participant with such a name does not."""
+    if info["name"] == participant:
+        return True
+    return any(subject.startswith(f"events.{partition}.") for subject in info["config"].get("filter_subjects") or ())
+
+
 def consumer_of(info: dict[str, Any]) -> Consumer:
     """What a durable consumer's state, as the JetStream API tells it, means for who waits for its participant."""
     floor = info.get("ack_floor") or {}
@@ -115,6 +151,7 @@ def consumer_of(info: dict[str, Any]) -> Consumer:
         acknowledged=floor.get("stream_seq", 0),
         acknowledged_time=datetime.fromisoformat(last) if last else None,
         is_read=info.get("num_waiting", 0) > 0,
+        name=info.get("name", ""),
     )
 
 

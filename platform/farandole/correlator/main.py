@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +16,7 @@ from choreography.v1 import dead_letter_service_pb2, saga_service_pb2
 from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
+from farandole.broker.consumers import remove_consumers
 from farandole.broker.nudges import Nudges
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
 from farandole.correlator.changes import CHANGES_SUBJECT, SagaChanges
@@ -49,6 +49,8 @@ from farandole.worker_readings import of_lag, of_outbox
 
 GRPC_PORT = 50051
 
+_DESCRIPTION = "Farandole correlator"
+"""Of its durable consumers."""
 _LEAVING_SECONDS = 2.0
 
 _log = structlog.get_logger(__name__)
@@ -80,7 +82,8 @@ async def _serve_observed(
     settings: Settings, registry: Registry, definitions: Sequence[Definition], telemetry: Telemetry
 ) -> None:
     monitor = HealthMonitor(CHECKS)
-    store = SqlCorrelatorStore(Database(settings.database_url))
+    replica = Replica.begun(settings.replica)
+    store = SqlCorrelatorStore(Database(settings.database_url, application_name=replica.application_name(CORRELATOR)))
     try:
         broker = Broker(settings)
         changes = SagaChanges(Nudges(broker, CHANGES_SUBJECT))
@@ -127,7 +130,7 @@ async def _serve_observed(
         keeper = LaneKeeper(
             CORRELATOR,
             lanes=lanes,
-            replica=Replica(settings.replica, uuid.uuid4().hex),
+            replica=replica,
             leases=store.leases,
             broker=broker,
             work_of=work_of,
@@ -141,27 +144,33 @@ async def _serve_observed(
             of_dead_letters(store),
         )
         async with serve(settings.grpc_address, rpcs, monitor, guard=telemetry.rpc_guard):
-            await when_available(lambda: open_store(store, definitions, replica=settings.replica), monitor)
+            await when_available(lambda: open_store(store, definitions, replica=replica.name), monitor)
             try:
                 await work_until_stopped(
                     broker=broker,
                     work=keeper,
                     monitor=monitor,
                     check_store=store.check,
-                    beside=[changes.listen, *readings],
+                    beside=[changes.listen, lambda: _tidy(keeper, broker, lanes), *readings],
                 )
             finally:
                 await events.stop()
-            await leave(store, settings.replica)
+            await _leave(store, keeper)
     finally:
         await close_or_exit(store.close())
 
 
-async def leave(store: CorrelatorStore, replica: str) -> None:
-    """Tells the store that a replica ends in order, see `CorrelatorStore.leave`; where it can't be told, lets it be."""
+async def _tidy(keeper: LaneKeeper, broker: Broker, lanes: Lanes) -> None:
+    await keeper.joined()
+    await remove_consumers(broker, lanes.left_over(CORRELATOR), description=_DESCRIPTION)
+
+
+async def _leave(store: CorrelatorStore, keeper: LaneKeeper) -> None:
+    """Tells the store that this replica ends in order, unless another process has its name by now."""
     try:
+        keeper.check_turn()
         async with asyncio.timeout(_LEAVING_SECONDS):
-            await store.leave(replica)
+            await store.leave(keeper.replica)
     except (StoreError, TimeoutError) as error:
         _log.info("the store was not told that this replica ends", error=str(error))
 
@@ -211,7 +220,7 @@ def correlator_worker(
     return Worker(
         broker=broker,
         durable=durable,
-        description="Farandole correlator",
+        description=_DESCRIPTION,
         filters=["events.>"] if is_alone else [f"events.{partition}.>" for partition in sorted(handler.partitions)],
         handler=handler,
         batch_size=batch_size,

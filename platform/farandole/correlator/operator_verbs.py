@@ -80,8 +80,8 @@ class OperatorVerbs:
         self._at_once = at_once
 
     async def tell(self, decision: Decision) -> AsyncGenerator[Progress, None]:
-        """Publishes the events of a decision; tells at once how many there are, then how far it has come, at most ten
-        times a second, and at last the whole.
+        """Publishes the events of a decision; tells at once how many there seem to be, then how far it has come, at
+        most ten times a second, and at last the whole.
 
         A dead letter counts as told once the broker has its event. Raises `InvalidArgumentError`; of one that is named
         `NotFoundError` and `PreconditionError`; and `UnfinishedError` where the broker went away.
@@ -100,7 +100,10 @@ class OperatorVerbs:
                     told = [telling[task] for task in done if task.exception() is None and task.result()]
                     if told:
                         last = max(told, key=lambda one: one.sequence)
-                        progress = replace(progress, told=progress.told + len(told), dead_letter_id=last.id)
+                        count = progress.told + len(told)
+                        # several replicas record dead letters: one that was about to be may have been missed at first
+                        matched = max(progress.matched, count)
+                        progress = replace(progress, matched=matched, told=count, dead_letter_id=last.id)
                     if waiting and loop.time() >= due:
                         yield progress
                         due = loop.time() + _REPORT_SECONDS
@@ -112,7 +115,7 @@ class OperatorVerbs:
             if loop.time() >= due:
                 yield progress
                 due = loop.time() + _REPORT_SECONDS
-        whole = replace(progress, passed_over=matched - progress.told)
+        whole = replace(progress, passed_over=progress.matched - progress.told)
         _log.info(
             "dead letters decided",
             type=decision.verb.DESCRIPTOR.full_name,
@@ -121,7 +124,7 @@ class OperatorVerbs:
             told=whole.told,
             passed_over=whole.passed_over,
         )
-        if matched:
+        if whole.matched:
             yield whole
 
     async def _found(self, decision: Decision) -> tuple[int, AsyncIterator[Sequence[DeadLetter]]]:

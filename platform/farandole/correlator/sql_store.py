@@ -58,6 +58,7 @@ from farandole.definition import Definition
 from farandole.envelope import Publication, Reason
 from farandole.errors import FencedError, StoreError
 from farandole.leases import Leases
+from farandole.migrations import CORRELATOR, migrate
 from farandole.outbox import Outbox, OutboxRow
 from farandole.partitions import partition_of
 from farandole.saga import (
@@ -77,7 +78,7 @@ from farandole.sql_leases import LeaseTables, SqlLeases
 Parameters: TypeAlias = dict[str, Any]
 Row: TypeAlias = sa.Row[Any]
 
-_METADATA = sa.MetaData()
+METADATA = sa.MetaData()
 _NEVER = 253_402_300_799_999_999
 """The end of the year 9999: where what has no deadline stands among deadlines."""
 
@@ -93,7 +94,7 @@ class _Bytes(sa.LargeBinary):
 
 _POSITION = sa.Table(
     "correlator_position",
-    _METADATA,
+    METADATA,
     sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("position", sa.BigInteger, nullable=False),
@@ -103,7 +104,7 @@ _POSITION = sa.Table(
 
 _SAGA = sa.Table(
     "saga",
-    _METADATA,
+    METADATA,
     sa.Column("id", ROW_NUMBER, primary_key=True),
     sa.Column("key", KEY_TEXT, nullable=False),
     sa.Column("definition", KEY_TEXT, nullable=False),
@@ -141,7 +142,7 @@ sa.Index(
 
 _HISTORY = sa.Table(
     "saga_history",
-    _METADATA,
+    METADATA,
     sa.Column("saga", sa.BigInteger, sa.ForeignKey("saga.id"), primary_key=True),
     sa.Column("sequence", sa.BigInteger, primary_key=True),
     sa.Column("disposition", sa.SmallInteger, nullable=False),
@@ -160,7 +161,7 @@ _HISTORY = sa.Table(
 
 _DEAD_LETTER = sa.Table(
     "dead_letter",
-    _METADATA,
+    METADATA,
     sa.Column("id", ROW_NUMBER, primary_key=True),
     sa.Column("participant", KEY_TEXT, nullable=False),
     sa.Column("sequence", sa.BigInteger, nullable=False),
@@ -193,15 +194,15 @@ sa.Index("dead_letter_by_state", _DEAD_LETTER.c.state, _DEAD_LETTER.c.id)
 
 _STARTED = sa.Table(
     "correlator_started",
-    _METADATA,
-    sa.Column("replica", sa.Text, primary_key=True),
+    METADATA,
+    sa.Column("replica", KEY_TEXT, primary_key=True),
     sa.Column("definitions", sa.Text, nullable=False),
 )
 """By replica: the digest of the definitions with which it started."""
 
 _DEFINITION = sa.Table(
     "saga_definition",
-    _METADATA,
+    METADATA,
     sa.Column("name", KEY_TEXT, primary_key=True),
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("digest", sa.Text, nullable=False),
@@ -409,8 +410,8 @@ class SqlCorrelatorStore:
         self.leases: Leases = SqlLeases(database, _LEASES)
 
     async def open(self) -> None:
-        """See `CorrelatorStore.open`. Raises `StoreError` with the remedy where an earlier version made the tables."""
-        await self._database.create(_METADATA, if_earlier=_IF_EARLIER)
+        """See `CorrelatorStore.open`. Raises `StoreError` with the remedy where another version made the tables."""
+        await migrate(self._database, CORRELATOR)
 
     async def close(self) -> None:
         """See `CorrelatorStore.close`."""
@@ -1040,13 +1041,8 @@ def _dead_letter(row: Row) -> DeadLetter:
     )
 
 
-_IF_EARLIER = (
-    "all that a correlator keeps follows from the stream: move {database} away, with the -wal and -shm beside it, and "
-    "start the correlator again; it folds the stream from its beginning into a new database"
-)
-
-_OUTBOX = Outbox(_METADATA)
-_LEASES = LeaseTables(_METADATA)
+_OUTBOX = Outbox(METADATA)
+_LEASES = LeaseTables(METADATA)
 
 _STATUSES = {member.value: member for member in Status}
 _CAUSES = {member.value: member for member in Cause}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -16,6 +16,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from farandole.database.columns import lacking_columns
 from farandole.database.dialect import ALONE, Dialect, Trouble
 from farandole.database.postgresql import Postgresql
 from farandole.database.sqlite import Sqlite
@@ -50,23 +51,26 @@ class Database:
         self._proven_until = 0.0
         """Until when a write that succeeded counts, by the monotonic clock."""
 
+    @property
+    def name(self) -> str:
+        """How it is called in messages: the path of a file, or a URL without a password."""
+        return self._dialect.name(self._writer.url)
+
     async def create(self, *metadata: sa.MetaData, if_earlier: str) -> None:
-        """Makes the tables that do not exist yet, and the directory of a database file.
+        """Makes the tables that do not exist yet: a service's own, which the service brings up to date itself.
 
         Raises `StoreError`, with nothing made, where an earlier version made a table, which lacks a column now;
-        `if_earlier` is what to do about that then. `{database}` in it stands for the database's name.
+        `if_earlier` is what to do about that then.
         """
-        self._dialect.make_place(self._writer.url)
-        name = self._dialect.name(self._writer.url)
 
         def create_all(connection: sa.Connection) -> None:
-            if lacking := list(_lacking_columns(connection, metadata)):
+            tables = (table for one in metadata for table in one.sorted_tables)
+            if lacking := ", ".join(lacking_columns(connection, tables)):
                 raise StoreError(
-                    f"the database {name} was made by an earlier version: it lacks {', '.join(lacking)}; "
-                    + if_earlier.format(database=name)
+                    f"the database {self.name} was made by an earlier version: it lacks {lacking}; {if_earlier}"
                 )
-            for tables in metadata:
-                tables.create_all(connection)
+            for one in metadata:
+                one.create_all(connection)
 
         await self.write_alone(create_all)
 
@@ -82,7 +86,11 @@ class Database:
         return await self._write(transact, work)
 
     async def write_alone(self, work: Callable[[sa.Connection], T]) -> T:
-        """Like `write`, with no other process's write transaction beside it: for what changes tables."""
+        """Like `write`, with no other process's write transaction beside it: for what changes tables.
+
+        Makes the directory of a database file too.
+        """
+        self._dialect.make_place(self._writer.url)
         return await self._write(partial(transact, alone=True), work)
 
     async def write_beside(self, work: Callable[[sa.Connection], T]) -> T:
@@ -236,17 +244,6 @@ def _first_trouble(error: BaseException) -> tuple[BaseException, Trouble] | None
 
 def _lost_connection(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and error.connection_invalidated
-
-
-def _lacking_columns(connection: sa.Connection, metadata: Iterable[sa.MetaData]) -> Iterator[str]:
-    """What the tables that exist lack, as `table.column`."""
-    inspector = sa.inspect(connection)
-    existing = set(inspector.get_table_names())
-    for tables in metadata:
-        for table in tables.sorted_tables:
-            if table.name in existing:
-                known = {column["name"] for column in inspector.get_columns(table.name)}
-                yield from (f"{table.name}.{column.name}" for column in table.columns if column.name not in known)
 
 
 def _take_the_lock(connection: sa.Connection) -> None:

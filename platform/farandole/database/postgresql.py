@@ -19,6 +19,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import QueuePool
 
 from farandole.database.dialect import ALONE, Trouble
+from farandole.database.text import keep_nul
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL SERIALIZABLE; LOCK TABLE farandole_check IN ROW SHARE MODE"
@@ -97,6 +98,7 @@ class Postgresql:
 
         @event.listens_for(engine, "connect")
         def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DB-API connection
+            keep_nul(connection)
             if writes:
                 connection.execute(_MAKE_CHECK)
 

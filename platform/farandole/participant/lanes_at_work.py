@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from farandole.broker.connection import Broker
+from farandole.broker.consumers import remove_consumers
 from farandole.broker.relay import Refused
 from farandole.database import Database
 from farandole.lanes import Lanes
@@ -63,6 +64,7 @@ class LanesAtWork:
         self._batch_size = batch_size
         self._clock = clock
         self._telemetry = telemetry
+        self._description = f"Farandole participant {participant.name}"
         self._alone = asyncio.Lock()
         self._at_work: dict[int, LaneAtWork] = {}
 
@@ -82,7 +84,7 @@ class LanesAtWork:
         worker = Worker(
             broker=self._broker,
             durable=self.lanes.durable(participant.name, lane),
-            description=f"Farandole participant {participant.name}",
+            description=self._description,
             filters=participant.filters_of(partitions),
             handler=handler,
             batch_size=self._batch_size,
@@ -91,6 +93,12 @@ class LanesAtWork:
             telemetry=self._telemetry,
         )
         return LaneAtWork(lane, handler, worker, self._at_work)
+
+    async def remove_left_over_consumers(self) -> None:
+        """Removes the durable consumers of another number of lanes, which nobody reads once all replicas have this
+        one."""
+        names = self.lanes.left_over(self._participant.name)
+        await remove_consumers(self._broker, names, description=self._description)
 
     @property
     def at_work(self) -> Mapping[int, LaneAtWork]:

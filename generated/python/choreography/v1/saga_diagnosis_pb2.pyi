@@ -166,14 +166,19 @@ class ParticipantDiagnosis(_message.Message):
     ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _builtins.int
     IS_ANSWERING_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    CONSUMER_FIELD_NUMBER: _builtins.int
     has_consumer: _builtins.bool
-    """Whether its durable consumer exists at the broker; it does not where the participant has never run."""
+    """Whether its durable consumer exists at the broker; it does not where the participant has never run. Of one that
+    works in several lanes this is the one of the saga's lane.
+    """
     lag: _builtins.int
     """How many events for it the stream holds that it has not acknowledged."""
     acknowledged_sequence: _builtins.int
     """The sequence up to which it has acknowledged."""
     is_answering: _builtins.bool
     """Whether it answered when it was asked just now."""
+    consumer: _builtins.str
+    """The name of the durable consumer; empty where there is none."""
     @_builtins.property
     def status(self) -> _participant_pb2.ParticipantStatus:
         """What it answered; absent where it did not."""
@@ -186,10 +191,11 @@ class ParticipantDiagnosis(_message.Message):
         acknowledged_sequence: _builtins.int = ...,
         is_answering: _builtins.bool = ...,
         status: _participant_pb2.ParticipantStatus | None = ...,
+        consumer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequence", b"acknowledged_sequence", "has_consumer", b"has_consumer", "is_answering", b"is_answering", "lag", b"lag", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequence", b"acknowledged_sequence", "consumer", b"consumer", "has_consumer", b"has_consumer", "is_answering", b"is_answering", "lag", b"lag", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
