@@ -49,6 +49,10 @@ def _address(value: str) -> str:
     return value
 
 
+def _metrics_address(value: str) -> str:
+    return _address(f"127.0.0.1:{value}" if value.isascii() and value.isdigit() else value)
+
+
 def sql_database_url(value: str) -> str:
     """The URL of a SQL database, where it is one. Raises `ValueError` that says what it must be."""
     if not _is_sqlite_file(value) and not _is_postgresql(value):
@@ -100,6 +104,8 @@ class Settings(BaseSettings):
         default_factory=lambda known: f"127.0.0.1:{known['default_grpc_port']}"
     )
     """Where this process serves gRPC."""
+    metrics_address: Annotated[str, AfterValidator(_metrics_address)] | None = None
+    """Where this process shows its metrics over HTTP, HOST:PORT, or a PORT of 127.0.0.1; None for nowhere."""
     replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
         default_factory=socket.gethostname
     )

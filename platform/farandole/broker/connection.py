@@ -249,8 +249,8 @@ def read_answer(data: bytes, subject: str) -> dict[str, Any]:
     """A JetStream answer. Raises `BrokerUnavailableError` where no stream answered, `BrokerError` for a refusal."""
     if not data:
         raise BrokerUnavailableError(
-            f"nobody answers {subject}: JetStream is off, or no stream captures it; `farandole provision` makes the "
-            "streams"
+            f"nobody answers {subject}: its stream is electing a leader, JetStream is off, or no stream captures it; "
+            "`farandole provision` makes the streams"
         )
     answer: dict[str, Any] = json.loads(data)
     if error := answer.get("error"):

@@ -95,7 +95,7 @@ def _restore_into(
 def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, replicas: int | None, report: Report) -> None:
     from farandole.backup.backing_up import restore_stores
     from farandole.backup.stores import find_program
-    from farandole.stack.bring_up import bring_up_broker
+    from farandole.stack.bring_up import bring_up_servers
     from farandole.stack.take_down import take_down
 
     if plan.home.data.is_dir() and any(plan.home.data.iterdir()):
@@ -103,7 +103,7 @@ def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, replicas: in
             f"{plan.home.data} holds data already: a backup is restored into an empty place only; "
             "FARANDOLE_HOME names another one"
         )
-    bring_up_broker(plan, os.environ, Path.cwd())  # refuses where the stack runs: nothing was touched then
+    bring_up_servers(plan, os.environ, Path.cwd())  # refuses where the stack runs: nothing was touched then
     try:
         restore_stores(directory, manifest, _stores(plan), find_program, report)
         asyncio.run(_restore_streams(directory, manifest, replicas, report))
@@ -123,18 +123,18 @@ async def _restore_streams(directory: Path, manifest: Manifest, replicas: int | 
 
 
 def _plan(file: Path | None) -> Plan:
-    from farandole.stack.plan import make_plan
+    from farandole.stack.planning import make_plan
     from farandole.stack.stack_file import find_stack_file
 
     return make_plan(file or find_stack_file(Path.cwd()), os.environ)
 
 
 def _stores(plan: Plan) -> dict[str, str]:
-    """The database of every service of the stack."""
+    """The database of every service of the stack, which its replicas share."""
     return {
-        service.name: service.environment["FARANDOLE_DATABASE_URL"]
+        service.database: service.environment["FARANDOLE_DATABASE_URL"]
         for service in plan.services
-        if not service.is_broker
+        if service.kind == "service"
     }
 
 

@@ -45,8 +45,8 @@ from farandole.correlator.definitions import (
     activation_of,
 )
 from farandole.correlator.lifecycle_messages import lifecycle_publication
-from farandole.correlator.queries import StoredDefinition
 from farandole.correlator.observers import Observe, Transition, tell_nobody
+from farandole.correlator.queries import StoredDefinition
 from farandole.correlator.records import fold
 from farandole.correlator.store import (
     ALL_PARTITIONS,
@@ -74,6 +74,7 @@ from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS, partition_key, partition_of
 from farandole.registry import Registry
 from farandole.saga import Disposition, Lifecycle, Saga
+from farandole.telemetry import NO_TELEMETRY, Account, Telemetry
 from farandole.worker import FirstHeard, Handled, Position
 
 _CACHED_KEYS = 20_000
@@ -96,6 +97,7 @@ StoredOn = Callable[[str, int], Awaitable[Sequence[StoredMessage]]]
 class _Folding:
     """What has come of a batch so far."""
 
+    account: Account
     before: dict[tuple[str, str], Saga | None] = field(default_factory=dict)
     records: dict[str, dict[str, Saga]] = field(default_factory=dict)
     payloads: dict[int, bytes] = field(default_factory=dict)
@@ -150,6 +152,7 @@ class CorrelatorBatchHandler:
         definitions_of: Callable[[Sequence[StoredDefinition], Collection[int]], Definitions] = _as_stored,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         """`begin` fills a new store with what the stream does not hold any more; see `begin_from_snapshot`.
         `definitions_of` makes of what the store knows the definitions of some partitions. `clock` only says when an
@@ -167,6 +170,7 @@ class CorrelatorBatchHandler:
         self._stored_on = stored_on
         self._stored_at = stored_at
         self._clock = clock
+        self._telemetry = telemetry
         self._watch = DeadlinesWatch(monotonic)
         self._monotonic = monotonic
         self._races = Races(monotonic)
@@ -240,7 +244,8 @@ class CorrelatorBatchHandler:
             self._watch.refresh(await self._store.next_deadlines(self.partitions))
         attempts = [self._tick(partition, tick_id) for partition, tick_id in self._watch.ask().items()]
         answers = self._races.lost() | self._watch.take_answers()
-        late = [await self._late(partition, now) for partition, now in answers.items()]
+        account = self._telemetry.account()
+        late = [await self._late(partition, now, account) for partition, now in answers.items()]
         if late:
             checked = self._monotonic()
             await self.still_owner()
@@ -248,6 +253,7 @@ class CorrelatorBatchHandler:
             attempts += await self._begin_races(late)  # comes last: each moment counts once the broker has answered
             if self._monotonic() - checked > _OWNER_SECONDS:
                 await self.still_owner()
+        account.settled()
         return Handled(attempts=attempts)
 
     async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
@@ -255,7 +261,7 @@ class CorrelatorBatchHandler:
         assert self._claim is not None, "claim() comes first"
         decoded = [self._decode(message) for message in messages]
         records = await self._load({event.key for event in decoded if isinstance(event, Event)})
-        folding = _Folding(records={key: dict(sagas) for key, sagas in records.items()})
+        folding = _Folding(self._telemetry.account(), records={key: dict(sagas) for key, sagas in records.items()})
         for event in decoded:
             if isinstance(event, Unreadable):
                 self._give_up(folding, event)
@@ -282,6 +288,9 @@ class CorrelatorBatchHandler:
             ),
         )
         self._claim = committed.claim
+        for (definition, key), before in folding.before.items():
+            folding.account.changed(before, folding.records[key][definition])
+        folding.account.settled()
         self._remember(folding.records)
         self._observe(folding.transitions)
         await self._changes.changed({key for _, key in folding.before})
@@ -313,7 +322,7 @@ class CorrelatorBatchHandler:
         reason = self._unreadable.get(message.sequence)
         return as_it_was(event, reason) if reason is not None and isinstance(event, Event) else event
 
-    async def _late(self, partition: int, now: datetime) -> _Late:
+    async def _late(self, partition: int, now: datetime, account: Account) -> _Late:
         """What to tell the sagas of a partition whose deadlines have passed by then."""
         found = await self._store.due(now, _MOST_DUE, partition)
         records = await self._load({due.key for due in found})
@@ -322,7 +331,8 @@ class CorrelatorBatchHandler:
             saga = records[due.key][due.definition]
             definition = self._definitions.of(saga)
             for pending in due_lifecycle(definition, saga, now):
-                publication = lifecycle_publication(self._registry, pending, time=self._clock())
+                trace = account.traceparent(None)
+                publication = lifecycle_publication(self._registry, pending, time=self._clock(), traceparent=trace)
                 _log.info("deadline passed", saga_id=due.key, definition=due.definition, type=pending.type)
                 if pending.type == SAGA_TIMED_OUT:
                     late.time_outs.append(TimeOut(publication, f"events.{partition}.{definition.commit_event}"))
@@ -388,6 +398,7 @@ class CorrelatorBatchHandler:
         if dead_letter.sequence not in self._unreadable:
             publications.append(unreadable_publication(self._registry, dead_letter, time=self._clock()))
         folding.dead_letters.append(NewDeadLetter(dead_letter, publications))
+        folding.account.put_off(unreadable, "DEAD_LETTERED")
 
     def _take_in(self, folding: _Folding, event: Event) -> None:
         """What the platform says to a whole partition."""
@@ -403,6 +414,7 @@ class CorrelatorBatchHandler:
 
     def _fold(self, folding: _Folding, event: Event) -> None:
         records = folding.records[event.key]
+        folding.account.begin(event)
         changed = fold(self._definitions, records, event)
         if not changed:
             _log.info("unmatched event", saga_id=event.key, event_id=event.id, type=event.type)
@@ -413,8 +425,9 @@ class CorrelatorBatchHandler:
             folding.before.setdefault((name, event.key), before)
             records[name] = after
             folding.transitions.append(Transition(before, after, event.fact))
-            for publication in self._called_for(before, after, event):
+            for publication in self._called_for(before, after, event, folding.account):
                 folding.publications[publication.headers["Nats-Msg-Id"]] = publication
+        folding.account.folded(event, changed)
         if changed:
             redacted = event.event_type.redactor.redact(event.body)
             folding.payloads[event.sequence] = redacted.SerializeToString(deterministic=True)
@@ -480,13 +493,14 @@ class CorrelatorBatchHandler:
                 _log.warning("a redriven event can't be read from the stream now", sequence=sequence, error=str(error))
                 await asyncio.sleep(_AGAIN_SECONDS)
 
-    def _called_for(self, before: Saga | None, after: Saga, cause: Event) -> Iterator[Publication]:
+    def _called_for(self, before: Saga | None, after: Saga, event: Event, account: Account) -> Iterator[Publication]:
         """The lifecycle events that the record calls for now and did not before."""
         definition = self._definitions.of(after)
         already = {p.id for p in pending_lifecycle(definition, before)} if before is not None else set()
         for pending in pending_lifecycle(definition, after):
             if pending.id not in already:
-                yield lifecycle_publication(self._registry, pending, time=self._clock(), traceparent=cause.traceparent)
+                trace = account.traceparent(event)
+                yield lifecycle_publication(self._registry, pending, time=self._clock(), traceparent=trace)
 
 
 def _redrives_own(event: Event) -> bool:

@@ -28,6 +28,7 @@ from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.observers import Observe, tell_nobody
 from farandole.correlator.plugin_service import PluginService
 from farandole.correlator.plugins_in_use import use_plugins
+from farandole.correlator.readings import of_dead_letters, of_sagas
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.settings import CorrelatorSettings
 from farandole.correlator.snapshots import begin_from_snapshot
@@ -39,10 +40,15 @@ from farandole.lane_keeper import LaneKeeper, Report
 from farandole.lanes import Lanes
 from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
+from farandole.outbox import OutboxRow
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
+from farandole.telemetry import NO_TELEMETRY, Telemetry
+from farandole.telemetry.readings import of_health
+from farandole.telemetry.start import telemetry as telemetry_of
 from farandole.worker import Worker
+from farandole.worker_readings import of_lag, of_outbox
 
 GRPC_PORT = 50051
 
@@ -71,6 +77,13 @@ def read_registry(descriptors: Path) -> Registry:
 async def _serve(settings: CorrelatorSettings) -> None:
     registry = read_registry(settings.descriptors)
     definitions = load_definitions(settings.sagas, registry)
+    async with telemetry_of(settings, registry.types) as telemetry:
+        await _serve_observed(settings, registry, definitions, telemetry)
+
+
+async def _serve_observed(
+    settings: CorrelatorSettings, registry: Registry, definitions: Sequence[Definition], telemetry: Telemetry
+) -> None:
     monitor = HealthMonitor(CHECKS)
     replica = Replica.begun(settings.replica)
     plugins = await use_plugins(settings, application_name=replica.application_name(CORRELATOR))
@@ -78,7 +91,7 @@ async def _serve(settings: CorrelatorSettings) -> None:
     try:
         broker = Broker(settings)
         changes = SagaChanges(Nudges(broker, CHANGES_SUBJECT))
-        events = BrokerEventsStream(broker)
+        events = BrokerEventsStream(broker, telemetry)
         sagas, dead_letters = saga_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR
         rpcs: list[Rpc[Any]] = [
             Rpc(
@@ -98,6 +111,11 @@ async def _serve(settings: CorrelatorSettings) -> None:
             ),
         ]
         lanes = Lanes(settings.lanes)
+        workers: dict[int, Worker] = {}
+
+        def unpublished() -> list[OutboxRow]:
+            rows = (row for lane in keeper.lanes if lane in workers for row in workers[lane].unpublished)
+            return sorted(rows, key=lambda row: row.id)
 
         def work_of(lane: int, report: Report) -> Worker:
             handler = correlator_handler(
@@ -107,11 +125,17 @@ async def _serve(settings: CorrelatorSettings) -> None:
                 registry=registry,
                 changes=changes,
                 observe=plugins.observe,
+                telemetry=telemetry,
             )
-            durable = lanes.durable(CORRELATOR, lane)
-            return correlator_worker(
-                handler, durable=durable, broker=broker, batch_size=settings.batch_size, report=report
+            workers[lane] = correlator_worker(
+                handler,
+                durable=lanes.durable(CORRELATOR, lane),
+                broker=broker,
+                batch_size=settings.batch_size,
+                report=report,
+                telemetry=telemetry,
             )
+            return workers[lane]
 
         keeper = LaneKeeper(
             CORRELATOR,
@@ -122,7 +146,14 @@ async def _serve(settings: CorrelatorSettings) -> None:
             work_of=work_of,
             report=monitor.set,
         )
-        async with serve(settings.grpc_address, rpcs, monitor):
+        readings = telemetry.beside(
+            of_health(CHECKS, lambda: monitor.problems),
+            of_lag(broker, [lanes.durable(CORRELATOR, lane) for lane in lanes.all]),
+            of_outbox(unpublished, utc_now),
+            of_sagas(store),
+            of_dead_letters(store),
+        )
+        async with serve(settings.grpc_address, rpcs, monitor, guard=telemetry.rpc_guard):
             await when_available(lambda: open_store(store, definitions, replica=replica.name), monitor)
             try:
                 await work_until_stopped(
@@ -130,7 +161,12 @@ async def _serve(settings: CorrelatorSettings) -> None:
                     work=keeper,
                     monitor=monitor,
                     check_store=store.check,
-                    beside=[changes.listen, lambda: _tidy(keeper, broker, lanes), *plugins.beside(broker, registry)],
+                    beside=[
+                        changes.listen,
+                        lambda: _tidy(keeper, broker, lanes),
+                        *plugins.beside(broker, registry),
+                        *readings,
+                    ],
                 )
             finally:
                 await events.stop()
@@ -170,6 +206,7 @@ def correlator_handler(
     observe: Observe = tell_nobody,
     clock: Callable[[], datetime] = utc_now,
     monotonic: Callable[[], float] = time.monotonic,
+    telemetry: Telemetry = NO_TELEMETRY,
 ) -> CorrelatorBatchHandler:
     """The correlator's handler, which asks this broker what `EVENTS` holds. For the clocks see the handler."""
     return CorrelatorBatchHandler(
@@ -184,6 +221,7 @@ def correlator_handler(
         begin=partial(begin_from_snapshot, broker),
         clock=clock,
         monotonic=monotonic,
+        telemetry=telemetry,
     )
 
 
@@ -194,6 +232,7 @@ def correlator_worker(
     broker: Broker,
     batch_size: int,
     report: Report,
+    telemetry: Telemetry = NO_TELEMETRY,
 ) -> Worker:
     """What drives a handler over its partitions. `report` takes what health should know, see `Worker`."""
     is_alone = handler.partitions == ALL_PARTITIONS
@@ -206,6 +245,7 @@ def correlator_worker(
         batch_size=batch_size,
         report=report,
         hold_until_caught_up=True,
+        telemetry=telemetry,
     )
 
 

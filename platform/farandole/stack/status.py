@@ -62,9 +62,7 @@ def read_status(plan: Plan) -> StackStatus:
 def combine(plan: Plan, supervisor: SupervisorState | None, services: Sequence[ServiceState]) -> StackStatus:
     """Adds what the running services say of themselves."""
     running = [service for service in services if service.pid is not None]
-    probes = [
-        Probe(service.monitoring_address or service.address, bool(service.monitoring_address)) for service in running
-    ]
+    probes = [Probe(service.health_address, service.kind) for service in running]
     health = dict(zip((service.name for service in running), ask_all(probes), strict=True))
     return StackStatus(
         home=str(plan.home.directory),
@@ -95,7 +93,8 @@ def _without_supervisor(plan: Plan) -> list[ServiceState]:
             restarts=0,
             uptime_seconds=None,
             address=planned.port.address,
-            monitoring_address=planned.monitoring.address if planned.monitoring else None,
+            kind=planned.kind,
+            health_address=planned.health_address,
             reason="",
         )
         for planned in plan.services
