@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -215,11 +215,13 @@ class LaneKeeper:
         self._follow()
         if problem != self._health.own:
             if problem is not None:
-                _log.error("works on no lane", service=self._service, problem=problem)
+                _log.error("fenced" if self._displaced else "works on no lane", problem=problem)
             self._health.own = problem
             self._health.tell("events")
         if is_new and self._joined.is_set():
             await self._nudges.send()  # who has more than a fair share now
+        if unworked := self._tenure.due - self._work.keys():
+            await self._give_back(unworked)  # as of an earlier process of the same name
 
     def _follow(self) -> None:
         """Stops and starts workers so that there is one for each lane held that nobody else waits for."""
@@ -276,15 +278,19 @@ class LaneKeeper:
         """Stops a worker, and gives its lane back where it is still held. Raises what else ended it meanwhile."""
         await cancel([work.task])
         self._health.forget(lane)
-        try:
-            await self._leases.give_back(self._replica, [lane])
-        except StoreError as error:
-            _log.info("a lane was not given back", lane=lane, error=str(error))
-        else:
-            _log.info("works on a lane no more", lane=lane, replica=self._replica.name)
-        await self._nudges.send()
+        _log.info("works on a lane no more", lane=lane, replica=self._replica.name)
+        await self._give_back([lane])
         with suppress(asyncio.CancelledError, FencedError):
             work.task.result()
+
+    async def _give_back(self, lanes: Collection[int]) -> None:
+        """Lets others have lanes, as far as they are still held."""
+        try:
+            await self._leases.give_back(self._replica, lanes)
+        except StoreError as error:
+            _log.info("lanes were not given back", lanes=sorted(lanes), error=str(error))
+        else:
+            await self._nudges.send()
 
     async def _leave(self, listening: asyncio.Task[None]) -> None:
         """Stops every worker, and lets go of everything."""
