@@ -259,10 +259,17 @@ async def test_a_transaction_that_a_statement_has_ended_is_not_taken_for_committ
     await database.close()
 
 
+@pytest.fixture(scope="module")
+def bad_postgres(new_postgres: DatabaseUnderTest) -> DatabaseUnderTest:
+    """A running server that is treated badly."""
+    new_postgres.start()
+    return new_postgres
+
+
 async def test_a_server_that_is_killed_suspended_and_started_again(
-    postgres_of_its_own: DatabaseUnderTest,
+    bad_postgres: DatabaseUnderTest,
 ) -> None:
-    server = postgres_of_its_own
+    server = bad_postgres
     url = server.new_database()
     database = await opened(url)
     await database.write(lambda connection: add(connection, 1))
@@ -291,8 +298,8 @@ async def test_a_server_that_is_killed_suspended_and_started_again(
     await database.close()
 
 
-async def test_a_server_that_goes_in_the_middle_of_a_transaction(postgres_of_its_own: DatabaseUnderTest) -> None:
-    server = postgres_of_its_own
+async def test_a_server_that_goes_in_the_middle_of_a_transaction(bad_postgres: DatabaseUnderTest) -> None:
+    server = bad_postgres
     database = await opened(server.new_database())
 
     def interrupted(connection: sa.Connection) -> None:
