@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _SERVICES = ("correlator", "orders", "inventory", "payments", "shipping")
 _SCRAPE_SECONDS = 5.0
 """Prometheus scrapes once a minute where it is told nothing else."""
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 
 
 @dataclass

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,8 +126,8 @@ class PostgresDatabases:
         for name in SERVICES:
             path = database_file(directory, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._connection(name) as connection, closing(sqlite3.connect(path)) as file, file:
-                _copy(connection, file)
+            with self._connection(name) as connection:
+                copy(connection, path)
         shutil.copytree(self._data / REBUILT, directory / REBUILT, dirs_exist_ok=True)
 
     def files(self, gathered: Path) -> Path:
@@ -154,18 +154,20 @@ class PostgresDatabases:
             raise DatabaseError(repr(error)) from error
 
 
-def _copy(source: psycopg.Connection, target: sqlite3.Connection) -> None:
+def copy(source: psycopg.Connection, path: Path) -> None:
+    """Writes every table of a database of PostgreSQL into a new file of SQLite, each value as SQLite would have it."""
     names = source.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename").fetchall()
-    for (name,) in names:
-        with source.cursor() as rows:
-            rows.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(name)))
-            assert rows.description is not None, "a table has columns"
-            columns = ", ".join(f'"{column.name}"' for column in rows.description)
-            target.execute(f'CREATE TABLE "{name}" ({columns})')
-            marks = ", ".join("?" * len(rows.description))
-            while page := rows.fetchmany(_ROWS_AT_ONCE):
-                values = [tuple(map(_as_in_sqlite, row)) for row in page]
-                target.executemany(f'INSERT INTO "{name}" VALUES ({marks})', values)
+    with closing(sqlite3.connect(path)) as file, file:
+        for (name,) in names:
+            with source.cursor() as rows:
+                rows.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(name)))
+                assert rows.description is not None, "a table has columns"
+                columns = ", ".join(f'"{column.name}"' for column in rows.description)
+                file.execute(f'CREATE TABLE "{name}" ({columns})')
+                marks = ", ".join("?" * len(rows.description))
+                while page := rows.fetchmany(_ROWS_AT_ONCE):
+                    values = [tuple(map(_as_in_sqlite, row)) for row in page]
+                    file.executemany(f'INSERT INTO "{name}" VALUES ({marks})', values)
 
 
 def _as_in_sqlite(value: object) -> object:
@@ -173,7 +175,7 @@ def _as_in_sqlite(value: object) -> object:
     match value:
         case bool():
             return int(value)
-        case Mapping() | list():
-            return json.dumps(value)
+        case datetime():
+            return value.strftime("%Y-%m-%d %H:%M:%S.%f")
         case _:
             return value

@@ -361,8 +361,8 @@ class Faults:
             ),
         ]
         if self._has_rivals:
-            fenced = (stores + seconds).count('"message": "fenced"')
-            strikes.append(Strike(_RIVAL, count[_RIVAL], fenced, "displaced processes' logs"))
+            displaced = sum(map(_tells_of_a_rival, (stores + seconds).splitlines()))
+            strikes.append(Strike(_RIVAL, count[_RIVAL], displaced, "displaced processes' logs"))
         if self._has_leader:
             succeeded = self.done.observed[LEADER_KILL]
             strikes.append(Strike(LEADER_KILL, count[LEADER_KILL], succeeded, "the next leader's own word"))
@@ -370,6 +370,11 @@ class Faults:
             ended = sum(map(stores.count, ("due to administrator command", "was terminated by signal 9")))
             strikes.append(Strike(_SESSION, count[_SESSION], ended, "PostgreSQL's log"))
         return strikes
+
+
+def _tells_of_a_rival(line: str) -> bool:
+    """Whether a process logs that another one has taken over what it worked on."""
+    return '"message": "displaced"' in line or ('"message": "works on no lane"' in line and "taken over" in line)
 
 
 def _is_session(process: psutil.Process) -> bool:

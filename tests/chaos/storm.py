@@ -70,7 +70,7 @@ class Plan:
             bound_seconds=60 if is_usual else 120,
             must_be_complete=must_be_complete,
             rhythm=Rhythm(
-                kill=3.5,
+                kill=3.5 if shape.replicas == 1 else 2.5,  # so that many processes have their turn, too
                 suspend=5,
                 connection=2.5,
                 disk=12,

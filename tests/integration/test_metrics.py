@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ALL = (*ORDER_SERVICES, CORRELATOR)
 CREATED = "orders.v1.OrderCreated"
 HAPPY = 5
+LANES = 2
+"""Of each service: what it shows is that of all together, but for what is said of each consumer."""
 CARD = "card-4242-secret"
 
 
@@ -107,6 +109,7 @@ def scraper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraper]:
     services = Services(
         tmp_path_factory.mktemp("services"),
         broker.url,
+        environment={"FARANDOLE_LANES": str(LANES)},
         own_environment={service: {"FARANDOLE_METRICS_ADDRESS": str(port)} for service, port in ports.items()},
         modules={"shipping": stubborn_shipping.__name__},
     )
@@ -117,8 +120,10 @@ def scraper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraper]:
         asyncio.run(_work(broker.url, scraper))
         yield scraper
     finally:
-        services.stop()
-        broker.stop()
+        try:
+            services.stop()
+        finally:
+            broker.stop()
 
 
 async def _work(url: str, scraper: Scraper) -> None:
@@ -193,7 +198,8 @@ def test_events_are_counted_by_what_became_of_them(scraper: Scraper) -> None:
 
 def test_readings_say_how_things_stand(scraper: Scraper) -> None:
     scraped = scraper.scrape()
-    assert scraped.value("farandole_consumer_lag_events", "orders", consumer="orders") == 0
+    for lane in range(LANES):
+        assert scraped.value("farandole_consumer_lag_events", "orders", consumer=f"orders-{lane}") == 0
     assert scraped.value("farandole_position_age_seconds", "orders") == 0
     assert scraped.value("farandole_outbox_depth", "payments") == 0
     assert scraped.value("farandole_outbox_oldest_seconds", "payments") == 0

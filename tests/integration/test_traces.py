@@ -72,8 +72,10 @@ def services(tmp_path_factory: pytest.TempPathFactory, receiver: OtlpReceiver) -
         services.start(*ORDER_SERVICES, CORRELATOR)
         yield services
     finally:
-        services.stop()
-        broker.stop()
+        try:
+            services.stop()
+        finally:
+            broker.stop()
 
 
 @pytest.fixture

@@ -172,6 +172,8 @@ def test_the_number_of_replicas_may_change(tmp_path: Path) -> None:
 def test_data_from_before_there_were_shapes_are_those_of_the_usual_one(tmp_path: Path) -> None:
     home = prepared(tmp_path)
     home.broker_store().mkdir()
+    assert kept_shape(home) is None, "a place for data is none"
+    (home.broker_store() / "jetstream").mkdir()
     assert kept_shape(home) == Shape()
     with pytest.raises(StackError, match="are those of"):
         keep_shape(home, CLUSTER)

@@ -111,31 +111,25 @@ async def _serve_observed(
             ),
         ]
         lanes = Lanes(settings.lanes)
+        work_of = correlator_work_of(
+            store,
+            lanes,
+            broker=broker,
+            registry=registry,
+            changes=changes,
+            batch_size=settings.batch_size,
+            observe=plugins.observe,
+            telemetry=telemetry,
+        )
         workers: dict[int, Worker] = {}
+
+        def work_on(lane: int, report: Report) -> Worker:
+            workers[lane] = work_of(lane, report)
+            return workers[lane]
 
         def unpublished() -> list[OutboxRow]:
             rows = (row for lane in keeper.lanes if lane in workers for row in workers[lane].unpublished)
             return sorted(rows, key=lambda row: row.id)
-
-        def work_of(lane: int, report: Report) -> Worker:
-            handler = correlator_handler(
-                store,
-                partitions=lanes.partitions(lane),
-                broker=broker,
-                registry=registry,
-                changes=changes,
-                observe=plugins.observe,
-                telemetry=telemetry,
-            )
-            workers[lane] = correlator_worker(
-                handler,
-                durable=lanes.durable(CORRELATOR, lane),
-                broker=broker,
-                batch_size=settings.batch_size,
-                report=report,
-                telemetry=telemetry,
-            )
-            return workers[lane]
 
         keeper = LaneKeeper(
             CORRELATOR,
@@ -143,7 +137,7 @@ async def _serve_observed(
             replica=replica,
             leases=store.leases,
             broker=broker,
-            work_of=work_of,
+            work_of=work_on,
             report=monitor.set,
         )
         readings = telemetry.beside(
@@ -194,6 +188,41 @@ async def _leave(store: CorrelatorStore, keeper: LaneKeeper) -> None:
 def utc_now() -> datetime:
     """The machine's clock."""
     return datetime.now(UTC)
+
+
+def correlator_work_of(
+    store: CorrelatorStore,
+    lanes: Lanes,
+    *,
+    broker: Broker,
+    registry: Registry,
+    changes: SagaChanges,
+    batch_size: int,
+    observe: Observe = tell_nobody,
+    clock: Callable[[], datetime] = utc_now,
+    monotonic: Callable[[], float] = time.monotonic,
+    telemetry: Telemetry = NO_TELEMETRY,
+) -> Callable[[int, Report], Worker]:
+    """What makes the worker of each lane, for a `LaneKeeper`. For the clocks see the handler."""
+
+    def work_of(lane: int, report: Report) -> Worker:
+        handler = correlator_handler(
+            store,
+            partitions=lanes.partitions(lane),
+            broker=broker,
+            registry=registry,
+            changes=changes,
+            observe=observe,
+            clock=clock,
+            monotonic=monotonic,
+            telemetry=telemetry,
+        )
+        durable = lanes.durable(CORRELATOR, lane)
+        return correlator_worker(
+            handler, durable=durable, broker=broker, batch_size=batch_size, report=report, telemetry=telemetry
+        )
+
+    return work_of
 
 
 def correlator_handler(

@@ -69,7 +69,8 @@ def kept_shape(home: Home) -> Shape | None:
         kept = json.loads(home.shape.read_text(encoding="utf-8"))
         return Shape(replicas=kept["replicas"], database=kept["database"], nats=kept["nats"])
     except FileNotFoundError:
-        return Shape() if home.broker_store().exists() else None  # data from before there were shapes
+        # nats-server makes this directory; where it is, the data are from before there were shapes
+        return Shape() if (home.broker_store() / "jetstream").exists() else None
     except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
         raise StackError(f"{home.shape} can't be read: {error}; it says how the data beside it were made") from error
 

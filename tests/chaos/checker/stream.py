@@ -29,12 +29,17 @@ async def last_sequence(url: str) -> int:
 
 async def leader(url: str) -> str:
     """The server of a cluster that leads the stream; nothing while none does."""
-    connection = await nats.connect(url.split(","), connect_timeout=2, max_reconnect_attempts=0)
+    servers = url.split(",")
+    connection = await nats.connect(servers, connect_timeout=2, max_reconnect_attempts=0, error_cb=_unheard)
     try:
         info = await connection.jetstream(timeout=2).stream_info(EVENTS)
         return (info.cluster.leader if info.cluster else None) or ""
     finally:
         await connection.close()
+
+
+async def _unheard(_error: Exception) -> None:
+    """What a server that is being killed does to a connection is no news."""
 
 
 async def copy_stream(url: str, path: Path) -> None:
