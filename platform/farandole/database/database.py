@@ -99,6 +99,8 @@ class Database:
         Only these come one after the other: it keeps to tables that no other kind of transaction writes to. Otherwise
         like `write`.
         """
+        if self._beside is self._writer:
+            return await self.write(work)
         return await asyncio.get_running_loop().run_in_executor(self._beside_thread, transact, self._beside, work)
 
     async def _write(
