@@ -155,9 +155,10 @@ def check_position(state: StreamState, *, incarnation: str, position: int) -> No
             f"one made at {incarnation}: {INCARNATION_REMEDY}"
         )
     if position > state.last_sequence:
+        perhaps = "a server that was away may be catching up; if this lasts, "
         raise StreamIncarnationError(
             f"the stream {EVENTS} ends at {state.last_sequence}, before the stored position {position}: "
-            f"{INCARNATION_REMEDY}"
+            f"{perhaps if state.config.get('num_replicas', 1) > 1 else ''}{INCARNATION_REMEDY}"
         )
 
 
