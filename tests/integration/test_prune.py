@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import sqlite3
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -14,11 +15,12 @@ import pytest
 
 from choreography.v1 import participant_pb2, participant_service_pb2
 from farandole.broker.connection import Broker
-from farandole.broker.pruned import check_not_pruned, pruned_of
+from farandole.broker.pruned import check_not_pruned, forget_reader, pruned_of
 from farandole.broker.publisher import Publisher
 from farandole.broker.responder import respond, status_subject
 from farandole.broker.stored import events_behind
 from farandole.broker.streams import EVENTS, SNAPSHOTS, events_state
+from farandole.cli.prune_commands import prune
 from farandole.correlator.contents import Item
 from farandole.correlator.dead_letters import DeadLetter
 from farandole.correlator.inquiry import BrokerInquiry
@@ -28,15 +30,15 @@ from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import CorrelatorStore
 from farandole.database import Database
 from farandole.envelope import Publication
-from farandole.errors import PreconditionError, QueryError, StreamPrunedError
+from farandole.errors import InvalidArgumentError, PreconditionError, QueryError, SnapshotError, StreamPrunedError
+from farandole.replay.folding import Extent
 from farandole.replay.holds import Holds, find_holds
 from farandole.replay.pruning import KEPT_TYPES, Pruning
-from farandole.replay.replaying import live_view
+from farandole.replay.replaying import LiveView, Verified, live_view, verify
 from farandole.saga import Disposition, Status
 from farandole.testing.brokers import BrokerUnderTest
 from farandole.testing.store_conformance import exported
 from tests.integration.correlators import (
-    DEFINITIONS,
     HAPPY,
     REGISTRY,
     Correlator,
@@ -44,10 +46,10 @@ from tests.integration.correlators import (
     dispositions,
     end_deduplication,
     tell,
+    unhurried,
 )
 from tests.integration.farandole_command import Command
 
-ORDERS = tuple(definition for definition in DEFINITIONS if definition.name == "order-fulfilment")
 PARTICIPANTS = ("orders", "inventory", "payments", "shipping")
 
 
@@ -85,21 +87,25 @@ class Scene:
         return [one.sequence async for page in pages for one in page if one.type not in KEPT_TYPES]
 
     async def holds(self, *without: str) -> Holds:
-        state = await events_state(self.broker)
-        async with live_view(self.store, state) as live:
+        async with live_view(self.broker, self.store) as live:
             inquiry = BrokerInquiry(self.broker, time_limit_seconds=1)
-            return await find_holds(self.broker, live, state=state, inquiry=inquiry, without=without)
+            return await find_holds(self.broker, live, inquiry=inquiry, without=without)
 
     async def prune(self, until: int | None = None) -> int:
         """Prunes as far as it may; returns how far that is."""
-        state = await events_state(self.broker)
-        async with live_view(self.store, state) as live:
+        async with live_view(self.broker, self.store) as live:
             inquiry = BrokerInquiry(self.broker)
-            holds = await find_holds(self.broker, live, state=state, inquiry=inquiry, without=())
+            holds = await find_holds(self.broker, live, inquiry=inquiry, without=())
             pruning = Pruning(self.broker, self.store, REGISTRY, report=lambda _done, _all: None)
             until = until or holds.until
-            await pruning.prune(live, holds, until, state=state, reasons={})
+            await pruning.prune(live, holds, until, reasons={})
             return until
+
+    async def replay(self, extent: Extent | None = None) -> Verified:
+        """A replay as far as the live records are, or so far."""
+        async with live_view(self.broker, self.store) as live:
+            wanted = LiveView(live.contents, extent or live.extent, live.state)
+            return await verify(self.broker, wanted, registry=REGISTRY, report=lambda _done, _all: None)
 
     async def settled(self) -> None:
         """Waits until the correlator has folded all that the stream holds."""
@@ -116,7 +122,7 @@ class Scene:
 async def at_work(broker: Broker, url: str, directory: Path, name: str = "correlator") -> AsyncIterator[Scene]:
     url_of_store = f"sqlite:///{directory / name}.db"
     store = SqlCorrelatorStore(Database(url_of_store))
-    async with correlating(broker, store, ORDERS) as correlator:
+    async with correlating(broker, store, unhurried(directory / "definitions")) as correlator:
         yield Scene(broker, correlator, Command(url, url_of_store))
     await store.close()
 
@@ -165,8 +171,8 @@ async def test_what_is_over_goes_and_nothing_that_is_open_does(scene: Scene) -> 
     said = await asyncio.to_thread(scene.farandole, "replay")
     assert " events behind the snapshot as of " in said
     assert "\nidentical: 6 sagas" in said
-    refused = await asyncio.to_thread(scene.farandole, "replay", "--until-sequence", str(first), code=1)
-    assert "the stream was pruned, and replay starts from its snapshot" in refused
+    with pytest.raises(PreconditionError, match="the stream was pruned, and replay starts from its snapshot"):
+        await scene.replay(Extent.of(first))
 
 
 async def test_a_correlator_with_an_empty_database_begins_from_the_snapshot(
@@ -239,11 +245,10 @@ async def test_who_has_not_read_so_far_holds_what_it_needs(scene: Scene) -> None
 
 async def test_who_does_not_answer_is_passed_over_only_with_a_reason(scene: Scene) -> None:
     scene.positions["shipping"] = None
-    refused = await asyncio.to_thread(scene.farandole, "prune", code=1)
-    assert "shipping did not tell how far it has read: start it" in refused
-    assert "is needed with --without" in await asyncio.to_thread(
-        scene.farandole, "prune", "--without", "shipping", code=2
-    )
+    with pytest.raises(PreconditionError, match="shipping did not tell how far it has read: start it"):
+        await scene.prune()
+    with pytest.raises(InvalidArgumentError, match="is needed with --without"):
+        prune(without=["shipping"])
     told = await asyncio.to_thread(scene.farandole.json, "prune", "--without", "shipping", "--reason", "never deployed")
     state = await events_state(scene.broker)
     pruned = pruned_of(state)
@@ -256,11 +261,9 @@ async def test_who_does_not_answer_is_passed_over_only_with_a_reason(scene: Scen
             check_not_pruned(state, durable, 0)
         check_not_pruned(state, durable, pruned.until)
     check_not_pruned(state, "loyalty", 0)
-    said = await asyncio.to_thread(scene.farandole, "prune", "--forget", "shipping", "--reason", "begins anew")
-    assert "shipping may begin anew" in said
+    assert await forget_reader(scene.broker, "shipping", "begins anew")
     check_not_pruned(await events_state(scene.broker), "shipping", 0)
-    unknown = await asyncio.to_thread(scene.farandole, "prune", "--forget", "nobody", "--reason", "x", code=1)
-    assert "nothing to forget" in unknown
+    assert not await forget_reader(scene.broker, "nobody", "was never there")
 
 
 async def test_dead_letters_that_are_open_hold_and_stray_events_do_not(scene: Scene) -> None:
@@ -281,14 +284,14 @@ async def test_records_that_are_not_what_the_stream_makes_of_them_keep_it_whole(
         connection.execute("UPDATE saga SET status = 6 WHERE key = 'done-1'")
     connection.close()
     before = await scene.stored()
-    refused = await asyncio.to_thread(scene.farandole, "prune", code=1)
-    assert "the live records are not what the stream makes of them: 1 differ, as order-fulfilment done-1" in refused
+    with pytest.raises(PreconditionError, match="what the stream makes of them: 1 differ, as order-fulfilment done-1"):
+        await scene.prune()
     assert await scene.stored() == before
     assert pruned_of(await events_state(scene.broker)) is None
 
 
 @pytest.mark.parametrize("damage", ["a byte", "a piece"])
-async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scene, damage: str) -> None:
+async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scene, tmp_path: Path, damage: str) -> None:
     await scene.prune()
     pruned = pruned_of(await events_state(scene.broker))
     assert pruned is not None
@@ -296,8 +299,6 @@ async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scen
     publisher = Publisher(scene.broker)
     piece = await scene.broker.request(f"$JS.API.STREAM.MSG.GET.{SNAPSHOTS}", {"last_by_subj": subject})
     if damage == "a byte":
-        import base64
-
         data = bytearray(base64.b64decode(piece["message"]["data"]))
         data[len(data) // 2] ^= 1
         await publisher.publish(Publication("damage", subject, {}, bytes(data)))
@@ -308,20 +309,21 @@ async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scen
     await publisher.stop()
     scene.correlator.running.cancel()
     await asyncio.gather(scene.correlator.running, return_exceptions=True)
-    async with correlating(scene.broker, MemoryCorrelatorStore(), ORDERS) as correlator:
+    async with correlating(scene.broker, MemoryCorrelatorStore(), unhurried(tmp_path)) as correlator:
         await correlator.problems.until(says)
         await correlator.problems.until("restore the stream SNAPSHOTS from its backup, or the correlator's database")
         assert await correlator.store.positions() == {}, "it has not begun with half of the stream"
-    assert says in await asyncio.to_thread(scene.farandole, "replay", code=1)
+    with pytest.raises(SnapshotError, match=says):
+        await scene.replay()
 
 
-async def test_an_old_backup_does_not_go_on_where_events_are_gone(scene: Scene) -> None:
+async def test_an_old_backup_does_not_go_on_where_events_are_gone(scene: Scene, tmp_path: Path) -> None:
     await scene.prune()
     scene.correlator.running.cancel()
     await asyncio.gather(scene.correlator.running, return_exceptions=True)
     old = MemoryCorrelatorStore()
     await old.claim((await events_state(scene.broker)).incarnation)
-    async with correlating(scene.broker, old, ORDERS) as correlator:
+    async with correlating(scene.broker, old, unhurried(tmp_path)) as correlator:
         await correlator.problems.until("and its database has read up to 0: restore the database from a later backup")
         assert set((await old.positions()).values()) == {0}
 
@@ -338,7 +340,7 @@ async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stay
     monkeypatch.undo()
     assert await scene.left_of_sagas(), "it was killed behind the mark"
     told = await asyncio.to_thread(scene.farandole.json, "prune")
-    assert told["removed"] > 0
+    assert told["removed"] > 0, "though nothing more may go"
     assert await scene.left_of_sagas() == []
     await tell(scene.broker, "next")
     await scene.correlator.until("next", Status.COMPLETED)
@@ -349,4 +351,6 @@ async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stay
     assert pruned.until == until
     info = await scene.broker.request(f"$JS.API.STREAM.INFO.{SNAPSHOTS}", {"subjects_filter": ">"})
     assert {subject.split(".")[1] for subject in info["state"]["subjects"]} == {pruned.snapshot}
-    assert "\nidentical: 5 sagas" in await asyncio.to_thread(scene.farandole, "replay")
+    verified = await scene.replay()
+    assert verified.comparison.are_identical
+    assert (verified.comparison.sagas, verified.folded.after) == (5, until)

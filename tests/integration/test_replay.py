@@ -13,12 +13,16 @@ import pytest
 
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
+from farandole.broker.streams import events_state
+from farandole.cli.replay_commands import replay
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.database import Database
 from farandole.envelope import Publication
+from farandole.errors import InvalidArgumentError
+from farandole.replay.replaying import extent_of
 from farandole.saga import Status
 from farandole.testing.brokers import BrokerUnderTest
-from tests.integration.correlators import HAPPY, ROOT, Correlator, correlating, tell
+from tests.integration.correlators import HAPPY, Correlator, correlating, tell, unhurried
 from tests.integration.farandole_command import Command
 
 Told = tuple[str, dict[str, object]]
@@ -28,6 +32,7 @@ REFUNDED: Told = (
     {"paymentId": "p", "amountCents": 5, "currency": "EUR", "reason": "lost"},
 )
 
+ACTIVE = "active-definitions"
 OPEN = ("paid", "undone", "early", "again")
 
 
@@ -49,21 +54,25 @@ class Scene:
 
 @pytest.fixture
 async def scene(broker: Broker, nats_server: BrokerUnderTest, tmp_path: Path) -> AsyncIterator[Scene]:
-    async with scene_on(f"sqlite:///{tmp_path}/correlator.db", broker, nats_server) as on_sqlite:
+    async with scene_on(f"sqlite:///{tmp_path}/correlator.db", broker, nats_server, tmp_path) as on_sqlite:
         yield on_sqlite
 
 
 @pytest.fixture
-async def scene_on_each(broker: Broker, nats_server: BrokerUnderTest, database_url: str) -> AsyncIterator[Scene]:
+async def scene_on_each(
+    broker: Broker, nats_server: BrokerUnderTest, database_url: str, tmp_path: Path
+) -> AsyncIterator[Scene]:
     """The same on SQLite and on PostgreSQL."""
-    async with scene_on(database_url, broker, nats_server) as on_each:
+    async with scene_on(database_url, broker, nats_server, tmp_path) as on_each:
         yield on_each
 
 
 @asynccontextmanager
-async def scene_on(database_url: str, broker: Broker, nats_server: BrokerUnderTest) -> AsyncIterator[Scene]:
+async def scene_on(
+    database_url: str, broker: Broker, nats_server: BrokerUnderTest, directory: Path
+) -> AsyncIterator[Scene]:
     store = SqlCorrelatorStore(Database(database_url))
-    async with correlating(broker, store) as correlator:
+    async with correlating(broker, store, unhurried(directory / ACTIVE)) as correlator:
         await tell(broker, "done")
         await tell(broker, "paid", HAPPY[:3])
         await tell(broker, "undone", [*HAPPY[:3], SHIPPING_FAILED, REFUNDED])
@@ -157,29 +166,28 @@ async def test_how_sagas_stood_is_told_by_sequence_and_by_time(scene: Scene) -> 
     told = await asyncio.to_thread(scene.farandole.json, "replay", "--until-sequence", str(second.fact.sequence))
     assert "paid" in [saga["sagaId"] for saga in told["open"]]
     assert sum(count["count"] for count in told["counts"]) == 2, "nothing of the later ones had been published"
-    missing = await run(scene.farandole, "replay", "--until-sequence", "20", "--saga", "last", code=1)
-    assert "there was no saga last yet" in missing
 
 
-async def test_what_can_not_be_replayed_is_said(scene: Scene) -> None:
-    for arguments, said in (
-        (["--until-sequence", "99999"], "--until-sequence: is 99999, and the stream ends at"),
-        (["--until-time", "yesterday"], "--until-time: is no time such as"),
-        (["--saga", "paid"], "now: farandole sagas show"),
-        (["--sagas", "services/correlator/sagas", "--until-sequence", "5"], "leave --until-… away"),
-        (["--sagas", "nowhere"], "nowhere"),
-        (["--database", "sqlite:///nowhere/at.db"], "there is no database nowhere/at.db"),
+async def test_what_can_not_be_replayed_is_said(scene: Scene, tmp_path: Path) -> None:
+    for wrong, says in (
+        ({"until_time": "yesterday"}, "--until-time: is no time such as"),
+        ({"saga_id": "paid"}, "now: farandole sagas show"),
+        ({"sagas": tmp_path, "until_sequence": 5}, "leave --until-… away"),
     ):
-        assert said in await run(scene.farandole, "replay", *arguments, code=2)
+        with pytest.raises(InvalidArgumentError, match=says):
+            replay(**wrong)
+    state = await events_state(scene.broker)
+    with pytest.raises(InvalidArgumentError, match="--until-sequence: is 99999, and the stream ends at"):
+        extent_of(state, sequence=99_999, time=None)
+    missing = await run(scene.farandole, "replay", "--database", "sqlite:///nowhere/at.db", code=2)
+    assert "there is no database nowhere/at.db" in missing
 
 
 async def test_a_changed_definition_is_tried_on_open_sagas(scene: Scene, tmp_path: Path) -> None:
     before = await scene.correlator.store.load(OPEN)
-    same = ROOT / "services" / "correlator" / "sagas"
-    assert "these definitions are the active ones" in await run(scene.farandole, "replay", "--sagas", str(same))
     changed = tmp_path / "sagas"
     changed.mkdir()
-    text = (same / "order-fulfilment.yaml").read_text()
+    text = (tmp_path / ACTIVE / "order-fulfilment.yaml").read_text()
     tried = text.replace('"1800s"', '"1s"').replace("version: 1", "version: 2")
     assert tried != text
     (changed / "order-fulfilment.yaml").write_text(tried)
@@ -191,7 +199,6 @@ async def test_a_changed_definition_is_tried_on_open_sagas(scene: Scene, tmp_pat
     assert [one["what"] for one in differing["paid"]["differences"]] == ["deadline"]
     await tell(scene.broker, "later")  # the stream's time goes on past the shorter deadline
     await scene.correlator.until("later", Status.COMPLETED)
-    told = await asyncio.to_thread(scene.farandole.json, "replay", "--sagas", str(changed))
     said = await run(scene.farandole, "replay", "--sagas", str(changed))
     assert "4 sagas would stand differently" in said
     assert "as if they had been active since before every saga: order-fulfilment v2" in said
@@ -202,7 +209,7 @@ async def test_a_definition_with_another_flow_is_tried(scene: Scene, tmp_path: P
     """One that completes an order once it is shipped: what is open would be over, and `done` has one event too many."""
     changed = tmp_path / "sagas"
     changed.mkdir()
-    text = (ROOT / "services" / "correlator" / "sagas" / "order-fulfilment.yaml").read_text()
+    text = (tmp_path / ACTIVE / "order-fulfilment.yaml").read_text()
     begin = text.index("- name: complete-order")
     (changed / "order-fulfilment.yaml").write_text(text[:begin].rstrip() + "\n")
     await tell(scene.broker, "shipped", HAPPY[:4])

@@ -23,8 +23,6 @@ from farandole.partitions import PARTITIONS
 _PAGE = 500
 _PAGE_BYTES = 8 * 1024 * 1024
 _ANSWER_SECONDS = 5.0
-_BEHIND_SECONDS = 0.1
-"""How long a replica that is behind is given before it is asked again."""
 _EVERYTHING = "events.>"
 _NO_MESSAGE_FOUND = 10037
 _SUBJECT, _SEQUENCE, _TIME, _PENDING = "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending"
@@ -49,19 +47,10 @@ async def stored_events(
 
 
 async def events_behind(broker: Broker, after: int, until: int) -> AsyncIterator[Sequence[StoredMessage]]:
-    """Every event that stands behind `after`, up to and with `until`, in stream order, page by page.
-
-    Complete, also where a replica of the stream answers that is behind: the leader is asked whether that was all, and
-    the rest waited for. Otherwise like `stored_events`.
-    """
-    while after < until:
-        async for page in _pages(broker, _EVERYTHING, after=after, until=until):
-            yield page
-            after = page[-1].sequence
-        following = await next_stored(broker, _EVERYTHING, after)
-        if following is None or following > until:
-            return
-        await asyncio.sleep(_BEHIND_SECONDS)
+    """Every event that stands behind `after`, up to and with `until`, in stream order, page by page. Otherwise like
+    `stored_events`."""
+    async for page in _pages(broker, _EVERYTHING, after=after, until=until):
+        yield page
 
 
 async def next_stored(broker: Broker, subject: str, after: int) -> int | None:
@@ -69,15 +58,8 @@ async def next_stored(broker: Broker, subject: str, after: int) -> int | None:
 
     The stream's leader answers. Raises what `Broker.request` does.
     """
-    try:
-        request = {"seq": after + 1, "next_by_subj": subject}
-        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", request)
-    except BrokerError as error:
-        if error.code == _NO_MESSAGE_FOUND:
-            return None
-        raise
-    sequence: int = answer["message"]["seq"]
-    return sequence
+    following = await _following(broker, subject, after)
+    return None if following is None else following.sequence
 
 
 async def stored_on(broker: Broker, subject: str, after: int) -> list[StoredMessage]:

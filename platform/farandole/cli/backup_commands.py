@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farandole.errors import InvalidArgumentError, SnapshotError
+from farandole.cli.stack_commands import FileOption, NatsOption
+from farandole.errors import InvalidArgumentError, SnapshotError, StackError
 
 if TYPE_CHECKING:
     from farandole.backup.backing_up import Manifest, Report
     from farandole.stack.plan import Plan
+    from farandole.stack.shape import NatsKind, Shape
 
 DirectoryArgument = Annotated[Path, typer.Argument(help="Of this one backup.", show_default=False)]
 StoreOption = Annotated[
@@ -28,9 +30,6 @@ StoreOption = Annotated[
         help="A database, where services are not those of the embedded stack; once for each.",
         show_default=False,
     ),
-]
-FileOption = Annotated[
-    Path | None, typer.Option("--file", "-f", help="The stack file; else farandole.yaml here or in a directory above.")
 ]
 
 
@@ -50,8 +49,12 @@ def restore(
     directory: DirectoryArgument,
     store: StoreOption = None,
     file: FileOption = None,
-    replicas: Annotated[
-        int | None, typer.Option("--replicas", min=1, max=5, help="Of the streams, where the broker has other servers.")
+    nats: NatsOption = "single",
+    stream_replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--stream-replicas", min=1, max=5, help="With --store: of the streams, where the broker has other servers."
+        ),
     ] = None,
 ) -> None:
     """Restore a backup into an empty place: a stack that has no data, or databases and a broker that are empty.
@@ -65,9 +68,9 @@ def restore(
     manifest = read_backup(directory)
     with _progress() as report:
         if given := _given(store):
-            _restore_into(directory, manifest, given, replicas, report)
+            _restore_into(directory, manifest, given, stream_replicas, report)
         else:
-            _restore_stack(directory, manifest, _plan(file), replicas, report)
+            _restore_stack(directory, manifest, _plan(file, _shape(manifest, nats)), report)
     _print_manifest(manifest)
     if not given:
         print_next(["farandole up", "farandole replay"])
@@ -92,21 +95,24 @@ def _restore_into(
     asyncio.run(_restore_streams(directory, manifest, replicas, report))
 
 
-def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, replicas: int | None, report: Report) -> None:
+def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, report: Report) -> None:
     from farandole.backup.backing_up import restore_stores
     from farandole.backup.stores import find_program
     from farandole.stack.bring_up import bring_up_servers
+    from farandole.stack.control import SupervisorClient
     from farandole.stack.take_down import take_down
 
+    if SupervisorClient(plan.home).state() is not None:
+        raise StackError("the stack is running, and holds data: a backup is restored into an empty place only")
     if plan.home.data.is_dir() and any(plan.home.data.iterdir()):
         raise SnapshotError(
             f"{plan.home.data} holds data already: a backup is restored into an empty place only; "
             "FARANDOLE_HOME names another one"
         )
-    bring_up_servers(plan, os.environ, Path.cwd())  # refuses where the stack runs: nothing was touched then
     try:
+        bring_up_servers(plan, os.environ, Path.cwd())
         restore_stores(directory, manifest, _stores(plan), find_program, report)
-        asyncio.run(_restore_streams(directory, manifest, replicas, report))
+        asyncio.run(_restore_streams(directory, manifest, len(plan.brokers) or None, report))
     except BaseException:
         take_down(plan)
         shutil.rmtree(plan.home.data)  # it was empty
@@ -122,20 +128,27 @@ async def _restore_streams(directory: Path, manifest: Manifest, replicas: int | 
         await restore_streams(directory, manifest, broker, report, replicas=replicas)
 
 
-def _plan(file: Path | None) -> Plan:
+def _plan(file: Path | None, shape: Shape | None = None) -> Plan:
     from farandole.stack.planning import make_plan
     from farandole.stack.stack_file import find_stack_file
 
-    return make_plan(file or find_stack_file(Path.cwd()), os.environ)
+    return make_plan(file or find_stack_file(Path.cwd()), os.environ, shape)
+
+
+def _shape(manifest: Manifest, nats: NatsKind) -> Shape:
+    """That of a stack into which a backup fits."""
+    from farandole.stack.shape import Shape
+
+    is_postgres = any(one.kind == "postgresql" for one in manifest.stores)
+    return Shape(database="postgres" if is_postgres else "sqlite", nats=nats)
 
 
 def _stores(plan: Plan) -> dict[str, str]:
-    """The database of every service of the stack, which its replicas share."""
-    return {
-        service.database: service.environment["FARANDOLE_DATABASE_URL"]
-        for service in plan.services
-        if service.kind == "service"
-    }
+    """The database of every service of the stack. What PostgreSQL's programs need to get in is set for this process."""
+    services = [service for service in plan.services if service.kind == "service"]
+    if plan.postgres is not None:
+        os.environ["PGPASSFILE"] = str(plan.postgres.passwords)
+    return {service.database: service.environment["FARANDOLE_DATABASE_URL"] for service in services}
 
 
 def _given(stores: list[str] | None) -> dict[str, str]:

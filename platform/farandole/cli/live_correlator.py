@@ -17,7 +17,7 @@ from farandole.errors import ConfigurationError, Fault
 from farandole.lifecycle import CORRELATOR
 from farandole.registry import Registry
 from farandole.settings import Settings
-from farandole.stack.home import Home
+from farandole.stack.planning import make_plan
 from farandole.stack.ports import CORRELATOR_PORT, default_nats_url
 from farandole.stack.provisioning import connect
 from farandole.stack.stack_file import find_stack_file
@@ -76,12 +76,16 @@ def _settings(database: str | None) -> Settings:
 
 
 def _stacks_database() -> str | None:
-    """That of the embedded stack whose file is here or above; None where there is none."""
+    """That of the embedded stack whose file is here or above; None where there is none, or it has no correlator. What
+    PostgreSQL needs to let this process in is set for it."""
     try:
-        file = find_stack_file(Path.cwd())
+        plan = make_plan(find_stack_file(Path.cwd()), os.environ)
     except ConfigurationError:
         return None
-    return Home.of(file.parent, os.environ).database_url(CORRELATOR)
+    if plan.postgres is not None:
+        os.environ.setdefault("PGPASSFILE", str(plan.postgres.passwords))
+    services = (service for service in plan.services if service.kind == "service" and service.database == CORRELATOR)
+    return next((service.environment["FARANDOLE_DATABASE_URL"] for service in services), None)
 
 
 def _refuse_missing(url: str) -> None:

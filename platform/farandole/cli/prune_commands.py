@@ -47,9 +47,9 @@ def prune(
     """
     from farandole.cli.output import quiet_logs
 
-    quiet_logs()
     if (without or forget) and not reason.strip():
         raise InvalidArgumentError("--reason", "is needed with --without and --forget: what was known is given up")
+    quiet_logs()
     if forget is not None:
         asyncio.run(_forget(forget, reason))
     else:
@@ -62,7 +62,6 @@ async def _prune(
     reasons: dict[str, str], until_sequence: int | None, database: str | None, *, dry_run: bool, as_json: bool
 ) -> None:
     from farandole.broker.pruned import pruned_of
-    from farandole.broker.streams import events_state
     from farandole.cli.live_correlator import live_correlator
     from farandole.correlator.inquiry import BrokerInquiry
     from farandole.replay.holds import find_holds
@@ -71,12 +70,11 @@ async def _prune(
 
     async with live_correlator(database) as correlator:
         broker = correlator.broker
-        state = await events_state(broker)
-        pruned = pruned_of(state)
-        done = pruned.until if pruned else 0
-        async with live_view(correlator.store, state) as live:
+        async with live_view(broker, correlator.store) as live:
+            pruned = pruned_of(live.state)
+            done = pruned.until if pruned else 0
             inquiry = BrokerInquiry(broker, time_limit_seconds=3.0)
-            holds = await find_holds(broker, live, state=state, inquiry=inquiry, without=reasons)
+            holds = await find_holds(broker, live, inquiry=inquiry, without=reasons)
             until = min(holds.until, until_sequence or holds.until)
             if not as_json:
                 _print_holds(holds, until, done, until_sequence)
@@ -90,7 +88,7 @@ async def _prune(
                     removed = await pruning.remove(done)
                     _print_nothing(done, removed, holds, as_json=as_json)
                     return
-                outcome = await pruning.prune(live, holds, until, state=state, reasons=reasons)
+                outcome = await pruning.prune(live, holds, until, reasons=reasons)
     _print_outcome(outcome, as_json=as_json)
 
 

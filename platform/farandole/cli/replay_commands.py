@@ -66,7 +66,6 @@ def replay(
     """
     from farandole.cli.output import quiet_logs
 
-    quiet_logs()
     time = None if until_time is None else _moment(until_time)
     is_earlier = until_sequence is not None or time is not None
     if sagas is not None and is_earlier:
@@ -75,6 +74,7 @@ def replay(
         raise InvalidArgumentError(
             "--saga", "shows one saga as of --until-sequence or --until-time; now: farandole sagas show"
         )
+    quiet_logs()
     if sagas is not None:
         asyncio.run(_try(sagas, database, limit, as_json=as_json))
     elif is_earlier:
@@ -84,17 +84,12 @@ def replay(
 
 
 async def _compare(database: str | None, limit: int, *, as_json: bool) -> None:
-    from farandole.broker.streams import events_state
     from farandole.cli.live_correlator import live_correlator
     from farandole.replay.replaying import live_view, verify
 
-    async with live_correlator(database) as correlator:
-        state = await events_state(correlator.broker)
-        async with live_view(correlator.store, state) as live:
-            with progress("folding the stream") as report:
-                verified = await verify(
-                    correlator.broker, live, registry=correlator.registry, state=state, report=report
-                )
+    async with live_correlator(database) as correlator, live_view(correlator.broker, correlator.store) as live:
+        with progress("folding the stream") as report:
+            verified = await verify(correlator.broker, live, registry=correlator.registry, report=report)
     _print_verified(verified, limit, as_json=as_json)
     if not verified.comparison.are_identical:
         raise typer.Exit(DIFFERS)
@@ -207,7 +202,6 @@ async def _show_earlier(
 
 
 async def _try(directory: Path, database: str | None, limit: int, *, as_json: bool) -> None:
-    from farandole.broker.streams import events_state
     from farandole.cli.live_correlator import live_correlator
     from farandole.definition_files import load_definitions
     from farandole.replay.replaying import live_view
@@ -215,11 +209,10 @@ async def _try(directory: Path, database: str | None, limit: int, *, as_json: bo
 
     async with live_correlator(database) as correlator:
         definitions = load_definitions(directory, correlator.registry)
-        state = await events_state(correlator.broker)
-        async with live_view(correlator.store, state) as live:
+        async with live_view(correlator.broker, correlator.store) as live:
             with progress("folding the stream under these definitions") as report:
                 trial = await try_definitions(
-                    correlator.broker, live, definitions, registry=correlator.registry, state=state, report=report
+                    correlator.broker, live, definitions, registry=correlator.registry, report=report
                 )
     _print_trial(trial, limit, as_json=as_json)
 

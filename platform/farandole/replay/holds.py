@@ -70,11 +70,10 @@ class _Consumer:
     """Whether there is nothing that it has yet to get or to acknowledge."""
 
 
-async def find_holds(
-    broker: Broker, live: LiveView, *, state: StreamState, inquiry: Inquiry, without: Collection[str]
-) -> Holds:
-    """What holds pruning back now. `state` is from before the live view; `without` names the participants that need
-    not answer. Raises what the broker does."""
+async def find_holds(broker: Broker, live: LiveView, *, inquiry: Inquiry, without: Collection[str]) -> Holds:
+    """What holds pruning back now; `without` names the participants that need not answer. Raises what the broker
+    does."""
+    state = live.state  # older than what consumers and participants tell now: what came since is not let go
     holds = Holds()
     holds.found.append(Hold(CORRELATOR, live.first_position, "has folded so far"))
     participants, known = _hold_records(holds, live)

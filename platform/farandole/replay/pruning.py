@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from farandole.broker.connection import Broker
 from farandole.broker.pruned import Pruned, mark_pruned, pruned_of, purge
-from farandole.broker.streams import StreamState, events_state
+from farandole.broker.streams import events_state
 from farandole.correlator.definitions import ACTIVATED, RETIRED
 from farandole.correlator.snapshots import (
     Snapshot,
@@ -52,9 +52,7 @@ class Pruning:
         self._registry = registry
         self._report = report
 
-    async def prune(
-        self, live: LiveView, holds: Holds, until: int, *, state: StreamState, reasons: Mapping[str, str]
-    ) -> PrunedStream:
+    async def prune(self, live: LiveView, holds: Holds, until: int, *, reasons: Mapping[str, str]) -> PrunedStream:
         """Removes everything up to a sequence, which nothing of `holds` needs.
 
         `reasons` tells, by participant, why it was passed over. Raises `PreconditionError`, with nothing removed, where
@@ -64,9 +62,9 @@ class Pruning:
         if until > holds.until:
             tightest = holds.found[0]
             raise PreconditionError(f"{tightest.what} holds what stands behind {tightest.until}", reason="HELD")
-        verified = await verify(self._broker, live, registry=self._registry, state=state, report=self._report)
+        verified = await verify(self._broker, live, registry=self._registry, report=self._report)
         _refuse_different(verified.comparison, "the live records are not what the stream makes of them")
-        snapshot = await store_snapshot(self._broker, live.contents, state=state, position=live.first_position)
+        snapshot = await store_snapshot(self._broker, live.contents, state=live.state, position=live.first_position)
         await self._prove(snapshot, needed=until)
         before = pruned_of(await events_state(self._broker))
         readers, told = (before.readers, before.reasons) if before else ({}, {})
@@ -83,15 +81,14 @@ class Pruning:
 
     async def _prove(self, snapshot: Snapshot, *, needed: int) -> None:
         """That whoever begins from the snapshot, as the stream has it, comes to the live records."""
-        state = await events_state(self._broker)
-        async with live_view(self._store, state) as live, empty_store() as store:
-            await restore_snapshot(self._broker, snapshot.id, store, state=state, needed=needed)
+        async with live_view(self._broker, self._store) as live, empty_store() as store:
+            await restore_snapshot(self._broker, snapshot.id, store, state=live.state, needed=needed)
             await fold_stream(
                 self._broker,
                 store,
                 ToldDefinitions(),
                 registry=self._registry,
-                state=state,
+                state=live.state,
                 extent=live.extent,
                 report=self._report,
             )

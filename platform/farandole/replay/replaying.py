@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from farandole.broker.connection import Broker
-from farandole.broker.streams import StreamState, check_position
+from farandole.broker.streams import StreamState, check_position, events_state
 from farandole.correlator.contents import PartitionPosition, reading, writing
 from farandole.correlator.snapshots import begin_from_snapshot
 from farandole.correlator.store import CorrelatorStore
@@ -33,6 +33,8 @@ class LiveView:
     """All of it, see `farandole.correlator.contents`."""
     extent: Extent
     """How far each partition was folded."""
+    state: StreamState
+    """Of the stream, a moment later: it reaches at least as far."""
 
     @property
     def first_position(self) -> int:
@@ -49,17 +51,17 @@ class Verified:
 
 
 @asynccontextmanager
-async def live_view(store: CorrelatorStore, state: StreamState) -> AsyncIterator[LiveView]:
+async def live_view(broker: Broker, store: CorrelatorStore) -> AsyncIterator[LiveView]:
     """What the live store holds now, in a file that goes after. Raises `PreconditionError` where it has folded nothing,
     and `StreamIncarnationError` where it belongs to another stream."""
     with TemporaryDirectory(prefix="farandole-live-") as directory:
-        yield await take_view(store, state, Path(directory) / "live")
+        yield await _take_view(broker, store, Path(directory) / "live")
 
 
-async def take_view(store: CorrelatorStore, state: StreamState, path: Path) -> LiveView:
-    """Writes what the live store holds into a new file. Otherwise like `live_view`."""
+async def _take_view(broker: Broker, store: CorrelatorStore, path: Path) -> LiveView:
     with writing(path) as take:
         await store.export(take)
+    state = await events_state(broker)
     until = dict.fromkeys(range(PARTITIONS), 0)
     for item in reading(path):
         if not isinstance(item, PartitionPosition):
@@ -71,12 +73,12 @@ async def take_view(store: CorrelatorStore, state: StreamState, path: Path) -> L
             "the live store has not folded anything yet: start the correlator, or name its database by --database",
             reason="NOTHING_FOLDED",
         )
-    return LiveView(path, Extent(until))
+    return LiveView(path, Extent(until), state)
 
 
-async def verify(broker: Broker, live: LiveView, *, registry: Registry, state: StreamState, report: Report) -> Verified:
+async def verify(broker: Broker, live: LiveView, *, registry: Registry, report: Report) -> Verified:
     """Folds the stream as far as a live view, and compares. Raises what the stores and the broker do."""
-    async with replayed(broker, live.extent, registry=registry, state=state, report=report) as (store, folded):
+    async with replayed(broker, live.extent, registry=registry, state=live.state, report=report) as (store, folded):
         return Verified(folded, await compare_with(live, store))
 
 

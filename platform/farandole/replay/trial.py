@@ -14,7 +14,6 @@ from itertools import takewhile
 from farandole.advance import pending_lifecycle
 from farandole.broker.connection import Broker
 from farandole.broker.pruned import pruned_of
-from farandole.broker.streams import StreamState
 from farandole.correlator.contents import Item, PartitionPosition, reading
 from farandole.correlator.queries import RecordedSaga, StoredDefinition
 from farandole.correlator.store import CorrelatorStore
@@ -67,7 +66,6 @@ async def try_definitions(
     definitions: Sequence[Definition],
     *,
     registry: Registry,
-    state: StreamState,
     report: Report,
 ) -> Trial:
     """Folds the stream as far as a live view with other definitions in place of those of their names.
@@ -86,9 +84,9 @@ async def try_definitions(
     async with empty_store() as store:
         tried = TriedDefinitions(changed)
         trial.folded = await fold_stream(
-            broker, store, tried, registry=registry, state=state, extent=live.extent, report=report
+            broker, store, tried, registry=registry, state=live.state, extent=live.extent, report=report
         )
-        pruned = pruned_of(state)
+        pruned = pruned_of(live.state)
         judged = _Judged(trial, tried, store, pruned.until if pruned else 0)
         await judged.open_sagas(live)
         await judged.new_sagas(live)

@@ -124,7 +124,7 @@ def bring_up_servers(
     *,
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
-    """Starts the supervisor and the embedded servers alone: brokers without any stream, and empty databases.
+    """Starts the embedded servers alone, with empty databases and without any stream: for what comes before services.
 
     Raises `StackError` where the stack is running already, and like `bring_up`.
     """
@@ -132,12 +132,14 @@ def bring_up_servers(
     client = SupervisorClient(plan.home)
     if client.state() is not None:
         raise StackError("the stack is running; `farandole down` first")
+    deadline = time.monotonic() + timeout_seconds
     _clear_the_way(plan, environment)
     _start_supervisor(plan, environment, callers_directory, client)
-    deadline = time.monotonic() + timeout_seconds
-    for server in plan.services:
-        if server.kind != "service":
-            start_service(plan, server.name, environment, callers_directory, timeout_seconds=timeout_seconds)
+    servers = [service.name for service in plan.services if service.kind != "service"]
+    for name in servers:  # all of them first: a server of a cluster does not serve alone
+        client.start(name, overriding(passed_on(environment, callers_directory)))
+    for name in servers:
+        start_service(plan, name, environment, callers_directory, timeout_seconds=timeout_seconds)
     if plan.postgres is not None:
         _make_databases(plan, deadline)
 
