@@ -79,8 +79,10 @@ from farandole.worker import FirstHeard, Handled, Position
 
 _CACHED_KEYS = 20_000
 """By who has all partitions; others keep as much less as they have fewer."""
-_MOST_DUE = 500
-"""How many sagas of a partition are told at a time that they are late; the next ones after the next tick."""
+_MOST_DUE = 100
+"""How many sagas of a partition are told at a time that they are late; the next ones once that has been read back."""
+_TOLD_SECONDS = 3.0
+"""Where there are more, those who were told are not told again before so long."""
 _OWNER_SECONDS = 0.5
 """How long who has made sure that nobody has taken over may take to tell anyone anything without making sure again."""
 _AGAIN_SECONDS = 0.5
@@ -134,6 +136,18 @@ async def _as_it_is(_store: CorrelatorStore) -> None:
     """Begins with a store as it is."""
 
 
+@dataclass(slots=True)
+class _Told:
+    """Sagas of a partition that have been told that they are late, where there are more of them."""
+
+    now: datetime
+    """The stream's time by which they are."""
+    at: float
+    """When they were told, by the monotonic clock."""
+    waiting: set[str]
+    """The message ids that have not been read back."""
+
+
 class CorrelatorBatchHandler:
     """The correlator's `farandole.worker.BatchHandler` for some partitions."""
 
@@ -174,6 +188,8 @@ class CorrelatorBatchHandler:
         self._watch = DeadlinesWatch(monotonic)
         self._monotonic = monotonic
         self._races = Races(monotonic)
+        self._told: dict[int, _Told] = {}
+        """By partition."""
         self._unreadable: Mapping[int, Reason] = {}
         """By sequence: what the stream says of events behind the position at which this session began."""
         self._claim: Claim | None = None
@@ -195,6 +211,7 @@ class CorrelatorBatchHandler:
         self._claim = await self._store.claim(incarnation, self.partitions, held=self._claim)
         self._watch.begin(await self._store.next_deadlines(self.partitions))
         self._races = Races(self._monotonic)
+        self._told.clear()
         return Position(self._claim.position, self._claim.incarnation, self._claim.time, self._claim.epoch)
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
@@ -243,7 +260,8 @@ class CorrelatorBatchHandler:
         if self._watch.wants_refreshing:
             self._watch.refresh(await self._store.next_deadlines(self.partitions))
         attempts = [self._tick(partition, tick_id) for partition, tick_id in self._watch.ask().items()]
-        answers = self._races.lost() | self._watch.take_answers()
+        answered = {p: now for p, now in self._watch.take_answers().items() if not self._is_waiting(p)}
+        answers = self._races.lost() | answered
         account = self._telemetry.account()
         late = [await self._late(partition, now, account) for partition, now in answers.items()]
         if late:
@@ -301,6 +319,8 @@ class CorrelatorBatchHandler:
             self._watch.answered(partition, now)
         if folding.before:
             self._watch.outdate()
+        for key, identity in folding.read_back:
+            self._read_back(key, identity)
         return Handled(committed.publications, folding.read_back)
 
     def _activations(self, messages: Iterable[StoredMessage]) -> list[Activation]:
@@ -338,7 +358,26 @@ class CorrelatorBatchHandler:
                     late.time_outs.append(TimeOut(publication, f"events.{partition}.{definition.commit_event}"))
                 else:
                     late.publications.append(publication)
+        self._told.pop(partition, None)
+        if len(found) == _MOST_DUE:
+            told = (*late.publications, *(time_out.publication for time_out in late.time_outs))
+            self._told[partition] = _Told(now, self._monotonic(), {one.headers["Nats-Msg-Id"] for one in told})
         return late
+
+    def _is_waiting(self, partition: int) -> bool:
+        """Whether sagas that are late were told just now, and are to be read back before others are told."""
+        told = self._told.get(partition)
+        return told is not None and self._monotonic() - told.at < _TOLD_SECONDS
+
+    def _read_back(self, key: str, identity: str) -> None:
+        """An event of its own was read and committed: where it was the last of those told, others are to be told."""
+        partition = partition_of(key)
+        told = self._told.get(partition)
+        if told is not None and identity in told.waiting:
+            told.waiting.remove(identity)
+            if not told.waiting:
+                del self._told[partition]
+                self._watch.go_on(partition, told.now)
 
     async def _begin_races(self, late: Sequence[_Late]) -> list[Publication]:
         """The time-outs to publish, each to be refused where a commit event comes before it."""
