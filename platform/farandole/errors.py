@@ -17,6 +17,7 @@ FarandoleError
 │   │   └── ReaderReplacedError       another process reads the consumer that this one read
 │   ├── LanesDifferError          replicas of one service have different numbers of lanes
 │   └── SnapshotError             a snapshot or a backup is missing, damaged, or of another format
+├── PluginError               a plug-in is not installed, can't be loaded, or raised
 ├── StackError                the embedded stack, or a service in it, can't be started, stopped or reached
 └── QueryError                a request can't be answered
     ├── InvalidArgumentError      names the field
@@ -123,6 +124,10 @@ class LanesDifferError(StoreError):
 
 class SnapshotError(StoreError):
     """A snapshot or a backup is missing, damaged, or of another format."""
+
+
+class PluginError(FarandoleError):
+    """A plug-in is not installed, can't be loaded, or raised; names it, and what its own error says."""
 
 
 class StackError(FarandoleError):

@@ -28,6 +28,7 @@ from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerError, FencedError, ReaderReplacedError, StoreError, StoreUnavailableError
 from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS
+from farandole.telemetry import NO_TELEMETRY, Telemetry
 
 _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
 _ONE_OF_TWO = "stop one of the two, then restart the one that stays"
@@ -170,6 +171,7 @@ class Worker:
         batch_size: int,
         report: Callable[[str, str | None], None],
         hold_until_caught_up: bool,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         """`report(check, problem)` takes what health should know, under `events`, `outbox` and `dependencies`.
 
@@ -184,7 +186,7 @@ class Worker:
         self._batch_size = batch_size
         self._report = report
         self._hold = hold_until_caught_up
-        self._publisher = Publisher(broker)
+        self._publisher = Publisher(broker, telemetry)
         self._relay = OutboxRelay(self._publisher)
         self._lock = asyncio.Lock()
         self._attempts = Attempts(self._publisher)
@@ -237,6 +239,11 @@ class Worker:
     def refused(self) -> Sequence[Refused]:
         """The outbox rows that the broker refuses."""
         return self._relay.refused
+
+    @property
+    def unpublished(self) -> Sequence[OutboxRow]:
+        """The outbox rows that the broker has not acknowledged, in the order in which they were written."""
+        return self._relay.unpublished
 
     def publish_rows(self, rows: Sequence[OutboxRow]) -> None:
         """Publishes outbox rows that were committed elsewhere, as by a remote procedure call."""

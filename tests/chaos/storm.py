@@ -78,7 +78,7 @@ class Plan:
                 long_stops=max(2, round(minutes * 0.7)),
                 broker_disk=max(1, round(minutes / 2)),
                 long_stop_seconds=durations.saga * 1.4,
-                leader=15,
+                leader=14,
                 session=6,
             ),
         )

@@ -15,6 +15,7 @@ PACKAGES = {
     "The loop that both share": "broker",
     "The correlator": "correlator",
     "Replay, prune and backup": "replay",
+    "Telemetry": "telemetry",
     "The simulation": "testing/simulation",
 }
 

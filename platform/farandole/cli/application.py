@@ -10,6 +10,7 @@ from farandole.cli import (
     dead_letter_verbs,
     event_commands,
     health_commands,
+    plugin_commands,
     prune_commands,
     replay_commands,
     saga_commands,
@@ -33,6 +34,7 @@ application.command("status")(stack_commands.status)
 application.command("logs")(stack_commands.logs)
 application.command("healthy")(health_commands.healthy)
 application.command("correlator")(event_commands.correlator)
+application.command("plugins")(plugin_commands.plugins)
 application.command("provision")(event_commands.provision)
 application.command("pub")(event_commands.pub)
 application.command("replay")(replay_commands.replay)

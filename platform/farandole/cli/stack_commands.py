@@ -22,6 +22,10 @@ FileOption = Annotated[
     Path | None, typer.Option("--file", "-f", help="The stack file; else farandole.yaml here or in a directory above.")
 ]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=1, help="How many seconds to wait for health.")]
+UpTimeoutOption = Annotated[
+    float | None,
+    typer.Option("--timeout", min=1, help="How many seconds to wait for health; else 60, of many processes longer."),
+]
 ServiceArgument = Annotated[str, typer.Argument(help="A service of the stack file.", show_default=False)]
 ReplicasOption = Annotated[
     int,
@@ -52,7 +56,7 @@ def _plan(file: Path | None, shape: Shape | None = None) -> Plan:
 
 def up(
     file: FileOption = None,
-    timeout: TimeoutOption = 60.0,
+    timeout: UpTimeoutOption = None,
     replicas: ReplicasOption = 1,
     database: DatabaseOption = "sqlite",
     nats: NatsOption = "single",
@@ -72,8 +76,7 @@ def up(
     out.print(_status_table(done.status))
     out.print()
     out.print(_what_was_done(done), markup=False)
-    if plan.shape != Shape():
-        out.print(f"it runs as {plan.shape}", markup=False)
+    _tell_shape(done.status)
     suggestions = plan.suggestions()
     if suggestions:
         out.print("\nTry next:")
@@ -120,6 +123,15 @@ def _shown_progress() -> Iterator[Any]:
         told.update(lines)
 
     yield tell
+
+
+def _tell_shape(status: StackStatus) -> None:
+    """Says in which shape a stack runs, where that is not the usual one."""
+    from farandole.cli.output import console
+    from farandole.stack.shape import Shape
+
+    if status.shape != Shape():
+        console().print(f"it runs as {status.shape}", markup=False)
 
 
 def _standing(service: ServiceStatus) -> str:
@@ -184,6 +196,7 @@ def status(file: FileOption = None, as_json: JsonOption = False) -> None:
         return
     out = console()
     out.print(_status_table(found))
+    _tell_shape(found)
     if found.supervisor_pid is None:
         running = any(service.pid for service in found.services)
         out.print("\nits supervisor was killed; `farandole up` puts that right" if running else "\nnothing is running")

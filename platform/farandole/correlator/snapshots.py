@@ -23,7 +23,7 @@ import structlog
 from farandole.broker.connection import Broker
 from farandole.broker.pruned import pruned_of
 from farandole.broker.publisher import Publisher
-from farandole.broker.streams import EVENTS, SNAPSHOTS, StreamState, events_state, make_snapshots_stream
+from farandole.broker.streams import EVENTS, SNAPSHOTS, SNAPSHOTS_STREAM, StreamState, events_state, fit_stream
 from farandole.correlator.contents import FORMAT, reading
 from farandole.correlator.store import CorrelatorStore
 from farandole.envelope import Publication
@@ -61,7 +61,7 @@ async def store_snapshot(broker: Broker, contents: Path, *, state: StreamState, 
 
     Raises what the broker does; what was stored so far is no snapshot then.
     """
-    await make_snapshots_stream(broker, replicas=state.config.get("num_replicas", 1))
+    await fit_stream(broker, SNAPSHOTS_STREAM, replicas=state.config.get("num_replicas", 1))
     snapshot_id = f"{position}-{secrets.token_hex(4)}"
     digest = hashlib.sha256()
     publisher = Publisher(broker)

@@ -23,6 +23,8 @@ from farandole.stack.status import ServiceStatus, StackStatus, combine
 from farandole.stack.supervisor_lock import SUPERVISOR, supervisor_lock
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
+_PROCESS_SECONDS = 5.0
+"""How much longer many processes may take, which share the machine."""
 
 _SUPERVISOR_START_SECONDS = 15.0
 _POLL_SECONDS = 0.1
@@ -60,7 +62,7 @@ def bring_up(
     environment: Mapping[str, str],
     callers_directory: Path,
     *,
-    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    timeout_seconds: float | None = None,
     report: Report,
 ) -> BroughtUp:
     """Starts the supervisor, where there is none, and every service that does not run; waits until all serve.
@@ -73,6 +75,8 @@ def bring_up(
     or not all services serve in time; the stack is left as it is then. Raises `ConfigurationError` or `BrokerError`
     where provisioning does.
     """
+    if timeout_seconds is None:
+        timeout_seconds = max(DEFAULT_TIMEOUT_SECONDS, len(plan.services) * _PROCESS_SECONDS)
     plan.home.prepare()
     client = SupervisorClient(plan.home)
     deadline = time.monotonic() + timeout_seconds

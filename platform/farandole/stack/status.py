@@ -10,6 +10,7 @@ from farandole.stack.control import ServiceState, State, SupervisorClient, Super
 from farandole.stack.health import Probe, ask_all
 from farandole.stack.plan import Plan
 from farandole.stack.processes import live_processes
+from farandole.stack.shape import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class StackStatus:
     """A whole stack."""
 
     home: str
+    shape: Shape
     supervisor_pid: int | None
     services: tuple[ServiceStatus, ...]
 
@@ -66,6 +68,7 @@ def combine(plan: Plan, supervisor: SupervisorState | None, services: Sequence[S
     health = dict(zip((service.name for service in running), ask_all(probes), strict=True))
     return StackStatus(
         home=str(plan.home.directory),
+        shape=plan.shape,
         supervisor_pid=supervisor.pid if supervisor else None,
         services=tuple(
             ServiceStatus(
