@@ -67,6 +67,7 @@ docker-engine:
 # The demo asks where the containers are published; an offset moves only the embedded stack's ports.
 .PHONY: compose-up
 compose-up: docker-engine $(VENV)/runtime ## build and start everything in containers; when all are healthy, run the demo
+	@deploy/make-passwords.sh
 	@docker compose up --build --detach --wait --wait-timeout 300
 	@env -u FARANDOLE_PORT_OFFSET -u FARANDOLE_NATS_URL $(BIN)/python -m services.demo
 

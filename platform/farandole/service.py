@@ -211,7 +211,7 @@ async def create_tables(participant: Participant, database: Database) -> None:
     await migrate(database, PARTICIPANT)
     await database.create(participant.metadata, if_earlier=PARTICIPANT.if_older)
     if participant.seed is not None:
-        await database.write(participant.seed)
+        await database.write_alone(participant.seed)
 
 
 class _ParticipantService(ParticipantServiceServicer):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import sqlalchemy as sa
@@ -47,6 +48,17 @@ async def postgresql(postgres_url: str) -> AsyncIterator[SqlCorrelatorStore]:
     await store.close()
 
 
+USUAL_PAGES = [
+    (wanted, order, descending)
+    for descending in (False, True)
+    for wanted, order in [
+        *((None, order) for order in SagaOrder),
+        (Comparison("status", Operator.EQUAL, Status.RUNNING), SagaOrder.UPDATE_TIME),
+        (Comparison("definition", Operator.EQUAL, "order-fulfilment"), SagaOrder.UPDATE_TIME),
+    ]
+]
+
+
 class TestMemoryStore(CorrelatorStoreConformance):
     @pytest.fixture
     def store(self) -> CorrelatorStore:
@@ -65,15 +77,14 @@ class TestPostgresqlStore(CorrelatorStoreConformance):
         return postgresql
 
 
-async def test_sqlite_keeps_everything_across_processes(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/correlator.db"
-    first = SqlCorrelatorStore(Database(url))
+async def test_everything_is_kept_across_processes(database_url: str) -> None:
+    first = SqlCorrelatorStore(Database(database_url))
     await first.open()
     claim = await record(first, saga("a"))
     await first.commit(claim, FoldedBatch(8, dead_letters=(dead_letter(8),)))
     waiting = await first.waiting_publications()
     await first.close()
-    second = SqlCorrelatorStore(Database(url))
+    second = SqlCorrelatorStore(Database(database_url))
     await second.open()
     assert (await second.load(["a"]))["a"] == (saga("a"),)
     assert await second.waiting_publications() == waiting
@@ -112,15 +123,7 @@ async def test_sqlite_finds_what_is_due_without_walking_all_sagas(
     assert all("INDEX saga_by_next_deadline (partition=? AND next_deadline" in step for step in steps), steps
 
 
-@pytest.mark.parametrize("descending", [False, True])
-@pytest.mark.parametrize(
-    ("wanted", "order"),
-    [
-        *((None, order) for order in SagaOrder),
-        (Comparison("status", Operator.EQUAL, Status.RUNNING), SagaOrder.UPDATE_TIME),
-        (Comparison("definition", Operator.EQUAL, "order-fulfilment"), SagaOrder.UPDATE_TIME),
-    ],
-)
+@pytest.mark.parametrize(("wanted", "order", "descending"), USUAL_PAGES)
 async def test_sqlite_finds_every_usual_page_without_sorting_all_sagas(
     sqlite: SqlCorrelatorStore, wanted: Filter | None, order: SagaOrder, descending: bool
 ) -> None:
@@ -131,6 +134,46 @@ async def test_sqlite_finds_every_usual_page_without_sorting_all_sagas(
     )
     steps = [row[3] for row in plan]
     assert all("USING INDEX saga_by_" in step for step in steps), steps
+
+
+async def postgresql_plan(store: SqlCorrelatorStore, statement: sa.Select[Any]) -> list[str]:
+    """What PostgreSQL does for a statement where there is too much to read or to sort it all."""
+    compiled = statement.compile(dialect=store._database._writer.dialect, compile_kwargs={"render_postcompile": True})
+
+    def plan(connection: sa.Connection) -> list[str]:
+        for way in ("seqscan", "sort", "bitmapscan"):
+            connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+        return [
+            " ".join(line.split())
+            for (line,) in connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {compiled}", compiled.params)
+        ]
+
+    return await store._database.write(plan)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [SELECT_DUE.params(of_partition=1, until=1, how_many=1), SELECT_NEXT_DEADLINES],
+    ids=["due", "next deadlines"],
+)
+async def test_postgresql_finds_what_is_due_without_walking_all_sagas(
+    postgresql: SqlCorrelatorStore, statement: sa.Select[Any]
+) -> None:
+    plan = "\n".join(await postgresql_plan(postgresql, statement))
+    assert "using saga_by_next_deadline on saga" in plan
+    assert re.search(r"Index Cond: \(\(?partition = ", plan)
+    for walk in ("Seq Scan", "-> Sort", "Filter"):  # an incremental one sorts those that are due at the same moment
+        assert walk not in plan, plan
+
+
+@pytest.mark.parametrize(("wanted", "order", "descending"), USUAL_PAGES)
+async def test_postgresql_finds_every_usual_page_without_sorting_all_sagas(
+    postgresql: SqlCorrelatorStore, wanted: Filter | None, order: SagaOrder, descending: bool
+) -> None:
+    plan = "\n".join(await postgresql_plan(postgresql, saga_page_statement(SagaQuery(wanted, order, descending))))
+    assert "using saga_by_" in plan
+    for walk in ("Seq Scan", "Sort"):
+        assert walk not in plan, plan
 
 
 SAGAS = [
@@ -209,13 +252,17 @@ DEAD_LETTER_FILTERS = filters(
 )
 
 
+Stores: TypeAlias = tuple[CorrelatorStore, ...]
+
+
 @pytest.fixture
-async def both(sqlite: SqlCorrelatorStore) -> tuple[MemoryCorrelatorStore, SqlCorrelatorStore]:
-    memory = MemoryCorrelatorStore()
-    for store in (memory, sqlite):
+async def stores(sqlite: SqlCorrelatorStore, postgresql: SqlCorrelatorStore) -> Stores:
+    """One of each kind, with the same in them."""
+    stores = (MemoryCorrelatorStore(), sqlite, postgresql)
+    for store in stores:
         batch = FoldedBatch(1, new(*SAGAS), dead_letters=LETTERS, closed_dead_letters=CLOSED)
         await store.commit(await store.claim(INCARNATION), batch)
-    return memory, sqlite
+    return stores
 
 
 ONE_STORE_FOR_ALL_EXAMPLES = settings(
@@ -225,24 +272,23 @@ ONE_STORE_FOR_ALL_EXAMPLES = settings(
 
 @ONE_STORE_FOR_ALL_EXAMPLES
 @given(wanted=SAGA_FILTERS, order=st.sampled_from(SagaOrder), descending=st.booleans())
-async def test_memory_and_sqlite_agree_on_every_filter_of_sagas(
-    both: tuple[MemoryCorrelatorStore, SqlCorrelatorStore], wanted: Filter, order: SagaOrder, descending: bool
+async def test_all_stores_agree_on_every_filter_of_sagas(
+    stores: Stores, wanted: Filter, order: SagaOrder, descending: bool
 ) -> None:
-    memory, sqlite = both
+    memory, *others = stores
     query = SagaQuery(wanted, order, descending, limit=7)
-    ours, theirs = await memory.list_sagas(query), await sqlite.list_sagas(query)
-    assert ours == theirs
-    assert await memory.summarize(wanted) == await sqlite.summarize(wanted)
+    for other in others:
+        assert await memory.list_sagas(query) == await other.list_sagas(query)
+        assert await memory.summarize(wanted) == await other.summarize(wanted)
 
 
 @ONE_STORE_FOR_ALL_EXAMPLES
 @given(wanted=DEAD_LETTER_FILTERS)
-async def test_memory_and_sqlite_agree_on_every_filter_of_dead_letters(
-    both: tuple[MemoryCorrelatorStore, SqlCorrelatorStore], wanted: Filter
-) -> None:
-    memory, sqlite = both
+async def test_all_stores_agree_on_every_filter_of_dead_letters(stores: Stores, wanted: Filter) -> None:
+    memory, *others = stores
     query = DeadLetterQuery(wanted, limit=7)
-    assert await memory.list_dead_letters(query) == await sqlite.list_dead_letters(query)
+    for other in others:
+        assert await memory.list_dead_letters(query) == await other.list_dead_letters(query)
 
 
 def test_the_sample_has_sagas_of_every_kind() -> None:
