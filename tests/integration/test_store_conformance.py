@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -27,9 +28,21 @@ from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore, FoldedBa
 from farandole.database import Database
 from farandole.envelope import Reason
 from farandole.errors import StoreUnavailableError
+from farandole.lanes import Lanes
 from farandole.saga import Cause, Health, Saga, Status
 from farandole.testing import CorrelatorStoreConformance
-from farandole.testing.store_conformance import INCARNATION, at, closed, dead_letter, new, record, saga
+from farandole.testing.store_conformance import (
+    INCARNATION,
+    at,
+    closed,
+    dead_letter,
+    definition,
+    key_of,
+    new,
+    publication,
+    record,
+    saga,
+)
 
 
 @pytest.fixture
@@ -75,6 +88,53 @@ class TestPostgresqlStore(CorrelatorStoreConformance):
     @pytest.fixture
     def store(self, postgresql: SqlCorrelatorStore) -> CorrelatorStore:
         return postgresql
+
+
+@pytest.fixture
+async def replicas(postgres_url: str) -> AsyncIterator[list[SqlCorrelatorStore]]:
+    """The stores of four replicas, which start together."""
+    stores = [SqlCorrelatorStore(Database(postgres_url)) for _ in range(4)]
+    await asyncio.gather(*(store.open() for store in stores))
+    yield stores
+    await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_replicas_commit_to_their_lanes_at_the_same_time(replicas: list[SqlCorrelatorStore]) -> None:
+    async def work(store: SqlCorrelatorStore, lane: int) -> None:
+        claim = await store.claim(INCARNATION, Lanes(4).partitions(lane))
+        for number in range(20):
+            key = key_of(lane, number)
+            await store.load([key])
+            batch = FoldedBatch(
+                number + 1,
+                new(saga(key)),
+                publications=[publication(key)],
+                dead_letters=[dead_letter(4 * number + lane + 1, key=key)],
+            )
+            committed = await store.commit(claim, batch)
+            claim = committed.claim
+            await store.remove_publications([committed.publications[0].id])
+
+    await asyncio.gather(*(work(store, lane) for lane, store in enumerate(replicas)))
+    assert sum(count.count for count in await replicas[0].summarize()) == 80
+    assert len((await replicas[0].list_dead_letters(DeadLetterQuery(limit=1000))).dead_letters) == 80
+    assert len(await replicas[0].waiting_publications()) == 160, "of each dead letter two"
+
+
+async def test_replicas_that_start_together_leave_the_definitions_of_one_active(
+    replicas: list[SqlCorrelatorStore],
+) -> None:
+    sets = [[definition()], [definition(version=2), definition("drone-delivery")]]
+    await asyncio.gather(
+        *(store.activate(sets[number % 2], replica=f"r{number}") for number, store in enumerate(replicas)),
+        *(store.remember([definition(version=3)]) for store in replicas),
+    )
+    stored = await replicas[0].definitions()
+    assert [one.definition() for one in stored if one.is_active] in [sets[0], sets[1][::-1]]
+    assert {(one.name, one.version) for one in stored} == {
+        *(("order-fulfilment", version) for version in (1, 2, 3)),
+        ("drone-delivery", 1),
+    }
 
 
 async def test_everything_is_kept_across_processes(database_url: str) -> None:
@@ -153,7 +213,7 @@ async def postgresql_plan(store: SqlCorrelatorStore, statement: sa.Select[Any]) 
 
 @pytest.mark.parametrize(
     "statement",
-    [SELECT_DUE.params(of_partition=1, until=1, how_many=1), SELECT_NEXT_DEADLINES],
+    [SELECT_DUE.params(of_partition=1, until=1, how_many=1), next_deadlines_statement(ALL_PARTITIONS)],
     ids=["due", "next deadlines"],
 )
 async def test_postgresql_finds_what_is_due_without_walking_all_sagas(

@@ -31,7 +31,7 @@ from farandole.database import Database
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
 from farandole.errors import ConfigurationError, Fault, StoreError
-from farandole.lane_keeper import LaneKeeper, Report
+from farandole.lane_keeper import LaneKeeper, Report, WorkOf
 from farandole.lanes import Lanes
 from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
@@ -89,16 +89,9 @@ async def _serve(settings: Settings) -> None:
             ),
         ]
         lanes = Lanes(settings.lanes)
-
-        def work_of(lane: int, report: Report) -> Worker:
-            handler = correlator_handler(
-                store, partitions=lanes.partitions(lane), broker=broker, registry=registry, changes=changes
-            )
-            durable = lanes.durable(CORRELATOR, lane)
-            return correlator_worker(
-                handler, durable=durable, broker=broker, batch_size=settings.batch_size, report=report
-            )
-
+        work_of = correlator_work_of(
+            store, lanes, broker=broker, registry=registry, changes=changes, batch_size=settings.batch_size
+        )
         keeper = LaneKeeper(
             CORRELATOR,
             lanes=lanes,
@@ -143,6 +136,35 @@ async def _leave(store: CorrelatorStore, keeper: LaneKeeper) -> None:
 def utc_now() -> datetime:
     """The machine's clock."""
     return datetime.now(UTC)
+
+
+def correlator_work_of(
+    store: CorrelatorStore,
+    lanes: Lanes,
+    *,
+    broker: Broker,
+    registry: Registry,
+    changes: SagaChanges,
+    batch_size: int,
+    clock: Callable[[], datetime] = utc_now,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> WorkOf:
+    """What makes the worker of each lane, for a `LaneKeeper`. For the clocks see the handler."""
+
+    def work_of(lane: int, report: Report) -> Worker:
+        handler = correlator_handler(
+            store,
+            partitions=lanes.partitions(lane),
+            broker=broker,
+            registry=registry,
+            changes=changes,
+            clock=clock,
+            monotonic=monotonic,
+        )
+        durable = lanes.durable(CORRELATOR, lane)
+        return correlator_worker(handler, durable=durable, broker=broker, batch_size=batch_size, report=report)
+
+    return work_of
 
 
 def correlator_handler(

@@ -43,6 +43,7 @@ from farandole.deadlines import overdue_id
 from farandole.definition import Definition, StepDefinition, StepKind
 from farandole.envelope import Publication, Reason
 from farandole.errors import DefinitionError, FencedError, StoreError, StreamIncarnationError
+from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
 from farandole.partitions import PARTITIONS, partition_of
 from farandole.saga import (
@@ -256,6 +257,14 @@ class CorrelatorStoreConformance:
     def store(self) -> CorrelatorStore:
         """The store to test: override it."""
         raise NotImplementedError("override the fixture `store` with an open, empty store")
+
+    async def test_replicas_share_out_their_lanes_in_the_store(self, store: CorrelatorStore) -> None:
+        """What else leases must do is `LeasesConformance`."""
+        first, second = Replica("a", "1"), Replica("b", "2")
+        assert (await store.leases.join(first, 4, is_able=True)).lanes == {0, 1, 2, 3}
+        assert (await store.leases.join(second, 4, is_able=True)).replicas == ("a", "b")
+        await store.leases.leave(first)
+        assert (await store.leases.renew(second, 4, is_able=True)).lanes == {0, 1, 2, 3}
 
     async def test_opening_an_open_store_keeps_what_it_has(self, store: CorrelatorStore) -> None:
         await record(store, saga("a"))
