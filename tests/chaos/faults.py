@@ -137,6 +137,8 @@ class Faults:
             link.delay_seconds = 0.0
         for disk in tuple(self._full):
             await self._free(disk)
+        for broker in self._stack.brokers:
+            await self._start_anew_where_it_writes_no_more(broker)
 
     # Rhythm
 
@@ -320,9 +322,15 @@ class Faults:
     async def _free(self, disk: Disk) -> None:
         self._full.discard(disk)
         await asyncio.to_thread(disk.free)
-        if disk.name in self._stack.brokers and "no space left" in await self._stack.problem_of(disk.name):
-            # nats-server writes no more to a stream that it could not write to once, until it is started anew
-            self._kill_now(disk.name)
+        if disk.name in self._stack.brokers:
+            await self._start_anew_where_it_writes_no_more(disk.name)
+
+    async def _start_anew_where_it_writes_no_more(self, broker: str) -> None:
+        """A nats-server that could not write to a stream once does not, until it is started anew; in a cluster it has
+        turned JetStream off."""
+        problem = await self._stack.problem_of(broker)
+        if "no space left" in problem or "JetStream not enabled" in problem:
+            self._kill_now(broker)
 
     # What was seen
 
