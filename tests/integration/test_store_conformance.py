@@ -118,6 +118,8 @@ async def test_sqlite_finds_what_is_due_without_walking_all_sagas(
     [
         *((None, order) for order in SagaOrder),
         (Comparison("status", Operator.EQUAL, Status.RUNNING), SagaOrder.UPDATE_TIME),
+        (Comparison("status", Operator.EQUAL, Status.COMPLETED), SagaOrder.START_TIME),
+        (Comparison("health", Operator.EQUAL, Health.STALLED), SagaOrder.UPDATE_TIME),
         (Comparison("definition", Operator.EQUAL, "order-fulfilment"), SagaOrder.UPDATE_TIME),
     ],
 )
@@ -131,6 +133,8 @@ async def test_sqlite_finds_every_usual_page_without_sorting_all_sagas(
     )
     steps = [row[3] for row in plan]
     assert all("USING INDEX saga_by_" in step for step in steps), steps
+    if wanted is not None:
+        assert all("SEARCH saga" in step for step in steps), "nothing else is walked either"
 
 
 SAGAS = [
