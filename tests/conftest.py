@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -101,12 +102,9 @@ async def broker(provisioned: BrokerUnderTest) -> AsyncIterator[Broker]:
 @pytest.fixture(scope="session")
 def postgres(request: pytest.FixtureRequest) -> Iterator[DatabaseUnderTest]:
     """A running PostgreSQL server, which tests share."""
-    server = new_postgres(request)
-    server.start()
-    try:
+    with postgres_server(request) as server:
+        server.start()
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -121,22 +119,26 @@ def postgres_url(_postgres_database: str) -> str:
     return _postgres_database
 
 
-@pytest.fixture
-def postgres_of_its_own(request: pytest.FixtureRequest) -> Iterator[DatabaseUnderTest]:
-    """A running PostgreSQL server for a test that treats it badly."""
-    server = new_postgres(request)
-    server.start()
+@pytest.fixture(scope="module")
+def new_postgres(request: pytest.FixtureRequest) -> Iterator[DatabaseUnderTest]:
+    """A PostgreSQL server, not running yet, for a module whose tests treat it badly."""
+    with postgres_server(request) as server:
+        yield server
+
+
+@contextmanager
+def postgres_server(request: pytest.FixtureRequest) -> Iterator[DatabaseUnderTest]:
+    """The kind of server that was asked for; it is ended after use."""
+    server: DatabaseUnderTest
+    if request.config.getoption("--database") == "container":
+        need_docker()
+        server = ContainerPostgres()
+    else:
+        server = EmbeddedPostgres()
     try:
         yield server
     finally:
         server.stop()
-
-
-def new_postgres(request: pytest.FixtureRequest) -> DatabaseUnderTest:
-    if request.config.getoption("--database") != "container":
-        return EmbeddedPostgres()
-    need_docker()
-    return ContainerPostgres()
 
 
 def need_docker() -> None:

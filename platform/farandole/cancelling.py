@@ -11,8 +11,12 @@ _AGAIN_SECONDS = 0.5
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancels until they have ended: in Python 3.11 `wait_for`, on which nats-py builds, can swallow a cancellation."""
-    waiting = {task for task in tasks if not task.done()}
+    cancelled = list(tasks)
+    waiting = {task for task in cancelled if not task.done()}
     while waiting:
         for task in waiting:
             task.cancel()
         _, waiting = await asyncio.wait(waiting, timeout=_AGAIN_SECONDS)
+    for task in cancelled:
+        if not task.cancelled():
+            task.exception()  # looked at: whoever cancels has no use for it

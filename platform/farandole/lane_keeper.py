@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -128,6 +128,8 @@ class LaneKeeper:
         """Who has this process's place, and the remedy; None where nobody has."""
         self._has_turn = asyncio.Event()
         self._tenure = Tenure()
+        self._is_failing = False
+        """Whether the last renewal has failed."""
         self._joined = asyncio.Event()
         self._wake = asyncio.Event()
         self._cut_off_at: float | None = None
@@ -192,34 +194,47 @@ class LaneKeeper:
 
     async def _renew(self) -> None:
         """Renews, and has the workers follow what came of it."""
-        problem: str | None = None
         is_new = not self._joined.is_set()
+        # who was displaced by a later process of the same name does not displace that one in turn
+        renew = self._leases.join if is_new else self._leases.renew
         try:
-            # who was displaced by a later process of the same name does not displace that one in turn
-            renew = self._leases.join if is_new else self._leases.renew
             self._tenure = await renew(self._replica, self._lanes.count, is_able=self._is_able())
-            self._joined.set()
         except StoreUnavailableError as error:
-            if self._work:
-                _log.warning("the leases were not renewed", error=str(error))
-                return  # the lanes may still be its own; where they are not, the store lets it commit nothing
-            problem = str(error)
-        except (FencedError, LanesDifferError) as error:
+            self._note_failure(error)
+            return  # the lanes may still be its own; where they are not, the store lets it commit nothing
+        except FencedError as error:
+            self._tenure, self._displaced = Tenure(), str(error)
+            self._take_on(problem=str(error))
+        except LanesDifferError as error:
             self._tenure = Tenure()
-            problem = str(error)
-            self._displaced = problem if isinstance(error, FencedError) else None
+            self._take_on(problem=str(error))
         else:
+            self._joined.set()
             if not self._blocked:
                 self._displaced = None
                 self._has_turn.set()
-        self._follow()
-        if problem != self._health.own:
-            if problem is not None:
-                _log.error("works on no lane", service=self._service, problem=problem)
-            self._health.own = problem
+            self._take_on(problem=None)
+            if is_new:
+                await self._nudges.send()  # who has more than a fair share now
+        self._is_failing = False
+        if unworked := self._tenure.due - self._work.keys():
+            await self._give_back(unworked)  # as of an earlier process of the same name
+
+    def _note_failure(self, error: StoreUnavailableError) -> None:
+        if not self._is_failing:
+            _log.warning("the leases are not renewed", error=str(error))
+        self._is_failing = True
+        if not self._work:
+            self._health.own = str(error)
             self._health.tell("events")
-        if is_new and self._joined.is_set():
-            await self._nudges.send()  # who has more than a fair share now
+
+    def _take_on(self, *, problem: str | None) -> None:
+        """Has workers and health follow a renewal; `problem` is what keeps this replica from working on anything."""
+        if problem is not None and problem != self._health.own:
+            _log.error("fenced" if self._displaced else "works on no lane", problem=problem)
+        self._health.own = problem
+        self._follow()  # before it is told: a lane that has not begun is a problem too
+        self._health.tell("events")
 
     def _follow(self) -> None:
         """Stops and starts workers so that there is one for each lane held that nobody else waits for."""
@@ -276,15 +291,19 @@ class LaneKeeper:
         """Stops a worker, and gives its lane back where it is still held. Raises what else ended it meanwhile."""
         await cancel([work.task])
         self._health.forget(lane)
-        try:
-            await self._leases.give_back(self._replica, [lane])
-        except StoreError as error:
-            _log.info("a lane was not given back", lane=lane, error=str(error))
-        else:
-            _log.info("works on a lane no more", lane=lane, replica=self._replica.name)
-        await self._nudges.send()
+        _log.info("works on a lane no more", lane=lane, replica=self._replica.name)
+        await self._give_back([lane])
         with suppress(asyncio.CancelledError, FencedError):
             work.task.result()
+
+    async def _give_back(self, lanes: Collection[int]) -> None:
+        """Lets others have lanes, as far as they are still held."""
+        try:
+            await self._leases.give_back(self._replica, lanes)
+        except StoreError as error:
+            _log.info("lanes were not given back", lanes=sorted(lanes), error=str(error))
+        else:
+            await self._nudges.send()
 
     async def _leave(self, listening: asyncio.Task[None]) -> None:
         """Stops every worker, and lets go of everything."""

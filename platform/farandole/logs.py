@@ -23,6 +23,8 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 _LOUD_LIBRARIES = ("sqlalchemy", "alembic", "asyncio")
 """Below a warning these tell statements with their parameters, or nothing that an operator could act on."""
+_ECHOING_LIBRARIES = ("psycopg",)
+"""These warn of what they raise as well, such as a conflict of two transactions, of which nothing is left by then."""
 
 
 def configure(service: str, level: str = "info", format: Literal["json", "console"] = "json") -> None:  # noqa: A002 - the setting's name
@@ -71,6 +73,8 @@ def configure(service: str, level: str = "info", format: Literal["json", "consol
     root.setLevel(_LEVELS[level])
     for name in _LOUD_LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, _LEVELS[level]))
+    for name in _ECHOING_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)
 
 

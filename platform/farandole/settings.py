@@ -6,9 +6,9 @@ import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -49,14 +49,35 @@ def _address(value: str) -> str:
     return value
 
 
-def sql_database_url(value: str) -> str:
-    """The URL of a SQL database, where it is one. Raises `ValueError` that says what it must be."""
+def _metrics_address(value: str) -> str:
+    return _address(f"127.0.0.1:{value}" if value.isascii() and value.isdigit() else value)
+
+
+def sql_database_url(value: str, info: ValidationInfo) -> str:
+    """The URL of a SQL database, where it is one, with its password put in where another setting has that.
+
+    A validator of pydantic: raises `ValueError` that says what it must be.
+    """
     if not _is_sqlite_file(value) and not _is_postgresql(value):
         raise ValueError(
             "must be sqlite:///PATH, a file, since readers and the writer have connections of their own; or "
             "postgresql://USER@HOST:PORT/NAME"
         )
+    if (password_file := info.data.get("database_password_file")) is not None:
+        return _with_password(value, password_file)
     return value
+
+
+def _with_password(url: str, file: Path) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "postgresql" or parts.password is not None:
+        raise ValueError("must be a postgresql:// without a password, which FARANDOLE_DATABASE_PASSWORD_FILE has")
+    try:
+        password = file.read_text().strip()
+    except OSError as error:
+        raise ValueError(f"has no password: {file} can't be read: {error.strerror}") from None
+    user, _, server = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{server}").geturl()
 
 
 def _is_sqlite_file(url: str) -> bool:
@@ -90,16 +111,22 @@ class Settings(BaseSettings):
     nats_url: Annotated[str, AfterValidator(_nats_url)] = "nats://127.0.0.1:4222"
     nats_user: str | None = None
     nats_password: SecretStr | None = None
+    database_password_file: Path | None = None
+    """Of `database_url`, where that is a server's: a file with the password, as orchestrators hand secrets over."""
     database_url: Annotated[str, AfterValidator(sql_database_url)] = Field(
         default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db",
         repr=False,  # it may hold a password
+        validate_default=True,
     )
-    """`sqlite:///PATH`, or `postgresql://USER@HOST:PORT/NAME` whose password is in the URL, in `PGPASSWORD` or in the
-    file that `PGPASSFILE` names. The default is `.farandole/data/<service>.db` under the current directory."""
+    """`sqlite:///PATH`, by default `.farandole/data/<service>.db` under the current directory; or
+    `postgresql://USER@HOST:PORT/NAME`, whose password is in `database_password_file`, in the URL, in `PGPASSWORD` or in
+    the file that `PGPASSFILE` names."""
     grpc_address: Annotated[str, AfterValidator(_address)] = Field(
         default_factory=lambda known: f"127.0.0.1:{known['default_grpc_port']}"
     )
     """Where this process serves gRPC."""
+    metrics_address: Annotated[str, AfterValidator(_metrics_address)] | None = None
+    """Where this process shows its metrics over HTTP, HOST:PORT, or a PORT of 127.0.0.1; None for nowhere."""
     replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
         default_factory=socket.gethostname
     )

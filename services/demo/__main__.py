@@ -22,7 +22,7 @@ from farandole import logs
 from farandole.cli import output
 from farandole.errors import FarandoleError
 from farandole.rpc import describe
-from farandole.stack.plan import make_plan
+from farandole.stack.planning import make_plan
 from farandole.stack.ports import default_nats_url
 from farandole.stack.stack_file import STACK_FILE
 from orders.v1.order_events_pb2 import OrderCreated

@@ -23,15 +23,10 @@ class Progress:
         """`definitions` has the sagas to follow, each with the definition of which it is one."""
         self._definitions = definitions
         self._sagas: dict[str, Saga] = {}
-        self.latest_update: datetime | None = None
-        """Stream time of the newest change seen, in UTC without an offset; records changed before it are known."""
 
     def see(self, sagas: Iterable[Saga]) -> None:
         """Takes in records; those of other runs and definitions, and older ones than are known, change nothing."""
         for saga in sagas:
-            update = saga.update_time.ToDatetime()
-            if self.latest_update is None or update > self.latest_update:
-                self.latest_update = update
             known = self._sagas.get(saga.saga_id)
             is_followed = self._definitions.get(saga.saga_id) == saga.definition
             if is_followed and (known is None or known.revision < saga.revision):
@@ -51,6 +46,16 @@ class Progress:
     def ended(self) -> int:
         """How many sagas are terminal."""
         return sum(saga.status in TERMINAL for saga in self._sagas.values())
+
+    @property
+    def oldest_open(self) -> datetime | None:
+        """The stream's time before which no record changes any more that is still to end, in UTC without an offset.
+
+        None while some have not been seen. Replicas of the correlator record changes in parallel, so that no later time
+        would do: what one has recorded says nothing of what another one is still at.
+        """
+        updates = [saga.update_time.ToDatetime() for saga in self._sagas.values() if saga.status not in TERMINAL]
+        return min(updates, default=None) if len(self._sagas) == len(self._definitions) else None
 
     @property
     def is_over(self) -> bool:

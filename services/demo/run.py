@@ -18,8 +18,6 @@ _PARALLEL_CALLS = 32
 _POLL_SECONDS = 0.25
 _CLOCK_TOLERANCE = timedelta(seconds=60)
 """By how much this machine's clock may differ from the broker's."""
-_OVERLAP = timedelta(seconds=2)
-"""How far back each question reaches: the stream's times are not strictly in order."""
 
 
 async def run(
@@ -51,7 +49,7 @@ async def _watch(
     while not progress.is_over:
         if placing.done():
             placing.result()
-        since = progress.latest_update - _OVERLAP if progress.latest_update else started
+        since = progress.oldest_open or started
         progress.see([saga async for saga in clients.sagas_updated_since(since)])
         show(progress)
         if not progress.is_over:

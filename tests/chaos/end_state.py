@@ -34,8 +34,8 @@ from tests.chaos.checker.choreographies import (
     PARTICIPANTS,
     Choreography,
 )
-from tests.chaos.checker.effects import install
 from tests.chaos.checker.evidence import GARBAGE, LEDGER, REBUILT, RUN, STREAM, database_file
+from tests.chaos.databases import SqliteDatabases
 
 Body = dict[str, Any]
 
@@ -134,7 +134,7 @@ def _make_databases(state: EndState) -> None:
         for metadata in (ParticipantTables().metadata, importlib.import_module(f"services.{name}.store").metadata):
             metadata.create_all(engine)
         engine.dispose()
-        install(path, name)
+    SqliteDatabases(state.databases).count_effects()
     for name in ("correlator", REBUILT):
         database_file(state.databases, name).parent.mkdir(parents=True)
         asyncio.run(_make_store(f"sqlite:///{database_file(state.databases, name)}"))

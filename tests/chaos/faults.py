@@ -19,15 +19,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos.checker.choreographies import CHOREOGRAPHIES, PARTICIPANTS
-from tests.chaos.checker.evidence import Strike
+import nats.errors
+import nats.js.errors
+import psutil
+
+from farandole.stack.stack_file import POSTGRES
+from tests.chaos.checker.choreographies import CHOREOGRAPHIES, SERVICES
+from tests.chaos.checker.evidence import LEADER_KILL, Strike
+from tests.chaos.checker.stream import EVENTS, leader
 from tests.chaos.disks import Disk
 from tests.chaos.proxy import Direction, Proxy
-from tests.chaos.stack import NATS, PROCESSES, Stack, problem_at
+from tests.chaos.stack import Stack, problem_at
 
 _POLL_SECONDS = 0.05
 _WAIT_FOR_PROCESS_SECONDS = 8.0
+_ELECTION_SECONDS = 25.0
 _CUT, _DELAY, _HALF_OPEN = "connection cut", "connection delayed", "connection half-open"
+_RIVAL, _SESSION = "rival process", "database session ended"
 _HALVES: Sequence[frozenset[Direction]] = (
     frozenset(Direction),
     frozenset({Direction.TO_BROKER}),
@@ -49,6 +57,10 @@ class Rhythm:
     broker_disk: int
     """How often in all the broker's disk is filled."""
     long_stop_seconds: float
+    leader: float
+    """How often the leader of a cluster is killed."""
+    session: float
+    """How often a session of PostgreSQL is ended from outside."""
 
 
 @dataclass
@@ -75,23 +87,36 @@ class Faults:
         self._for_long = self._of_each_saga_in_turn()
         self._suspended: set[int] = set()
         self._full: set[Disk] = set()
+        shape = stack.shape
+        self._has_rivals = shape.replicas == 1 and shape.database == "sqlite"
+        """Whether a second process of a service is a fault: replicas are meant to be several."""
+        self._has_leader = shape.nats == "cluster"
+        self._has_sessions = shape.database == "postgres"
         self._held: set[str] = set()
         """Processes that something lasting is being done to: no other fault takes them."""
 
     async def rage(self, seconds: float) -> None:
         """Brings faults about for a time; then everything is put right."""
         self._began = time.monotonic()
+        # the servers of a cluster are killed as they lead
+        killed = [name for name in self._stack.processes if not (self._has_leader and name in self._stack.brokers)]
         works = [
-            self._again_and_again(self._rhythm.kill, self._rounds(PROCESSES), self._kill),
-            self._again_and_again(self._rhythm.suspend, self._rounds(PROCESSES), self._suspend),
+            self._again_and_again(self._rhythm.kill, self._rounds(killed), self._kill),
+            self._again_and_again(self._rhythm.suspend, self._rounds(self._stack.processes), self._suspend),
             self._again_and_again(self._rhythm.connection, self._rounds(tuple(self._proxy.links)), self._strike_link),
-            self._again_and_again(self._rhythm.rival, self._rounds(("correlator", *PARTICIPANTS)), self._rival),
             self._spread(seconds, self._rhythm.long_stops, self._stop_long),
         ]
+        if self._has_rivals:
+            works.append(self._again_and_again(self._rhythm.rival, self._rounds(SERVICES), self._rival))
+        if self._has_leader:
+            works.append(self._again_and_again(self._rhythm.leader, itertools.repeat(EVENTS), self._kill_leader))
+        if self._has_sessions:
+            works.append(self._again_and_again(self._rhythm.session, itertools.repeat(POSTGRES), self._end_session))
         if not self._disk_problem:
-            stores = [disk.name for disk in self._stack.disks if disk.name != NATS]
+            brokers = self._rounds(self._stack.brokers)
+            stores = [disk.name for disk in self._stack.disks if disk.name not in self._stack.brokers]
             works.append(self._again_and_again(self._rhythm.disk, self._rounds(stores), self._fill))
-            works.append(self._spread(seconds, self._rhythm.broker_disk, lambda: self._fill(NATS)))
+            works.append(self._spread(seconds, self._rhythm.broker_disk, lambda: self._fill(next(brokers))))
         tasks = [asyncio.create_task(work) for work in works]
         try:
             await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
@@ -160,10 +185,13 @@ class Faults:
             await self._hold(name, self._random.choice((0.2, 0.5, 1.0, 2.0, 4.0, 7.0)))
 
     async def _stop_long(self) -> None:
-        name = next(self._for_long)
-        if await self._running(name) is not None:
-            with self._holding(name):
-                await self._hold(name, self._rhythm.long_stop_seconds)
+        """All replicas of a participant at once: of one alone the others take the work over."""
+        replicas = self._stack.processes_of(next(self._for_long))
+        with contextlib.ExitStack() as held:
+            for name in replicas:
+                if await self._running(name) is not None:
+                    held.enter_context(self._holding(name))
+            await asyncio.gather(*(self._hold(name, self._rhythm.long_stop_seconds) for name in replicas))
 
     async def _hold(self, name: str, seconds: float) -> None:
         pid = self._stack.pid(name)
@@ -183,6 +211,37 @@ class Faults:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
+    async def _kill_leader(self, stream: str) -> None:
+        """Kills the server that leads the stream of events, and waits until it is seen that another one does."""
+
+        async def led_by_another() -> bool:
+            found = await self._leader()
+            return bool(found) and found != killed
+
+        killed = await self._leader()
+        if not killed or killed in self._held or self._stack.send(killed, signal.SIGKILL) is None:
+            return
+        self._note(LEADER_KILL, f"{killed}, of {stream}")
+        self.done.observed[LEADER_KILL] += await _until(led_by_another, _ELECTION_SECONDS)
+
+    async def _leader(self) -> str:
+        try:
+            return await leader(self._stack.nats_url)
+        except (nats.errors.Error, nats.js.errors.Error, OSError):
+            return ""
+
+    async def _end_session(self, database: str) -> None:
+        """Ends one session of PostgreSQL in order, or kills its process, upon which the server starts anew."""
+        pid = self._stack.pid(database)
+        with contextlib.suppress(psutil.Error):
+            sessions = [] if pid is None else [s for s in psutil.Process(pid).children() if _is_session(s)]
+            if sessions:
+                session = self._random.choice(sessions)
+                number = self._random.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGTERM, signal.SIGKILL))
+                words = session.cmdline()[0]
+                session.send_signal(number)
+                self._note(_SESSION, f"{number.name} for {words}")
+
     async def _rival(self, name: str) -> None:
         """A second process takes a service over while the first is suspended; then the first goes on, and is killed."""
         if name in self._held:
@@ -192,11 +251,11 @@ class Faults:
             if pid is None or self._stack.send(name, signal.SIGSTOP) != pid:
                 return
             self._suspended.add(pid)
-            self._note("rival process", name)
+            self._note(_RIVAL, name)
             try:
                 with self._stack.second_process(name, self._proxy.url(name)) as second:
                     served = await _until(lambda: self._serves(second.address), 6.0)
-                    self.done.observed["rival process"] += served
+                    self.done.observed[_RIVAL] += served
                     await asyncio.sleep(self._random.uniform(0.2, 2.0))
                     self._resume(pid)
                     await asyncio.sleep(self._random.uniform(0.5, 3.0))
@@ -248,7 +307,7 @@ class Faults:
 
     async def _fill(self, name: str) -> None:
         disk = next(disk for disk in self._stack.disks if disk.name == name)
-        kind = "broker's disk full" if name == NATS else "store's disk full"
+        kind = "broker's disk full" if name in self._stack.brokers else "store's disk full"
         if not await asyncio.to_thread(disk.fill):
             return
         self._full.add(disk)
@@ -261,15 +320,15 @@ class Faults:
     async def _free(self, disk: Disk) -> None:
         self._full.discard(disk)
         await asyncio.to_thread(disk.free)
-        if disk.name == NATS and "no space left" in await self._stack.broker_problem():
+        if disk.name in self._stack.brokers and "no space left" in await self._stack.problem_of(disk.name):
             # nats-server writes no more to a stream that it could not write to once, until it is started anew
-            self._kill_now(NATS)
+            self._kill_now(disk.name)
 
     # What was seen
 
     def kills_seen(self) -> dict[str, int]:
         """How often the supervisor saw each process end by SIGKILL."""
-        seen = dict.fromkeys(PROCESSES, 0)
+        seen = dict.fromkeys(self._stack.processes, 0)
         for line in self._stack.log("supervisor").splitlines():
             if "service died" in line and "SIGKILL" in line:
                 seen[json.loads(line)["process"]] += 1
@@ -277,28 +336,22 @@ class Faults:
 
     def strikes(self) -> list[Strike]:
         """How often each kind of fault was brought about, and seen."""
-        stores = "".join(self._stack.log(name) for name in PROCESSES if name != NATS)
-        broker = self._stack.log(NATS)
-        seconds = "".join(path.read_text(errors="replace") for path in self._stack.home.glob("logs/second-*.log"))
+        broker = "".join(self._stack.log(name) for name in self._stack.brokers)
+        stores = "".join(self._stack.log(name) for name in self._stack.processes if name not in self._stack.brokers)
+        seconds = "".join(path.read_text(errors="replace") for path in self._stack.logs.glob("second-*.log"))
         observed = self._proxy.observed
         count = self.done.brought_about
-        return [
+        strikes = [
             Strike("SIGKILL", count["SIGKILL"], sum(self.kills_seen().values()), "the supervisor's log"),
             Strike("SIGSTOP", count["SIGSTOP"], self.done.observed["SIGSTOP"], "the state of the process"),
-            Strike(
-                "rival process",
-                count["rival process"],
-                (stores + seconds).count('"message": "fenced"'),
-                "displaced processes' logs",
-            ),
             Strike(_CUT, count[_CUT], observed.cut, "connections reset by the proxy"),
             Strike(_DELAY, count[_DELAY], observed.delayed.total(), "chunks held back by the proxy"),
             Strike(_HALF_OPEN, count[_HALF_OPEN], observed.half_opened, "ways on which the proxy swallowed bytes"),
             Strike(
                 "store's disk full",
                 count["store's disk full"],
-                stores.count("database or disk is full") + stores.count("disk I/O error"),
-                "services' logs",
+                sum(map(stores.count, ("database or disk is full", "disk I/O error", "No space left on device"))),
+                "the logs of services and of PostgreSQL",
                 problem=self._disk_problem,
             ),
             Strike(
@@ -309,6 +362,28 @@ class Faults:
                 problem=self._disk_problem,
             ),
         ]
+        if self._has_rivals:
+            displaced = sum(map(_tells_of_a_rival, (stores + seconds).splitlines()))
+            strikes.append(Strike(_RIVAL, count[_RIVAL], displaced, "displaced processes' logs"))
+        if self._has_leader:
+            succeeded = self.done.observed[LEADER_KILL]
+            strikes.append(Strike(LEADER_KILL, count[LEADER_KILL], succeeded, "the next leader's own word"))
+        if self._has_sessions:
+            ended = sum(map(stores.count, ("due to administrator command", "was terminated by signal 9")))
+            strikes.append(Strike(_SESSION, count[_SESSION], ended, "PostgreSQL's log"))
+        return strikes
+
+
+def _tells_of_a_rival(line: str) -> bool:
+    """Whether a process logs that another one has taken over what it worked on."""
+    return '"message": "displaced"' in line or ('"message": "works on no lane"' in line and "taken over" in line)
+
+
+def _is_session(process: psutil.Process) -> bool:
+    """Whether a process of PostgreSQL serves a client: its title says who, and from where."""
+    with contextlib.suppress(psutil.Error):
+        return "127.0.0.1(" in process.cmdline()[0]
+    return False
 
 
 def _state(pid: int) -> str:

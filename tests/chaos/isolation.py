@@ -23,15 +23,17 @@ _WAYS: Sequence[tuple[str, ...]] = (
 _PROBE_SECONDS = 10
 
 
-def enter() -> str:
+def enter(*, as_caller: bool) -> str:
     """Runs this very program again in namespaces of its own, where it does not do so yet; then it does not return.
 
+    With `as_caller` it stays who it is: PostgreSQL does not run as a user that is root for the namespace alone.
     Returns why no disks can be mounted, or nothing where they can.
     """
     if (known := os.environ.get(_MARKER)) is not None:
         return known
     unshare = shutil.which("unshare")
-    way = next((way for way in _WAYS if unshare and _can_mount([unshare, *way])), None)
+    ways = [way for way in _WAYS if not (as_caller and "--user" in way)]
+    way = next((way for way in ways if unshare and _can_mount([unshare, *way])), None)
     if unshare is None or way is None:
         return "this machine lets nobody mount a disk: it takes root, or user namespaces, and the program unshare"
     os.environ[_MARKER] = ""

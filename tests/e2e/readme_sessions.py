@@ -23,8 +23,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from farandole.stack.ports import BROKER_PORT, LOOPBACK, port_variable
-from farandole.stack.stack_file import STACK_FILE, BrokerEntry, parse_stack_file
+from farandole.stack.planning import METRICS_VARIABLE, make_plan
+from farandole.stack.ports import BROKER_PORT, LOOPBACK
+from farandole.stack.shape import Shape
+from farandole.stack.stack_file import STACK_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv" / "bin"
@@ -42,6 +44,8 @@ _ASKS = re.compile(
 """Commands that change nothing: they are typed again until they show what is expected."""
 _PORTS = range(12_000, 19_500)
 """Below those of the other end-to-end tests, and of outgoing connections, which would hold a port for a minute."""
+_LARGEST = Shape(replicas=3, database="postgres", nats="cluster")
+"""A stack of this shape has every port that one of another has."""
 _REFUSALS = ("ERROR:", "farandole:")
 _DEAD_LETTER = re.compile(
     r"\b(correlator|orders|inventory|payments|shipping|parcels|packaging|drones|delivery|loyalty)-(\d+)\b"
@@ -116,7 +120,7 @@ _ALIKE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+\+00:00)?", "TIME"),
         (r"^\d\d:\d\d:\d\d ", "CLOCK "),
         (r"_INBOX[\w.]+", "INBOX"),
-        (r"^(\w+)  running  \d+  (\d+)  \w+  ", r"\1  running  PID  \2  UPTIME  "),
+        (r"^([\w-]+)  running  \d+  (\d+)  \w+  ", r"\1  running  PID  \2  UPTIME  "),
         (r"\b\d+(\.\d+)?m?s ago", "DURATION ago"),
         (r"^\d+  (?=TIME  )", "SEQUENCE  "),
         (r'"sequence": "\d+"', '"sequence": "SEQUENCE"'),
@@ -198,7 +202,7 @@ class Terminal:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file.text, encoding="utf-8")
         if path.name == STACK_FILE:
-            self._move_ports(file.text)
+            self._move_ports(path)
 
     def play(self, session: Session) -> None:
         """Types a session. Raises `AssertionError` where what happens is not what the page shows."""
@@ -220,17 +224,12 @@ class Terminal:
         for file in (self.directory / STACK_FILE, *self.directory.glob(f"*/{STACK_FILE}")):
             subprocess.run([BIN / "farandole", "down", "--file", file], env=self.environment, timeout=90, check=False)
 
-    def _move_ports(self, stack_file: str) -> None:
-        for service in parse_stack_file(stack_file, where=STACK_FILE).services:
-            if isinstance(service, BrokerEntry):
-                ports = {port_variable(service.name): service.port}
-                ports[port_variable(service.name, "monitoring")] = service.monitoring_port
-            else:
-                ports = {port_variable(service.name): service.grpc_port}
-            for variable, shown in ports.items():
-                real = self.ports.get(shown) or _free_port(taken=self.ports.values())
-                self.ports[shown] = real
-                self.environment[variable] = str(real)
+    def _move_ports(self, stack_file: Path) -> None:
+        for service in make_plan(stack_file, {METRICS_VARIABLE: "on"}, _LARGEST).services:
+            for port in service.ports:
+                real = self.ports.get(port.number) or _free_port(taken=self.ports.values())
+                self.ports[port.number] = real
+                self.environment[port.variable] = str(real)
 
     def _begin(self, session: Session) -> None:
         [command] = session.commands
@@ -286,7 +285,7 @@ class Terminal:
         typed = re.sub(r'(?<="sequence":)\d+', lambda found: self.sequences.get(found[0], found[0]), typed)
         for shown, real in self.ports.items():
             typed = re.sub(rf":{shown}\b", f":{real}", typed)
-        return re.sub(r"^make ", "make -o .venv/runtime ", typed)
+        return re.sub(r"^((?:\w+=\w+ )*)make ", r"\1make -o .venv/runtime ", typed)
 
     def _as_the_page_says(self, happened: str) -> str:
         """What happened with the ports, and in the directory, of which the page speaks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,7 @@ def test_the_settings_are_those_of_the_class() -> None:
     for name, variable in names.items():
         value = getattr(defaults, name)
         text = "" if value in (None, ()) else f"`{value}`".replace(":50051", ":PORT")
+        text = text.replace(f"`{socket.gethostname()}`", "the host's name")
         assert shown[variable] == text, variable
 
 

@@ -12,9 +12,9 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +56,8 @@ class StoresElsewhere(Services):
     """Services whose databases are not where their logs are."""
 
     stores: Path = Path()
+    urls: Mapping[str, str] = field(default_factory=dict)
+    """By service: its database, where that is no file."""
 
     def database(self, service: str) -> Path:
         """The file of a service's database."""
@@ -63,7 +65,7 @@ class StoresElsewhere(Services):
 
     def database_url(self, service: str) -> str:
         """See `Services.database_url`."""
-        return f"sqlite:///{self.database(service)}"
+        return self.urls.get(service) or f"sqlite:///{self.database(service)}"
 
 
 @dataclass
@@ -268,8 +270,14 @@ def _key(headers: object, data: bytes) -> str:
 
 
 @contextmanager
-def bad_day(directory: Path, *, stores: Path | None = None, store_of_broker: Path | None = None) -> Iterator[BadDay]:
-    """Everything, and running; `stores` is where the databases are."""
+def bad_day(
+    directory: Path,
+    *,
+    stores: Path | None = None,
+    store_of_broker: Path | None = None,
+    urls: Mapping[str, str] | None = None,
+) -> Iterator[BadDay]:
+    """Everything, and running; `stores` is where the databases are that `urls` does not name."""
     logs = directory / "logs"
     logs.mkdir(parents=True)
     stores = stores or directory / "stores"
@@ -278,7 +286,7 @@ def bad_day(directory: Path, *, stores: Path | None = None, store_of_broker: Pat
     if store_of_broker is not None:
         broker.store = store_of_broker
     broker.start()
-    services = StoresElsewhere(logs, broker.url, stores=stores)
+    services = StoresElsewhere(logs, broker.url, stores=stores, urls=urls or {})
     try:
         provision_broker(broker.url)
         services.start(*BOTH)

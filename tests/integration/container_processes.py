@@ -9,17 +9,23 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
 from farandole.stack.embedded_broker import find_nats_server
-from tests.contract.compose_project import IMAGE, JSON, dependencies, published_ports, required_program
+from tests.contract.compose_project import IMAGE, JSON, ROOT, dependencies, published_ports, required_program
 from tests.integration.container_image import Image
+from tests.integration.postgres_image import PostgresImage
 
 _ONE_SHOT_SECONDS = 60
+_SECRETS = "/run/secrets"
+_SCRIPTS = "/docker-entrypoint-initdb.d/"
+_SYSTEM = ("/usr/bin", "/bin")
 _SECONDS = re.compile(r"(?:(\d+)m)?(\d+)s")
 
 
@@ -31,7 +37,9 @@ class Containers:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._image = image
         self._directory = directory
+        self._secrets = self._made_secrets()
         self._mounts = {name: self._mounted(service) for name, service in project["services"].items()}
+        self._postgres = PostgresImage()
 
     def up(self) -> None:
         """Starts every service as Compose does, each once what it depends on is as it must be; waits for health."""
@@ -50,7 +58,7 @@ class Containers:
     def down(self) -> None:
         """Ends all that run, the last one first, each of which must end within its grace period."""
         for name, process in reversed(self.processes.items()):
-            process.terminate()
+            process.send_signal(signal.Signals[self.project["services"][name].get("stop_signal", "SIGTERM")])
             grace = seconds(self.project["services"][name].get("stop_grace_period", "10s"))
             assert process.wait(timeout=grace) == 0, f"{name} ended with {process.returncode}: {self.log(name)}"
         self.processes.clear()
@@ -61,6 +69,7 @@ class Containers:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        self._postgres.remove()
 
     @property
     def long_running(self) -> list[str]:
@@ -71,11 +80,24 @@ class Containers:
     def start(self, name: str) -> None:
         """Starts one service, also again, on the volumes that it has."""
         self.processes.pop(name, None)  # what was started last ends first
+        if name == "postgres":
+            self.processes[name] = self._start_postgres()
+            return
         command = self._command(name, self.project["services"][name]["command"])
         with (self._directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, env=self._environment(name), cwd=self._working_directory(name), stdout=log, stderr=log
+                command, env=self.environment(name), cwd=self._working_directory(name), stdout=log, stderr=log
             )
+
+    def _start_postgres(self) -> subprocess.Popen[bytes]:
+        scripts = [copy for place, copy in self._mounts["postgres"].items() if place.startswith(_SCRIPTS)]
+        return self._postgres.start(
+            self.project["services"]["postgres"]["command"],
+            self.environment("postgres"),
+            scripts,
+            int(self.address("postgres").rpartition(":")[2]),
+            self._directory / "postgres.log",
+        )
 
     def check(self, name: str) -> subprocess.CompletedProcess[str]:
         """Runs a service's health check once; one that takes too long has failed."""
@@ -86,7 +108,7 @@ class Containers:
         try:
             return subprocess.run(
                 command,
-                env=self._environment(name),
+                env=self.environment(name),
                 cwd=self._working_directory(name),
                 capture_output=True,
                 text=True,
@@ -136,13 +158,14 @@ class Containers:
     def _is_ours(self, name: str) -> bool:
         return bool(self.project["services"][name]["image"] == IMAGE)
 
-    def _environment(self, name: str) -> dict[str, str]:
+    def environment(self, name: str) -> dict[str, str]:
         """What a container's process gets, and nothing of this one's."""
         if self._is_ours(name):
             own = dict(self._image.environment)
         else:  # what the official image has on its PATH
             programs = [find_nats_server(os.environ), required_program("wget", "apt-get install wget")]
-            own = {"PATH": ":".join(str(program.parent) for program in programs)}
+            directories = [*(program.parent for program in programs), self._postgres.programs, *_SYSTEM]
+            own = {"PATH": ":".join(map(str, directories))}
         given = {key: str(value) for key, value in (self.project["services"][name].get("environment") or {}).items()}
         return {variable: self._here(name, value) for variable, value in (own | given).items()}
 
@@ -152,7 +175,7 @@ class Containers:
     def _command(self, name: str, words: list[str]) -> list[str]:
         """With its program found as the container finds it, on its own PATH."""
         program, *arguments = (self._here(name, word) for word in words)
-        found = shutil.which(program, path=self._environment(name)["PATH"])
+        found = shutil.which(program, path=self.environment(name)["PATH"])
         assert found is not None, f"{name} has no program {program}"
         return [found, *arguments]
 
@@ -163,7 +186,11 @@ class Containers:
     def _mounted(self, service: JSON) -> dict[str, Path]:
         """By place in the container: the volume's directory, or the configuration file's copy."""
         mounts: dict[str, Path] = {}
-        for volume in service.get("volumes", []):
+        if secrets := [secret["source"] for secret in service.get("secrets") or []]:
+            mounts[_SECRETS] = Path(tempfile.mkdtemp(dir=self._directory))
+            for secret in secrets:
+                shutil.copy(self._secrets / secret, mounts[_SECRETS])
+        for volume in service.get("volumes") or []:
             mounts[volume["target"]] = self._directory / "volumes" / volume["source"]
             mounts[volume["target"]].mkdir(parents=True)
         for config in service.get("configs", []):
@@ -171,8 +198,19 @@ class Containers:
             copy = self._directory / source.name
             text = self._addressed(source.read_text(encoding="utf-8"))
             copy.write_text(self._image.placed(text, mounts), encoding="utf-8")
+            copy.chmod(source.stat().st_mode)
             mounts[config["target"]] = copy
         return mounts
+
+    def _made_secrets(self) -> Path:
+        """The directory of those that the program makes which is to be run before."""
+        made = self._directory / "deploy"
+        shutil.copytree(ROOT / "deploy", made, ignore=shutil.ignore_patterns("passwords"))
+        subprocess.run([made / "make-passwords.sh"], check=True, timeout=_ONE_SHOT_SECONDS)
+        named = {Path(secret["file"]).relative_to(ROOT) for secret in self.project["secrets"].values()}
+        passwords = made / "passwords"
+        assert named == {path.relative_to(self._directory) for path in passwords.iterdir()}
+        return passwords
 
     def _addressed(self, text: str) -> str:
         """HOST:PORT of a container as the address where that port is published; the host must be one of them."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from farandole.participant.barrier import BarrierState
 from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.status import circuit_status, stored_status
 from farandole.participant.tables import ParticipantTables
-from farandole.partitions import partition_of
+from farandole.partitions import PARTITIONS, partition_of
 from farandole.service import create_tables
 from inventory.v1.inventory_events_pb2 import ItemsReserved
 from payments.v1.payment_events_pb2 import PaymentFailed, PaymentProcessed, PaymentRefunded
@@ -95,10 +96,22 @@ class Bench:
         self.handler = self.new_owner()
         return self.handler
 
-    def new_owner(self, *, batch_size: int = 500) -> ParticipantBatchHandler:
-        """Another process on the same database."""
+    def new_owner(
+        self,
+        *,
+        batch_size: int = 500,
+        partitions: Collection[int] = range(PARTITIONS),
+        alone: asyncio.Lock | None = None,
+    ) -> ParticipantBatchHandler:
+        """Another process on the same database, or another lane of one."""
         return ParticipantBatchHandler(
-            self.participant, self.database, ParticipantTables(), clock=lambda: self.now, batch_size=batch_size
+            self.participant,
+            self.database,
+            ParticipantTables(),
+            partitions=partitions,
+            alone=alone,
+            clock=lambda: self.now,
+            batch_size=batch_size,
         )
 
     async def restart(self) -> None:

@@ -2,6 +2,7 @@
 
 FARANDOLE_TEST_UNWELL        NOT_SERVING, with this reason
 FARANDOLE_TEST_DEAF          SIGTERM does nothing
+FARANDOLE_TEST_SHOWS         the names of variables that it writes into its log, with what they are
 FARANDOLE_TEST_LAST_WORDS    a file to which it adds a line as it ends: its name, and whether the broker still listens
 """
 
@@ -51,6 +52,8 @@ def main(name: str) -> None:
     server.add_insecure_port(os.environ["FARANDOLE_GRPC_ADDRESS"])
     server.start()
     sys.stdout.write(f"{name} serves, its database is {os.environ['FARANDOLE_DATABASE_URL']}\n")
+    shown = os.environ.get("FARANDOLE_TEST_SHOWS", "").split()
+    sys.stdout.write(" ".join(f"{variable}={os.environ.get(variable, '')}" for variable in shown) + "\n" * bool(shown))
     sys.stdout.flush()
     ending.wait()
     if last_words := os.environ.get("FARANDOLE_TEST_LAST_WORDS"):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from farandole.stack.plan import make_plan
+from farandole.stack.planning import make_plan
 from farandole.stack.status import read_status
 from farandole.testing.brokers import free_port
 

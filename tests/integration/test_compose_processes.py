@@ -11,12 +11,14 @@ import sys
 from collections.abc import Iterator
 
 import grpc
+import psycopg
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from choreography.v1 import saga_pb2, saga_service_pb2
 from choreography.v1.saga_service_pb2_grpc import SagaServiceStub
+from farandole.settings import Settings
 from farandole.testing.brokers import free_port
 from orders.v1 import order_service_pb2
 from orders.v1.order_pb2 import OrderLine
@@ -121,14 +123,37 @@ def test_the_demo_runs_against_them(containers: Containers, ports: dict[str, str
     assert "PASSED" in done.stdout
 
 
-def test_a_health_check_says_no_until_the_broker_is_started_again(containers: Containers) -> None:
-    broker = containers.processes["nats"]
-    broker.kill()
-    broker.wait()
-    eventually(lambda: not containers.is_healthy("nats"), "the broker is not healthy")
-    refused = eventually(lambda: refusal(containers, "orders"), "orders is not healthy without its broker")
+def test_each_service_enters_its_own_database_and_no_other(containers: Containers) -> None:
+    urls = {
+        name: Settings.load(
+            name,
+            grpc_port=1,
+            database_url=environment["FARANDOLE_DATABASE_URL"],
+            database_password_file=environment["FARANDOLE_DATABASE_PASSWORD_FILE"],
+        ).database_url
+        for name in containers.long_running
+        if "FARANDOLE_DATABASE_URL" in (environment := containers.environment(name))
+    }
+    assert len(urls) == len(containers.long_running) - len({"nats", "postgres"})
+    for name, url in urls.items():
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT current_user, current_database()").fetchone() == (name, name)
+        other = urls.keys() - {name}
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            psycopg.connect(url, dbname=min(other))
+    with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+        psycopg.connect(f"postgresql://farandole@{containers.address('postgres')}/postgres", passfile="/dev/null")
+
+
+@pytest.mark.parametrize("name", ["nats", "postgres"])
+def test_a_health_check_says_no_until_what_it_needs_is_started_again(containers: Containers, name: str) -> None:
+    needed = containers.processes[name]
+    needed.kill()
+    needed.wait()
+    eventually(lambda: not containers.is_healthy(name), f"{name} is not healthy")
+    refused = eventually(lambda: refusal(containers, "orders"), f"orders is not healthy without {name}")
     assert "NOT_SERVING" in refused
-    containers.start("nats")
+    containers.start(name)
     for name in containers.long_running:
         containers.wait_until_healthy(name)
 

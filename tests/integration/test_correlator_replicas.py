@@ -7,7 +7,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,6 +34,7 @@ from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.database import Database
 from farandole.definition_files import load_definitions
 from farandole.envelope import Publication
+from farandole.errors import BrokerUnavailableError
 from farandole.saga import Status
 from farandole.testing.brokers import BrokerUnderTest
 from farandole.testing.store_conformance import key_of
@@ -67,7 +68,7 @@ class Load:
     """Sagas of every kind, five of them every tenth of a second, until it is told to end."""
 
     def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+        self._publisher = Publisher(broker)
         self._random = random.Random(20261127)
         self.completing: list[str] = []
         self.stuck: list[str] = []
@@ -85,6 +86,7 @@ class Load:
                     number += 1
                     telling.create_task(self._tell(f"o{number}"))
                 await asyncio.sleep(0.1)
+        await self._publisher.stop()
 
     def end(self) -> None:
         """Begins no more."""
@@ -99,23 +101,33 @@ class Load:
         match self._random.randrange(10):
             case 0 | 1:
                 self.stuck.append(key)
-                await tell(self._broker, key, HAPPY[:2])
+                await self._publish(key, HAPPY[:2])
             case 2 | 3:
                 self.late.append(key)
-                await tell(self._broker, key, HAPPY[:3])
+                await self._publish(key, HAPPY[:3])
                 await asyncio.sleep(DEADLINE.total_seconds() + self._random.uniform(-0.2, 0.2))
-                await tell(self._broker, key, HAPPY[3:])
+                await self._publish(key, HAPPY[3:])
             case 4:
                 self.unreadable += 1
-                await self._tell_garbage(key)
+                await self._publish_until_stored(key, "orders.v1.OrderCreated", b"\xff\x00garbage")
             case _:
                 self.completing.append(key)
-                await tell(self._broker, key, HAPPY)
+                await self._publish(key, HAPPY)
 
-    async def _tell_garbage(self, key: str) -> None:
-        publisher = Publisher(self._broker)
-        await publisher.publish(Publication(key, f"events.{key}.orders.v1.OrderCreated", {}, b"\xff\x00garbage"))
-        await publisher.stop()
+    async def _publish(self, key: str, events: Iterable[tuple[str, dict[str, object]]]) -> None:
+        for name, body in events:
+            await self._publish_until_stored(key, name, json.dumps({"orderId": key, **body}).encode())
+
+    async def _publish_until_stored(self, key: str, name: str, data: bytes) -> None:
+        """A machine that has much to do may let the broker wait."""
+        publication = Publication(key, f"events.{key}.{name}", {"Nats-Msg-Id": f"{key}/{name}"}, data)
+        while True:
+            try:
+                await self._publisher.publish(publication)
+            except BrokerUnavailableError:
+                await asyncio.sleep(0.1)
+            else:
+                return
 
 
 async def strike(replicas: Replicas) -> None:

@@ -119,6 +119,14 @@ async def test_a_later_process_of_the_same_name_takes_over_and_the_earlier_one_s
         assert first.problems["events"] is None
 
 
+async def test_a_later_process_of_the_same_name_gives_others_their_share_of_what_it_inherits(
+    broker: Broker, leases: MemoryLeases
+) -> None:
+    await leases.join(Replica("a", "earlier"), 4, is_able=True)
+    async with keeping(broker, leases, "b") as other, keeping(broker, leases, "a", run="later") as later:
+        await until(lambda: len(other.works_on) == len(later.works_on) == 2)
+
+
 async def test_another_number_of_lanes_is_told_until_the_others_have_stopped(
     broker: Broker, leases: MemoryLeases
 ) -> None:

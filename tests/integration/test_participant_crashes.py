@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 
 import pytest
@@ -12,7 +13,9 @@ from choreography.v1.dead_letter_pb2 import DEAD_LETTER_REASON_CRASHED, DEAD_LET
 from choreography.v1.lifecycle_pb2 import SagaTimedOut
 from farandole import Transaction, step
 from farandole.envelope import Event, StoredMessage
+from farandole.lanes import Lanes
 from farandole.participant.barrier import BarrierState
+from farandole.partitions import partition_key
 from inventory.v1.inventory_events_pb2 import ItemsReserved
 from payments.v1.payment_events_pb2 import PaymentProcessed, PaymentRefunded
 from shipping.v1.shipping_events_pb2 import ShippingFailed
@@ -332,3 +335,20 @@ async def test_a_handler_that_wants_to_end_the_process_just_fails(till: Till) ->
     await till.consume(till.bench.message(reserved()))
     (body,) = till.dead_letters
     assert (body.reason, body.detail) == (DEAD_LETTER_REASON_RETRIES_EXHAUSTED, "SystemExit: 3")
+
+
+async def test_in_one_process_no_other_lane_counts_an_event_while_one_is_run(till: Till) -> None:
+    """Whoever ends the process then, it is not the other one."""
+    bench, lanes, alone = till.bench, Lanes(2), asyncio.Lock()
+    counted: list[int] = []
+
+    def charge(_event: ItemsReserved, tx: Transaction) -> None:
+        counted.append(tx.connection.execute(sa.text("SELECT count(*) FROM farandole_started")).scalar_one())
+
+    bench.with_steps(step("take-payment", charge, saga="order-fulfilment"))
+    handlers = [bench.new_owner(partitions=lanes.partitions(lane), alone=alone) for lane in lanes.all]
+    for handler in handlers:
+        await handler.claim("stream-1")  # the process before did not end in order
+    messages = [bench.message(reserved(partition_key(lane))) for lane in lanes.all]
+    await asyncio.gather(*(one.handle([message], ()) for one, message in zip(handlers, messages, strict=True)))
+    assert counted == [1, 1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import sqlalchemy as sa
@@ -26,9 +28,21 @@ from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore, FoldedBa
 from farandole.database import Database
 from farandole.envelope import Reason
 from farandole.errors import StoreUnavailableError
+from farandole.lanes import Lanes
 from farandole.saga import Cause, Health, Saga, Status
 from farandole.testing import CorrelatorStoreConformance
-from farandole.testing.store_conformance import INCARNATION, at, closed, dead_letter, new, record, saga
+from farandole.testing.store_conformance import (
+    INCARNATION,
+    at,
+    closed,
+    dead_letter,
+    definition,
+    key_of,
+    new,
+    publication,
+    record,
+    saga,
+)
 
 
 @pytest.fixture
@@ -45,6 +59,19 @@ async def postgresql(postgres_url: str) -> AsyncIterator[SqlCorrelatorStore]:
     await store.open()
     yield store
     await store.close()
+
+
+USUAL_PAGES = [
+    (wanted, order, descending)
+    for descending in (False, True)
+    for wanted, order in [
+        *((None, order) for order in SagaOrder),
+        (Comparison("status", Operator.EQUAL, Status.RUNNING), SagaOrder.UPDATE_TIME),
+        (Comparison("status", Operator.EQUAL, Status.COMPLETED), SagaOrder.START_TIME),
+        (Comparison("health", Operator.EQUAL, Health.STALLED), SagaOrder.UPDATE_TIME),
+        (Comparison("definition", Operator.EQUAL, "order-fulfilment"), SagaOrder.UPDATE_TIME),
+    ]
+]
 
 
 class TestMemoryStore(CorrelatorStoreConformance):
@@ -65,15 +92,61 @@ class TestPostgresqlStore(CorrelatorStoreConformance):
         return postgresql
 
 
-async def test_sqlite_keeps_everything_across_processes(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/correlator.db"
-    first = SqlCorrelatorStore(Database(url))
+@pytest.fixture
+async def replicas(postgres_url: str) -> AsyncIterator[list[SqlCorrelatorStore]]:
+    """The stores of four replicas, which start together."""
+    stores = [SqlCorrelatorStore(Database(postgres_url)) for _ in range(4)]
+    await asyncio.gather(*(store.open() for store in stores))
+    yield stores
+    await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_replicas_commit_to_their_lanes_at_the_same_time(replicas: list[SqlCorrelatorStore]) -> None:
+    async def work(store: SqlCorrelatorStore, lane: int) -> None:
+        claim = await store.claim(INCARNATION, Lanes(4).partitions(lane))
+        for number in range(20):
+            key = key_of(lane, number)
+            await store.load([key])
+            batch = FoldedBatch(
+                number + 1,
+                new(saga(key)),
+                publications=[publication(key)],
+                dead_letters=[dead_letter(4 * number + lane + 1, key=key)],
+            )
+            committed = await store.commit(claim, batch)
+            claim = committed.claim
+            await store.remove_publications([committed.publications[0].id])
+
+    await asyncio.gather(*(work(store, lane) for lane, store in enumerate(replicas)))
+    assert sum(count.count for count in await replicas[0].summarize()) == 80
+    assert len((await replicas[0].list_dead_letters(DeadLetterQuery(limit=1000))).dead_letters) == 80
+    assert len(await replicas[0].waiting_publications()) == 160, "of each dead letter two"
+
+
+async def test_replicas_that_start_together_leave_the_definitions_of_one_active(
+    replicas: list[SqlCorrelatorStore],
+) -> None:
+    sets = [[definition()], [definition(version=2), definition("drone-delivery")]]
+    await asyncio.gather(
+        *(store.activate(sets[number % 2], replica=f"r{number}") for number, store in enumerate(replicas)),
+        *(store.remember([definition(version=3)]) for store in replicas),
+    )
+    stored = await replicas[0].definitions()
+    assert [one.definition() for one in stored if one.is_active] in [sets[0], sets[1][::-1]]
+    assert {(one.name, one.version) for one in stored} == {
+        *(("order-fulfilment", version) for version in (1, 2, 3)),
+        ("drone-delivery", 1),
+    }
+
+
+async def test_everything_is_kept_across_processes(database_url: str) -> None:
+    first = SqlCorrelatorStore(Database(database_url))
     await first.open()
     claim = await record(first, saga("a"))
     await first.commit(claim, FoldedBatch(8, dead_letters=(dead_letter(8),)))
     waiting = await first.waiting_publications()
     await first.close()
-    second = SqlCorrelatorStore(Database(url))
+    second = SqlCorrelatorStore(Database(database_url))
     await second.open()
     assert (await second.load(["a"]))["a"] == (saga("a"),)
     assert await second.waiting_publications() == waiting
@@ -112,17 +185,7 @@ async def test_sqlite_finds_what_is_due_without_walking_all_sagas(
     assert all("INDEX saga_by_next_deadline (partition=? AND next_deadline" in step for step in steps), steps
 
 
-@pytest.mark.parametrize("descending", [False, True])
-@pytest.mark.parametrize(
-    ("wanted", "order"),
-    [
-        *((None, order) for order in SagaOrder),
-        (Comparison("status", Operator.EQUAL, Status.RUNNING), SagaOrder.UPDATE_TIME),
-        (Comparison("status", Operator.EQUAL, Status.COMPLETED), SagaOrder.START_TIME),
-        (Comparison("health", Operator.EQUAL, Health.STALLED), SagaOrder.UPDATE_TIME),
-        (Comparison("definition", Operator.EQUAL, "order-fulfilment"), SagaOrder.UPDATE_TIME),
-    ],
-)
+@pytest.mark.parametrize(("wanted", "order", "descending"), USUAL_PAGES)
 async def test_sqlite_finds_every_usual_page_without_sorting_all_sagas(
     sqlite: SqlCorrelatorStore, wanted: Filter | None, order: SagaOrder, descending: bool
 ) -> None:
@@ -135,6 +198,46 @@ async def test_sqlite_finds_every_usual_page_without_sorting_all_sagas(
     assert all("USING INDEX saga_by_" in step for step in steps), steps
     if wanted is not None:
         assert all("SEARCH saga" in step for step in steps), "nothing else is walked either"
+
+
+async def postgresql_plan(store: SqlCorrelatorStore, statement: sa.Select[Any]) -> list[str]:
+    """What PostgreSQL does for a statement where there is too much to read or to sort it all."""
+    compiled = statement.compile(dialect=store._database._writer.dialect, compile_kwargs={"render_postcompile": True})
+
+    def plan(connection: sa.Connection) -> list[str]:
+        for way in ("seqscan", "sort", "bitmapscan"):
+            connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+        return [
+            " ".join(line.split())
+            for (line,) in connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {compiled}", compiled.params)
+        ]
+
+    return await store._database.write(plan)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [SELECT_DUE.params(of_partition=1, until=1, how_many=1), next_deadlines_statement(ALL_PARTITIONS)],
+    ids=["due", "next deadlines"],
+)
+async def test_postgresql_finds_what_is_due_without_walking_all_sagas(
+    postgresql: SqlCorrelatorStore, statement: sa.Select[Any]
+) -> None:
+    plan = "\n".join(await postgresql_plan(postgresql, statement))
+    assert "using saga_by_next_deadline on saga" in plan
+    assert re.search(r"Index Cond: \(\(?partition = ", plan)
+    for walk in ("Seq Scan", "-> Sort", "Filter"):  # an incremental one sorts those that are due at the same moment
+        assert walk not in plan, plan
+
+
+@pytest.mark.parametrize(("wanted", "order", "descending"), USUAL_PAGES)
+async def test_postgresql_finds_every_usual_page_without_sorting_all_sagas(
+    postgresql: SqlCorrelatorStore, wanted: Filter | None, order: SagaOrder, descending: bool
+) -> None:
+    plan = "\n".join(await postgresql_plan(postgresql, saga_page_statement(SagaQuery(wanted, order, descending))))
+    assert "using saga_by_" in plan
+    for walk in ("Seq Scan", "Sort"):
+        assert walk not in plan, plan
 
 
 SAGAS = [
@@ -213,13 +316,17 @@ DEAD_LETTER_FILTERS = filters(
 )
 
 
+Stores: TypeAlias = tuple[CorrelatorStore, ...]
+
+
 @pytest.fixture
-async def both(sqlite: SqlCorrelatorStore) -> tuple[MemoryCorrelatorStore, SqlCorrelatorStore]:
-    memory = MemoryCorrelatorStore()
-    for store in (memory, sqlite):
+async def stores(sqlite: SqlCorrelatorStore, postgresql: SqlCorrelatorStore) -> Stores:
+    """One of each kind, with the same in them."""
+    stores = (MemoryCorrelatorStore(), sqlite, postgresql)
+    for store in stores:
         batch = FoldedBatch(1, new(*SAGAS), dead_letters=LETTERS, closed_dead_letters=CLOSED)
         await store.commit(await store.claim(INCARNATION), batch)
-    return memory, sqlite
+    return stores
 
 
 ONE_STORE_FOR_ALL_EXAMPLES = settings(
@@ -229,24 +336,23 @@ ONE_STORE_FOR_ALL_EXAMPLES = settings(
 
 @ONE_STORE_FOR_ALL_EXAMPLES
 @given(wanted=SAGA_FILTERS, order=st.sampled_from(SagaOrder), descending=st.booleans())
-async def test_memory_and_sqlite_agree_on_every_filter_of_sagas(
-    both: tuple[MemoryCorrelatorStore, SqlCorrelatorStore], wanted: Filter, order: SagaOrder, descending: bool
+async def test_all_stores_agree_on_every_filter_of_sagas(
+    stores: Stores, wanted: Filter, order: SagaOrder, descending: bool
 ) -> None:
-    memory, sqlite = both
+    memory, *others = stores
     query = SagaQuery(wanted, order, descending, limit=7)
-    ours, theirs = await memory.list_sagas(query), await sqlite.list_sagas(query)
-    assert ours == theirs
-    assert await memory.summarize(wanted) == await sqlite.summarize(wanted)
+    for other in others:
+        assert await memory.list_sagas(query) == await other.list_sagas(query)
+        assert await memory.summarize(wanted) == await other.summarize(wanted)
 
 
 @ONE_STORE_FOR_ALL_EXAMPLES
 @given(wanted=DEAD_LETTER_FILTERS)
-async def test_memory_and_sqlite_agree_on_every_filter_of_dead_letters(
-    both: tuple[MemoryCorrelatorStore, SqlCorrelatorStore], wanted: Filter
-) -> None:
-    memory, sqlite = both
+async def test_all_stores_agree_on_every_filter_of_dead_letters(stores: Stores, wanted: Filter) -> None:
+    memory, *others = stores
     query = DeadLetterQuery(wanted, limit=7)
-    assert await memory.list_dead_letters(query) == await sqlite.list_dead_letters(query)
+    for other in others:
+        assert await memory.list_dead_letters(query) == await other.list_dead_letters(query)
 
 
 def test_the_sample_has_sagas_of_every_kind() -> None:

@@ -148,3 +148,26 @@ def test_what_another_reader_took_comes_again_soon() -> None:
         return inbox
 
     run(program)
+
+
+def test_a_reader_that_is_slow_is_not_taken_for_one_that_has_lost_its_pull() -> None:
+    """It has all that it can take, and so asks for nothing: nothing is heard of the broker then."""
+
+    async def program(server: SimulatedBroker, publisher: Publisher) -> None:
+        reader = await connected(server, "reader")
+        subscription = Subscription(reader, "reader", ["events.>"])
+        await subscription.start(after=0, incarnation=(await events_state(reader)).incarnation)
+        for first in range(0, 2500, 500):
+            await asyncio.gather(*(publisher.publish(event(number)) for number in range(first, first + 500)))
+        await asyncio.sleep(5.0)
+        generation = (await subscription.next_batch(1)).generation
+        await asyncio.sleep(30.0)
+        read = 1
+        while read < 2500:
+            batch = await asyncio.wait_for(subscription.next_batch(500), PATIENCE_SECONDS)
+            read += len(batch.messages)
+            assert batch.generation == generation
+        await subscription.stop()
+        await reader.close()
+
+    run(program)

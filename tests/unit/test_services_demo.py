@@ -183,12 +183,15 @@ class TestProgress:
         assert progress.status("a") == "UNSEEN"
         assert not progress.is_over
 
-    def test_the_latest_update_only_goes_forward(self) -> None:
-        progress = followed("a")
-        assert progress.latest_update is None
-        progress.see([record("z", SagaStatus.SAGA_STATUS_RUNNING, seconds=9)])
+    def test_what_is_still_to_end_is_asked_for_since_its_own_last_change(self) -> None:
+        """One lane of the correlator may be behind another: what ended later elsewhere is no reason to ask for less."""
+        progress = followed("ab")
         progress.see([record("a", SagaStatus.SAGA_STATUS_RUNNING, seconds=4)])
-        assert progress.latest_update == NOON.replace(tzinfo=None) + timedelta(seconds=9)
+        assert progress.oldest_open is None, "b has not been seen"
+        progress.see([record("b", SagaStatus.SAGA_STATUS_COMPLETED, seconds=9)])
+        assert progress.oldest_open == NOON.replace(tzinfo=None) + timedelta(seconds=4)
+        progress.see([record("a", SagaStatus.SAGA_STATUS_COMPLETED, seconds=5, revision=2)])
+        assert progress.oldest_open is None
 
     def test_what_is_stuck_is_named_with_who_holds_it_up_the_commonest_first(self) -> None:
         paying = SagaStep(name="take-payment", participant="payments", status=StepStatus.STEP_STATUS_RUNNING)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from farandole.errors import ConfigurationError
 from farandole.settings import Settings
@@ -137,3 +138,43 @@ def test_settings_do_not_change() -> None:
     settings = Settings.load("payments", grpc_port=1)
     with pytest.raises(ValueError, match="frozen"):
         settings.batch_size = 3
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://ada@db:5432/orders", "postgresql://ada:s3cret@db/orders", "postgresql://ada@[::1]:1/orders?a=b"],
+)
+def test_a_server_is_taken_as_a_database(url: str) -> None:
+    assert Settings.load("orders", grpc_port=1, database_url=url).database_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://db/orders", "postgresql://ada@db", "postgresql://ada@db:70000/orders", "postgres://ada@db/orders"],
+)
+def test_a_server_needs_a_user_a_host_and_a_name(url: str) -> None:
+    assert "postgresql://USER@HOST:PORT/NAME" in _faults(database_url=url)["FARANDOLE_DATABASE_URL"]
+
+
+def test_a_password_comes_from_a_file_and_is_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("p@ss/w:rd\n")
+    settings = Settings.load(
+        "orders", grpc_port=1, database_url="postgresql://ada@db:5432/orders", database_password_file=file
+    )
+    assert make_url(settings.database_url).password == "p@ss/w:rd"
+    assert "ss/w" not in repr(settings)
+    assert "ss%2Fw" not in repr(settings)
+
+
+@pytest.mark.parametrize("url", [None, "sqlite:///orders.db", "postgresql://ada:given@db/orders"])
+def test_a_password_file_is_for_a_server_that_has_none_in_its_url(tmp_path: Path, url: str | None) -> None:
+    file = tmp_path / "password"
+    file.write_text("secret")
+    given = {} if url is None else {"database_url": url}
+    assert "without a password" in _faults(database_password_file=file, **given)["FARANDOLE_DATABASE_URL"]
+
+
+def test_a_password_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    faults = _faults(database_url="postgresql://ada@db/orders", database_password_file=tmp_path / "none")
+    assert "can't be read: No such file" in faults["FARANDOLE_DATABASE_URL"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from farandole.errors import ConfigurationError
-from farandole.stack.plan import make_plan, overriding, passed_on, resolve_command
+from farandole.stack.plan import overriding, passed_on, resolve_command
+from farandole.stack.planning import make_plan
 from farandole.stack.ports import default_correlator_address, default_nats_url, resolve_port
+from farandole.stack.shape import Shape
 from farandole.stack.stack_file import find_stack_file, parse_stack_file, read_stack_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +133,7 @@ def test_the_file_is_found_from_a_directory_below(tmp_path: Path) -> None:
 
 
 def test_the_checkouts_own_file_is_valid() -> None:
-    plan = make_plan(ROOT / "farandole.yaml", {})
+    plan = make_plan(ROOT / "farandole.yaml", {}, Shape())
     assert {service.name: service.port.number for service in plan.services} == {
         "nats": 4222,
         "correlator": 50051,
@@ -143,9 +146,9 @@ def test_the_checkouts_own_file_is_valid() -> None:
         "drones": 50058,
         "delivery": 50059,
     }
-    assert plan.broker is not None
-    assert plan.broker.monitoring is not None
-    assert plan.broker.monitoring.number == 8222
+    assert len(plan.brokers) == 1
+    assert plan.brokers[0].monitoring is not None
+    assert plan.brokers[0].monitoring.number == 8222
     assert plan.suggestions()
 
 
@@ -156,6 +159,7 @@ def test_each_service_gets_its_own_address_and_database(tmp_path: Path) -> None:
         "FARANDOLE_NATS_URL": "nats://127.0.0.1:4222",
         "FARANDOLE_GRPC_ADDRESS": "127.0.0.1:50062",
         "FARANDOLE_DATABASE_URL": f"sqlite:///{tmp_path}/.farandole/data/back-office.db",
+        "FARANDOLE_REPLICA": "back-office",
         "FARANDOLE_LOG_LEVEL": "debug",
     }
     assert plan.suggestions() == [("look", "grpcurl 127.0.0.1:50062 list; echo $HOME")]
@@ -236,3 +240,20 @@ def test_python_and_farandole_are_those_that_run_the_stack() -> None:
     assert resolve_command(["python", "-m", "till"], "") == [sys.executable, "-m", "till"]
     assert resolve_command(["farandole", "correlator"], "") == [sys.executable, "-m", "farandole", "correlator"]
     assert resolve_command(["sh", "-c", "true"], "/bin") == ["/bin/sh", "-c", "true"]
+
+
+def test_services_show_their_metrics_on_ports_of_their_own_where_they_are_to() -> None:
+    """On those, too, at which the configuration for Prometheus looks for them."""
+    assert all(service.metrics is None for service in make_plan(ROOT / "farandole.yaml", {}, Shape()).services)
+    environment = {"FARANDOLE_STACK_METRICS": "on", "FARANDOLE_PORT_ORDERS_METRICS": "9464"}
+    services = [one for one in make_plan(ROOT / "farandole.yaml", environment, Shape()).services if one.metrics]
+    for service in services:
+        assert service.metrics in service.ports
+        assert service.environment["FARANDOLE_METRICS_ADDRESS"] == service.metrics.address
+        assert service.metrics.number == (9464 if service.name == "orders" else service.port.number + 10_000)
+    scraped = (ROOT / "deploy" / "telemetry" / "prometheus.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"- (\S+) # (\w+)", scraped) == [
+        (f"127.0.0.1:{service.port.number + 10_000}", service.name) for service in services
+    ]
+    with pytest.raises(ConfigurationError, match="FARANDOLE_STACK_METRICS: must be on or off"):
+        make_plan(ROOT / "farandole.yaml", {"FARANDOLE_STACK_METRICS": "yes"}, Shape())

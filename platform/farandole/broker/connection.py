@@ -249,15 +249,17 @@ def read_answer(data: bytes, subject: str) -> dict[str, Any]:
     """A JetStream answer. Raises `BrokerUnavailableError` where no stream answered, `BrokerError` for a refusal."""
     if not data:
         raise BrokerUnavailableError(
-            f"nobody answers {subject}: JetStream is off, or no stream captures it; `farandole provision` makes the "
-            "streams"
+            f"nobody answers {subject}: its stream is electing a leader, JetStream is off, or no stream captures it; "
+            "`farandole provision` makes the streams"
         )
     answer: dict[str, Any] = json.loads(data)
     if error := answer.get("error"):
         message = f"{subject}: {error.get('description', 'refused')}"
-        kind = BrokerUnavailableError if error.get("code") == _SERVICE_UNAVAILABLE else BrokerError
-        raise kind(message, code=error.get("err_code", 0))
+        passes = error.get("code") == _SERVICE_UNAVAILABLE or error.get("err_code") == _DUPLICATE_IN_PROCESS
+        raise (BrokerUnavailableError if passes else BrokerError)(message, code=error.get("err_code", 0))
     return answer
 
 
 _SERVICE_UNAVAILABLE = 503
+_DUPLICATE_IN_PROCESS = 10158
+"""What was published before under the same message id is not yet agreed on by the servers of a cluster."""

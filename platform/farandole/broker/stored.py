@@ -1,4 +1,4 @@
-"""Reading what `EVENTS` holds of one type or on one subject, without a consumer."""
+"""Reading what `EVENTS` holds, all of it, or of one type or on one subject, without a consumer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -22,6 +23,7 @@ from farandole.partitions import PARTITIONS
 _PAGE = 500
 _PAGE_BYTES = 8 * 1024 * 1024
 _ANSWER_SECONDS = 5.0
+_EVERYTHING = "events.>"
 _NO_MESSAGE_FOUND = 10037
 _SUBJECT, _SEQUENCE, _TIME, _PENDING = "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending"
 _OWN_HEADERS = frozenset({"Nats-Stream", _SUBJECT, _SEQUENCE, _TIME, _PENDING, "Nats-Last-Sequence"})
@@ -34,13 +36,30 @@ async def stored_events(
     """The events of a type that stand behind `after`, up to and with `until`, page by page: in stream order; of some of
     the partitions, one partition after the other.
 
-    Raises `BrokerUnavailableError` where the broker does not answer in time. It may be a little behind: a replica of
-    the stream answers too. Source: JetStream's batched direct get (ADR-31).
+    All that the stream's leader had stored when the last page was read: any replica answers for a page, and may be
+    behind, but the leader is asked whether that was the end (decision 0039). Raises `BrokerUnavailableError` where the
+    broker does not answer in time. Source: JetStream's batched direct get (ADR-31).
     """
     places = ["*"] if len(partitions) == PARTITIONS else sorted(partitions)
     for place in places:
         async for page in _pages(broker, f"events.{place}.{event_type}", after=after, until=until):
             yield page
+
+
+async def events_behind(broker: Broker, after: int, until: int) -> AsyncIterator[Sequence[StoredMessage]]:
+    """Every event that stands behind `after`, up to and with `until`, in stream order, page by page. Otherwise like
+    `stored_events`."""
+    async for page in _pages(broker, _EVERYTHING, after=after, until=until):
+        yield page
+
+
+async def next_stored(broker: Broker, subject: str, after: int) -> int | None:
+    """The sequence of the first event behind `after` on a subject, which may have wildcards; None where there is none.
+
+    The stream's leader answers. Raises what `Broker.request` does.
+    """
+    following = await _following(broker, subject, after)
+    return None if following is None else following.sequence
 
 
 async def stored_on(broker: Broker, subject: str, after: int) -> list[StoredMessage]:
@@ -53,26 +72,24 @@ async def _pages(
 ) -> AsyncIterator[list[StoredMessage]]:
     while after < until:
         page, has_more = await _page(broker, subject, after)
-        wanted = [message for message in page if message.sequence <= until]
-        if wanted:
+        after = page[-1].sequence if page else after
+        if not has_more and after < until and (following := await _following(broker, subject, after)) is not None:
+            page.append(following)
+            after, has_more = following.sequence, True
+        if wanted := [message for message in page if message.sequence <= until]:
             yield wanted
-        if not has_more or len(wanted) < len(page):
+        if not has_more:
             return
-        after = page[-1].sequence
+
+
+async def _following(broker: Broker, subject: str, after: int) -> StoredMessage | None:
+    """The next event on a subject, as the stream's leader knows it, which alone answers this request."""
+    return await _message(broker, {"seq": after + 1, "next_by_subj": subject})
 
 
 async def stored_at(broker: Broker, sequence: int) -> StoredMessage | None:
     """The event stored at a sequence; None where the stream has none there. Otherwise like `last_stored_on`."""
-    try:
-        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"seq": sequence})
-    except BrokerError as error:
-        if error.code == _NO_MESSAGE_FOUND:
-            return None
-        raise
-    told = answer["message"]
-    headers = parse_headers(base64.b64decode(told.get("hdrs", "")))
-    data = base64.b64decode(told.get("data", ""))
-    return StoredMessage(told["subject"], headers or {}, data, told["seq"], _time(told["time"]))
+    return await _message(broker, {"seq": sequence})
 
 
 async def last_stored_on(broker: Broker, subject: str) -> int:
@@ -80,14 +97,8 @@ async def last_stored_on(broker: Broker, subject: str) -> int:
 
     Raises `BrokerUnavailableError`, or `BrokerError` where the broker refuses.
     """
-    try:
-        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"last_by_subj": subject})
-    except BrokerError as error:
-        if error.code == _NO_MESSAGE_FOUND:
-            return 0
-        raise
-    sequence: int = answer["message"]["seq"]
-    return sequence
+    message = await _message(broker, {"last_by_subj": subject})
+    return message.sequence if message is not None else 0
 
 
 async def check_stored(broker: Broker, sequence: int, time: datetime | None) -> None:
@@ -98,18 +109,26 @@ async def check_stored(broker: Broker, sequence: int, time: datetime | None) -> 
     """
     if time is None:
         return
-    try:
-        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"seq": sequence})
-    except BrokerError as error:
-        if error.code == _NO_MESSAGE_FOUND:
-            return
-        raise
-    stored = _time(answer["message"]["time"])
-    if stored != time:
+    stored = await stored_at(broker, sequence)
+    if stored is not None and stored.time != time:
         raise StreamIncarnationError(
             f"the stream {EVENTS} holds another event at {sequence} than the one that the stored position belongs to: "
             f"{INCARNATION_REMEDY}"
         )
+
+
+async def _message(broker: Broker, request: dict[str, Any]) -> StoredMessage | None:
+    """What the stream's leader answers to a request for one message; None where there is none such."""
+    try:
+        answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", request)
+    except BrokerError as error:
+        if error.code == _NO_MESSAGE_FOUND:
+            return None
+        raise
+    told = answer["message"]
+    headers = parse_headers(base64.b64decode(told.get("hdrs", "")))
+    data = base64.b64decode(told.get("data", ""))
+    return StoredMessage(told["subject"], headers or {}, data, told["seq"], _time(told["time"]))
 
 
 async def _page(broker: Broker, subject: str, after: int) -> tuple[list[StoredMessage], bool]:

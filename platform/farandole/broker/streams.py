@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from farandole.broker.connection import Broker
+from farandole.broker.drift import PARTITIONS_METADATA, drift_of
 from farandole.errors import BrokerError, StreamDriftError, StreamIncarnationError, StreamMissingError
 from farandole.partitions import PARTITIONS
 
 EVENTS = "EVENTS"
 DEADLETTERS = "DEADLETTERS"
-PARTITIONS_METADATA = "farandole.partitions"
+SNAPSHOTS = "SNAPSHOTS"
 INCARNATION_METADATA = "farandole.made"
 """When the stream was provisioned, and by chance which time of several. A restored backup has it too."""
 
@@ -67,10 +68,13 @@ STREAMS: Mapping[str, Mapping[str, Any]] = {
 }
 """The streams, as the JetStream API has them."""
 
-_FREE_SETTINGS = frozenset(
-    {"description", "num_replicas", "metadata", "duplicate_window", "max_bytes", "max_msg_size", "max_consumers"}
+SNAPSHOTS_STREAM: Mapping[str, Any] = _stream(
+    SNAPSHOTS,
+    description="Farandole: the correlator's records as of what was pruned from EVENTS",
+    subjects=["snapshots.>"],
+    metadata={},
 )
-"""What an operator may choose: no guarantee rests on it. Of the metadata the number of partitions is checked."""
+"""Made by the first `farandole prune`: who never prunes needs none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +117,15 @@ async def stream_state(broker: Broker, name: str) -> StreamState:
 async def events_state(broker: Broker) -> StreamState:
     """The state of `EVENTS`. Raises `StreamDriftError` too, where it has another number of partitions."""
     state = await stream_state(broker, EVENTS)
-    drift = _drift(STREAMS[EVENTS], state.config)
-    if drift:
-        raise StreamDriftError(f"the stream {EVENTS} is not as Farandole needs it: {'; '.join(drift)}")
+    _refuse_unfit(STREAMS[EVENTS], state)
     return state
+
+
+def _refuse_unfit(wanted: Mapping[str, Any], state: StreamState) -> None:
+    """Raises `StreamDriftError` where services can't work with a stream."""
+    needed = [str(drift) for drift in drift_of(wanted, state.config) if drift.is_needed]
+    if needed:
+        raise StreamDriftError(f"the stream {wanted['name']} is not as Farandole needs it: {'; '.join(needed)}")
 
 
 async def last_stored(broker: Broker, subjects: Iterable[str]) -> int:
@@ -146,9 +155,10 @@ def check_position(state: StreamState, *, incarnation: str, position: int) -> No
             f"one made at {incarnation}: {INCARNATION_REMEDY}"
         )
     if position > state.last_sequence:
+        perhaps = "a server that was away may be catching up; if this lasts, "
         raise StreamIncarnationError(
             f"the stream {EVENTS} ends at {state.last_sequence}, before the stored position {position}: "
-            f"{INCARNATION_REMEDY}"
+            f"{perhaps if state.config.get('num_replicas', 1) > 1 else ''}{INCARNATION_REMEDY}"
         )
 
 
@@ -158,59 +168,50 @@ INCARNATION_REMEDY = (
 
 
 async def provision(broker: Broker, *, replicas: int = 1) -> list[Provisioned]:
-    """Makes the streams that do not exist yet, in order.
+    """Makes the streams that do not exist yet, in order, with so many replicas.
 
     Raises `StreamDriftError`, after everything else is made, where an existing one is not as Farandole needs it.
     """
     outcomes: list[Provisioned] = []
-    drifted: list[str] = []
+    faults: list[str] = []
     for name, wanted in STREAMS.items():
         try:
-            state = await stream_state(broker, name)
-        except StreamMissingError:
-            if await _create(broker, name, wanted, replicas):
-                outcomes.append(Provisioned(name, "created"))
-                continue
-            state = await stream_state(broker, name)
-        drift = _drift(wanted, state.config)
-        if drift:
-            drifted.append(f"the stream {name} is not as Farandole needs it: {'; '.join(drift)}")
+            is_new = await fit_stream(broker, wanted, replicas=replicas)
+        except StreamDriftError as error:
+            faults.append(str(error))
         else:
-            outcomes.append(Provisioned(name, "unchanged"))
-    if drifted:
-        raise StreamDriftError("\n".join(drifted))
+            outcomes.append(Provisioned(name, "created" if is_new else "unchanged"))
+    if faults:
+        raise StreamDriftError("\n".join(faults))
     return outcomes
 
 
-async def _create(broker: Broker, name: str, wanted: Mapping[str, Any], replicas: int) -> bool:
-    """Makes a stream. Returns False where another one who provisions has just made it."""
+async def fit_stream(broker: Broker, wanted: Mapping[str, Any], *, replicas: int) -> bool:
+    """Makes a stream as `make_stream` does. Raises `StreamDriftError` where it is not as Farandole needs it."""
+    is_new = await make_stream(broker, wanted, replicas=replicas)
+    _refuse_unfit(wanted, await stream_state(broker, wanted["name"]))
+    return is_new
+
+
+async def make_stream(broker: Broker, wanted: Mapping[str, Any], *, replicas: int) -> bool:
+    """Makes a stream where it does not exist; returns whether it did not. One that exists is never changed."""
+    try:
+        await stream_state(broker, wanted["name"])
+    except StreamMissingError:
+        return await _create(broker, wanted, replicas)
+    return False
+
+
+async def _create(broker: Broker, wanted: Mapping[str, Any], replicas: int) -> bool:
+    """Makes a stream. Returns False where there is one already: another one who provisions may have just made it."""
     made = f"{datetime.now(UTC).isoformat()} ({uuid.uuid4().hex[:8]})"
     metadata = {**wanted["metadata"], INCARNATION_METADATA: made}
     try:
         await broker.request(
-            f"$JS.API.STREAM.CREATE.{name}", {**wanted, "num_replicas": replicas, "metadata": metadata}
+            f"$JS.API.STREAM.CREATE.{wanted['name']}", {**wanted, "num_replicas": replicas, "metadata": metadata}
         )
     except BrokerError as error:
         if error.code != _STREAM_NAME_IN_USE:
             raise
         return False
     return True
-
-
-def _drift(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
-    """How a stream differs from what is wanted; the server leaves out settings at its own defaults."""
-    differences = [
-        f"{setting} is {actual.get(setting)!r}, not {value!r}"
-        for setting, value in wanted.items()
-        if setting not in _FREE_SETTINGS and actual.get(setting, _unset(value)) != value
-    ]
-    partitions = wanted["metadata"].get(PARTITIONS_METADATA)
-    stored = (actual.get("metadata") or {}).get(PARTITIONS_METADATA)
-    if partitions is not None and stored != partitions:
-        differences.append(f"metadata {PARTITIONS_METADATA} is {stored!r}, not {partitions!r}, and can't be changed")
-    return differences
-
-
-def _unset(value: object) -> object:
-    """What a setting means that the server leaves out of its answer."""
-    return False if isinstance(value, bool) else 0 if value == 0 else None

@@ -117,6 +117,8 @@ class Subscription:
         """How often the consumer has been reset: an acknowledgement from before a reset would confuse it."""
         self._outstanding = 0
         self._heard = 0.0
+        self._failures = 0
+        """How often in a row the consumer was set, or failed to be, and nothing came of it."""
         self._inbox = ""
         self._pumping: asyncio.Task[None] | None = None
         self._problem: str | None = "has not begun to read"
@@ -224,6 +226,7 @@ class Subscription:
         if not message.reply.startswith(_ACK_PREFIX):
             self._on_status(message.headers or {})
             return
+        self._failures = 0
         self._outstanding -= 1
         if self._outstanding <= _PULL_MESSAGES // 2:
             self._wake.set()
@@ -263,6 +266,7 @@ class Subscription:
     def _on_status(self, headers: dict[str, str]) -> None:
         match headers.get(STATUS):
             case "100":
+                self._failures = 0
                 last = headers.get(_LAST_DELIVERED, "")
                 if last.isdecimal():
                     self._order.hear_of(int(last))
@@ -281,7 +285,6 @@ class Subscription:
         self._wake.set()
 
     async def _pump(self) -> None:
-        failures = 0
         while not self._stopped:
             try:
                 async with asyncio.timeout(_HEARTBEAT_SECONDS):
@@ -294,6 +297,7 @@ class Subscription:
             self._wake.clear()
             try:
                 if self._order.is_lost:
+                    await self._pause()
                     await self._restore_order()
                 await self._pull()
             except ReaderReplacedError as error:
@@ -305,11 +309,14 @@ class Subscription:
                 if problem != self.problem:
                     _log.warning("can't read the stream", problem=problem)
                 self._set_problem(problem)
-                await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
-                failures += 1
                 self._wake.set()
-            else:
-                failures = 0
+
+    async def _pause(self) -> None:
+        """Waits before the consumer is set once more, the longer the more often that has come to nothing: a broker
+        without a leader refuses at once whatever it is asked."""
+        if self._failures:
+            await asyncio.sleep(_RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS)) - 1])
+        self._failures += 1
 
     async def _restore_order(self) -> None:
         """Sets the consumer behind the last message taken in."""
@@ -367,6 +374,7 @@ class Subscription:
             "max_ack_pending": -1,
             "max_waiting": 512,
             "replay_policy": "instant",
+            "num_replicas": 0,  # as many as the stream has
             "filter_subjects": self._filters,
             "metadata": {_READER: self._reader, _READERS_EPOCH: str(self._epoch)},
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farandole.errors import ConfigurationError, Fault, InvalidArgumentError
+from farandole.errors import ConfigurationError, Fault, InvalidArgumentError, StreamDriftError
 
 if TYPE_CHECKING:
     from farandole.broker.publisher import Acknowledgement
@@ -25,17 +25,55 @@ def correlator() -> None:
 
 
 def provision(
-    replicas: Annotated[int, typer.Option("--replicas", min=1, max=5, help="Of streams that are made.")] = 1,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas", min=1, max=5, help="Copies of each stream that there should be; of new ones else 1."
+        ),
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Change in place what can be changed with nothing lost.")
+    ] = False,
 ) -> None:
-    """Make the streams that do not exist yet; existing ones are checked and never changed."""
-    from farandole.cli.output import quiet_logs
+    """Make the streams that do not exist yet, and show what of the others is not as it should be.
+
+    Ends with 1 where something is not. Deletes nothing, and changes nothing without --apply.
+    """
+    from farandole.broker.streams import STREAMS
+    from farandole.cli.output import colored, console, quiet_logs, table
     from farandole.stack.ports import default_nats_url
-    from farandole.stack.provisioning import provision_broker
+    from farandole.stack.provisioning import survey_broker
 
     quiet_logs()
-    for outcome in provision_broker(default_nats_url(os.environ), replicas=replicas):
-        said = {"created": "made", "unchanged": "is there already, and as it should be"}[outcome.outcome]
-        typer.echo(f"{outcome.stream}: {said}")
+    found = survey_broker(default_nats_url(os.environ), replicas=replicas, apply=apply)
+    drifted = {drift.stream for drift in found.drift}
+    for stream in STREAMS:
+        how = "is there already" if stream not in found.made else "made"
+        if stream in drifted:
+            how += ", and not as it should be"
+        elif stream not in found.made:
+            how += ", and as it should be"
+        typer.echo(f"{stream}: {how}")
+    for change in found.changed:
+        typer.echo(f"{change.stream}: {change.setting} was {change.actual}, and is {change.wanted} now")
+    out = console()
+    if found.drift:
+        shown = table("STREAM", "SETTING", "IS", "SHOULD BE", "TO CHANGE IT")
+        for drift in found.drift:
+            remedy = drift.obstacle or "farandole provision --apply" + (f" --replicas {replicas}" if replicas else "")
+            shown.add_row(drift.stream, drift.setting, *map(colored, (str(drift.actual), str(drift.wanted), remedy)))
+        out.print()
+        out.print(shown)
+    if found.idle:
+        idle = table("CONSUMER", "OF", "BEHIND BY", "LAST ACKNOWLEDGED")
+        for consumer in found.idle:
+            last = consumer.last_active.isoformat(sep=" ", timespec="seconds") if consumer.last_active else ""
+            idle.add_row(consumer.name, colored(consumer.description), str(consumer.pending), last)
+        out.print("\nNobody reads these durable consumers: their services are stopped, or are no more.")
+        out.print(idle)
+        out.print(f"To remove one that is not needed any more: nats consumer rm EVENTS {found.idle[0].name}")
+    if found.drift:
+        raise StreamDriftError("not every stream is as it should be")
 
 
 def pub(
@@ -109,13 +147,15 @@ def _parsed(event_type: EventType, text: str, key: str) -> Any:  # noqa: ANN401 
 
 
 async def _publish(settings: Settings, publication: Publication) -> Acknowledgement:
+    from farandole.broker.connection import Broker
     from farandole.broker.publisher import Publisher
-    from farandole.stack.provisioning import connect
+    from farandole.stack.provisioning import with_leader
 
-    broker = await connect(settings)
-    publisher = Publisher(broker)
-    try:
-        return await publisher.publish(publication)
-    finally:
-        await publisher.stop()
-        await broker.close()
+    async def publish(broker: Broker) -> Acknowledgement:
+        publisher = Publisher(broker)
+        try:
+            return await publisher.publish(publication)
+        finally:
+            await publisher.stop()
+
+    return await with_leader(settings, publish)

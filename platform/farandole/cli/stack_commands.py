@@ -8,40 +8,66 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from farandole.stack.bring_up import BroughtUp, Progress
     from farandole.stack.plan import Plan
+    from farandole.stack.shape import Shape
     from farandole.stack.status import ServiceStatus, StackStatus
 
 FileOption = Annotated[
     Path | None, typer.Option("--file", "-f", help="The stack file; else farandole.yaml here or in a directory above.")
 ]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=1, help="How many seconds to wait for health.")]
+UpTimeoutOption = Annotated[
+    float | None,
+    typer.Option("--timeout", min=1, help="How many seconds to wait for health; else 60, of many processes longer."),
+]
 ServiceArgument = Annotated[str, typer.Argument(help="A service of the stack file.", show_default=False)]
+ReplicasOption = Annotated[
+    int,
+    typer.Option(
+        "--replicas", min=1, max=16, envvar="FARANDOLE_STACK_REPLICAS", help="Of each service; several need postgres."
+    ),
+]
+DatabaseOption = Annotated[
+    Literal["sqlite", "postgres"],
+    typer.Option("--database", envvar="FARANDOLE_STACK_DATABASE", help="What services keep their data in."),
+]
+NatsOption = Annotated[
+    Literal["single", "cluster"],
+    typer.Option("--nats", envvar="FARANDOLE_STACK_NATS", help="One nats-server, or a cluster of three."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 _FOLLOW_INTERVAL_SECONDS = 0.2
 _READ_BYTES = 64 * 1024
 
 
-def _plan(file: Path | None) -> Plan:
-    from farandole.stack.plan import make_plan
+def _plan(file: Path | None, shape: Shape | None = None) -> Plan:
+    from farandole.stack.planning import make_plan
     from farandole.stack.stack_file import find_stack_file
 
-    return make_plan(file or find_stack_file(Path.cwd()), os.environ)
+    return make_plan(file or find_stack_file(Path.cwd()), os.environ, shape)
 
 
-def up(file: FileOption = None, timeout: TimeoutOption = 60.0) -> None:
+def up(
+    file: FileOption = None,
+    timeout: UpTimeoutOption = None,
+    replicas: ReplicasOption = 1,
+    database: DatabaseOption = "sqlite",
+    nats: NatsOption = "single",
+) -> None:
     """Start the stack; returns when every service serves. Doing it again starts what was stopped."""
     from farandole.cli.output import console, quiet_logs
     from farandole.stack.bring_up import bring_up
+    from farandole.stack.shape import Shape
 
     quiet_logs()
-    plan = _plan(file)
+    plan = _plan(file, Shape(replicas, database, nats))
     with _shown_progress() as report:
         done = bring_up(plan, os.environ, Path.cwd(), timeout_seconds=timeout, report=report)
     out = console()
@@ -50,6 +76,7 @@ def up(file: FileOption = None, timeout: TimeoutOption = 60.0) -> None:
     out.print(_status_table(done.status))
     out.print()
     out.print(_what_was_done(done), markup=False)
+    _tell_shape(done.status)
     suggestions = plan.suggestions()
     if suggestions:
         out.print("\nTry next:")
@@ -61,7 +88,7 @@ def up(file: FileOption = None, timeout: TimeoutOption = 60.0) -> None:
 def _what_was_done(done: BroughtUp) -> str:
     if not done.started:
         return "everything is running already"
-    made = f"; made the streams {', '.join(done.made)}" if done.made else ""
+    made = f"; made {' and '.join(done.made)}" if done.made else ""
     return f"started {', '.join(done.started)}{made}"
 
 
@@ -96,6 +123,15 @@ def _shown_progress() -> Iterator[Any]:
         told.update(lines)
 
     yield tell
+
+
+def _tell_shape(status: StackStatus) -> None:
+    """Says in which shape a stack runs, where that is not the usual one."""
+    from farandole.cli.output import console
+    from farandole.stack.shape import Shape
+
+    if status.shape != Shape():
+        console().print(f"it runs as {status.shape}", markup=False)
 
 
 def _standing(service: ServiceStatus) -> str:
@@ -160,6 +196,7 @@ def status(file: FileOption = None, as_json: JsonOption = False) -> None:
         return
     out = console()
     out.print(_status_table(found))
+    _tell_shape(found)
     if found.supervisor_pid is None:
         running = any(service.pid for service in found.services)
         out.print("\nits supervisor was killed; `farandole up` puts that right" if running else "\nnothing is running")

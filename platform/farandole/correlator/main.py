@@ -28,8 +28,10 @@ from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.observers import Observe, tell_nobody
 from farandole.correlator.plugin_service import PluginService
 from farandole.correlator.plugins_in_use import use_plugins
+from farandole.correlator.readings import of_dead_letters, of_sagas
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.settings import CorrelatorSettings
+from farandole.correlator.snapshots import begin_from_snapshot
 from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
@@ -38,10 +40,15 @@ from farandole.lane_keeper import LaneKeeper, Report
 from farandole.lanes import Lanes
 from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
+from farandole.outbox import OutboxRow
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
+from farandole.telemetry import NO_TELEMETRY, Telemetry
+from farandole.telemetry.readings import of_health
+from farandole.telemetry.start import telemetry as telemetry_of
 from farandole.worker import Worker
+from farandole.worker_readings import of_lag, of_outbox
 
 GRPC_PORT = 50051
 
@@ -70,6 +77,13 @@ def read_registry(descriptors: Path) -> Registry:
 async def _serve(settings: CorrelatorSettings) -> None:
     registry = read_registry(settings.descriptors)
     definitions = load_definitions(settings.sagas, registry)
+    async with telemetry_of(settings, registry.types) as telemetry:
+        await _serve_observed(settings, registry, definitions, telemetry)
+
+
+async def _serve_observed(
+    settings: CorrelatorSettings, registry: Registry, definitions: Sequence[Definition], telemetry: Telemetry
+) -> None:
     monitor = HealthMonitor(CHECKS)
     replica = Replica.begun(settings.replica)
     plugins = await use_plugins(settings, application_name=replica.application_name(CORRELATOR))
@@ -77,7 +91,7 @@ async def _serve(settings: CorrelatorSettings) -> None:
     try:
         broker = Broker(settings)
         changes = SagaChanges(Nudges(broker, CHANGES_SUBJECT))
-        events = BrokerEventsStream(broker)
+        events = BrokerEventsStream(broker, telemetry)
         sagas, dead_letters = saga_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR
         rpcs: list[Rpc[Any]] = [
             Rpc(
@@ -97,20 +111,25 @@ async def _serve(settings: CorrelatorSettings) -> None:
             ),
         ]
         lanes = Lanes(settings.lanes)
+        work_of = correlator_work_of(
+            store,
+            lanes,
+            broker=broker,
+            registry=registry,
+            changes=changes,
+            batch_size=settings.batch_size,
+            observe=plugins.observe,
+            telemetry=telemetry,
+        )
+        workers: dict[int, Worker] = {}
 
-        def work_of(lane: int, report: Report) -> Worker:
-            handler = correlator_handler(
-                store,
-                partitions=lanes.partitions(lane),
-                broker=broker,
-                registry=registry,
-                changes=changes,
-                observe=plugins.observe,
-            )
-            durable = lanes.durable(CORRELATOR, lane)
-            return correlator_worker(
-                handler, durable=durable, broker=broker, batch_size=settings.batch_size, report=report
-            )
+        def work_on(lane: int, report: Report) -> Worker:
+            workers[lane] = work_of(lane, report)
+            return workers[lane]
+
+        def unpublished() -> list[OutboxRow]:
+            rows = (row for lane in keeper.lanes if lane in workers for row in workers[lane].unpublished)
+            return sorted(rows, key=lambda row: row.id)
 
         keeper = LaneKeeper(
             CORRELATOR,
@@ -118,10 +137,17 @@ async def _serve(settings: CorrelatorSettings) -> None:
             replica=replica,
             leases=store.leases,
             broker=broker,
-            work_of=work_of,
+            work_of=work_on,
             report=monitor.set,
         )
-        async with serve(settings.grpc_address, rpcs, monitor):
+        readings = telemetry.beside(
+            of_health(CHECKS, lambda: monitor.problems),
+            of_lag(broker, [lanes.durable(CORRELATOR, lane) for lane in lanes.all]),
+            of_outbox(unpublished, utc_now),
+            of_sagas(store),
+            of_dead_letters(store),
+        )
+        async with serve(settings.grpc_address, rpcs, monitor, guard=telemetry.rpc_guard):
             await when_available(lambda: open_store(store, definitions, replica=replica.name), monitor)
             try:
                 await work_until_stopped(
@@ -129,7 +155,12 @@ async def _serve(settings: CorrelatorSettings) -> None:
                     work=keeper,
                     monitor=monitor,
                     check_store=store.check,
-                    beside=[changes.listen, lambda: _tidy(keeper, broker, lanes), *plugins.beside(broker, registry)],
+                    beside=[
+                        changes.listen,
+                        lambda: _tidy(keeper, broker, lanes),
+                        *plugins.beside(broker, registry),
+                        *readings,
+                    ],
                 )
             finally:
                 await events.stop()
@@ -159,6 +190,41 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def correlator_work_of(
+    store: CorrelatorStore,
+    lanes: Lanes,
+    *,
+    broker: Broker,
+    registry: Registry,
+    changes: SagaChanges,
+    batch_size: int,
+    observe: Observe = tell_nobody,
+    clock: Callable[[], datetime] = utc_now,
+    monotonic: Callable[[], float] = time.monotonic,
+    telemetry: Telemetry = NO_TELEMETRY,
+) -> Callable[[int, Report], Worker]:
+    """What makes the worker of each lane, for a `LaneKeeper`. For the clocks see the handler."""
+
+    def work_of(lane: int, report: Report) -> Worker:
+        handler = correlator_handler(
+            store,
+            partitions=lanes.partitions(lane),
+            broker=broker,
+            registry=registry,
+            changes=changes,
+            observe=observe,
+            clock=clock,
+            monotonic=monotonic,
+            telemetry=telemetry,
+        )
+        durable = lanes.durable(CORRELATOR, lane)
+        return correlator_worker(
+            handler, durable=durable, broker=broker, batch_size=batch_size, report=report, telemetry=telemetry
+        )
+
+    return work_of
+
+
 def correlator_handler(
     store: CorrelatorStore,
     *,
@@ -169,6 +235,7 @@ def correlator_handler(
     observe: Observe = tell_nobody,
     clock: Callable[[], datetime] = utc_now,
     monotonic: Callable[[], float] = time.monotonic,
+    telemetry: Telemetry = NO_TELEMETRY,
 ) -> CorrelatorBatchHandler:
     """The correlator's handler, which asks this broker what `EVENTS` holds. For the clocks see the handler."""
     return CorrelatorBatchHandler(
@@ -180,8 +247,10 @@ def correlator_handler(
         last_stored_on=partial(last_stored_on, broker),
         stored_on=partial(stored_on, broker),
         stored_at=partial(stored_at, broker),
+        begin=partial(begin_from_snapshot, broker),
         clock=clock,
         monotonic=monotonic,
+        telemetry=telemetry,
     )
 
 
@@ -192,6 +261,7 @@ def correlator_worker(
     broker: Broker,
     batch_size: int,
     report: Report,
+    telemetry: Telemetry = NO_TELEMETRY,
 ) -> Worker:
     """What drives a handler over its partitions. `report` takes what health should know, see `Worker`."""
     is_alone = handler.partitions == ALL_PARTITIONS
@@ -204,6 +274,7 @@ def correlator_worker(
         batch_size=batch_size,
         report=report,
         hold_until_caught_up=True,
+        telemetry=telemetry,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_settings import NoDecode
 
 from farandole.correlator.stores import scheme_of
@@ -16,9 +16,9 @@ from farandole.settings import Settings, sql_database_url
 _SQL = frozenset({"sqlite", "postgresql"})
 
 
-def _store_url(url: str) -> str:
+def _store_url(url: str, info: ValidationInfo) -> str:
     _installed(Kind.STORE, (scheme_of(url),))
-    return sql_database_url(url) if scheme_of(url) in _SQL else url
+    return sql_database_url(url, info) if scheme_of(url) in _SQL else url
 
 
 def _installed(kind: Kind, wanted: tuple[str, ...]) -> tuple[str, ...]:
@@ -39,6 +39,7 @@ class CorrelatorSettings(Settings):
     database_url: Annotated[str, AfterValidator(_store_url)] = Field(
         default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db",
         repr=False,  # it may hold a password
+        validate_default=True,
     )
     """Its scheme names the store; what follows is the store's own."""
     deadline_actions: Annotated[

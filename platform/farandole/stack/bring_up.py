@@ -5,22 +5,26 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from farandole.errors import BrokerUnavailableError, StackError
+from farandole.errors import StackError
 from farandole.stack.control import ServiceState, SupervisorClient, SupervisorState
 from farandole.stack.embedded_broker import check_version, find_nats_server
 from farandole.stack.log_rotation import last_lines
-from farandole.stack.plan import Plan, PlannedService, overriding, passed_on
+from farandole.stack.plan import Plan, overriding, passed_on
 from farandole.stack.ports import Port, taken_ports
 from farandole.stack.processes import ProcessRecord, take_down_orphans
 from farandole.stack.provisioning import provision_broker
+from farandole.stack.shape import keep_shape, kept_shape
+from farandole.stack.stack_file import POSTGRES
 from farandole.stack.status import ServiceStatus, StackStatus, combine
 from farandole.stack.supervisor_lock import SUPERVISOR, supervisor_lock
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
+_PROCESS_SECONDS = 5.0
+"""How much longer many processes may take, which share the machine."""
 
 _SUPERVISOR_START_SECONDS = 15.0
 _POLL_SECONDS = 0.1
@@ -50,7 +54,7 @@ class BroughtUp:
     orphans: tuple[str, ...]
     """Services that a killed supervisor had left running, ended and started anew."""
     made: tuple[str, ...]
-    """The streams that it made."""
+    """What it made for the services before they started, in words: `the streams EVENTS, DEADLETTERS`."""
 
 
 def bring_up(
@@ -58,17 +62,21 @@ def bring_up(
     environment: Mapping[str, str],
     callers_directory: Path,
     *,
-    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    timeout_seconds: float | None = None,
     report: Report,
 ) -> BroughtUp:
     """Starts the supervisor, where there is none, and every service that does not run; waits until all serve.
 
-    A service is started once all that it depends on serve, and, with an embedded broker, once its streams are there.
-    `report` is called whenever something may have changed. Doing it again is fine.
+    A service is started once all that it depends on serve, and once what the embedded servers hold for services is
+    there: the streams and the databases. The data stay those of one shape (`keep_shape`). `report` is called whenever
+    something may have changed. Doing it again is fine.
 
-    Raises `StackError`: ports are taken (all are named), the supervisor does not start, or not all services serve in
-    time; the stack is left as it is then. Raises `ConfigurationError` or `BrokerError` where provisioning does.
+    Raises `StackError`: ports are taken (all are named), the data are of another shape, the supervisor does not start,
+    or not all services serve in time; the stack is left as it is then. Raises `ConfigurationError` or `BrokerError`
+    where provisioning does.
     """
+    if timeout_seconds is None:
+        timeout_seconds = max(DEFAULT_TIMEOUT_SECONDS, len(plan.services) * _PROCESS_SECONDS)
     plan.home.prepare()
     client = SupervisorClient(plan.home)
     deadline = time.monotonic() + timeout_seconds
@@ -80,31 +88,60 @@ def bring_up(
     _refuse_another_place(plan, state)
     stopped = {service.name for service in state.services if service.state == "stopped"}
     _refuse_taken_ports([port for service in plan.services if service.name in stopped for port in service.ports])
-    if plan.broker and plan.broker.name in stopped:
+    if any(broker.name in stopped for broker in plan.brokers):
         check_version(find_nats_server(environment))
     wanted = overriding(passed_on(environment, callers_directory))
     started: list[str] = []
-    made: tuple[str, ...] | None = None if plan.broker else ()
+    made: list[str] = []
+    preparations = list(_preparations(plan, deadline))
     patience = _Patience(timeout_seconds, state.services)
     while True:
         status = combine(plan, state, state.services)
         serving = {service.name for service in status.services if service.is_serving}
-        if made is None and plan.broker and plan.broker.name in serving:
-            report(Progress(status, "making the streams"))
-            made = _provision(plan.broker, deadline)
+        for preparation in [p for p in preparations if serving.issuperset(p.needs)]:
+            report(Progress(status, preparation.activity))
+            made += preparation.work()
+            preparations.remove(preparation)
         for planned in plan.services:
-            ready = serving.issuperset(planned.depends_on) and (planned.is_broker or made is not None)
+            ready = serving.issuperset(planned.depends_on) and (planned.kind != "service" or not preparations)
             if planned.name in stopped and planned.name not in started and ready:
                 client.start(planned.name, wanted)
                 started.append(planned.name)
         waiting = [service.name for service in status.services if not service.is_serving]
         report(Progress(status, f"waiting for {', '.join(waiting)}" if waiting else "all services serve"))
-        if not waiting and made is not None:
-            return BroughtUp(status, tuple(started), tuple(orphan.service for orphan in orphans), made)
+        if not waiting and not preparations:
+            return BroughtUp(status, tuple(started), tuple(orphan.service for orphan in orphans), tuple(made))
         if over := patience.over(status.services):
             raise StackError(_not_serving(plan, status, over))
         time.sleep(_POLL_SECONDS)
         state = _state(client, plan)
+
+
+def bring_up_servers(
+    plan: Plan,
+    environment: Mapping[str, str],
+    callers_directory: Path,
+    *,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Starts the embedded servers alone, with empty databases and without any stream: for what comes before services.
+
+    Raises `StackError` where the stack is running already, and like `bring_up`.
+    """
+    plan.home.prepare()
+    client = SupervisorClient(plan.home)
+    if client.state() is not None:
+        raise StackError("the stack is running; `farandole down` first")
+    deadline = time.monotonic() + timeout_seconds
+    _clear_the_way(plan, environment)
+    _start_supervisor(plan, environment, callers_directory, client)
+    servers = [service.name for service in plan.services if service.kind != "service"]
+    for name in servers:  # all of them first: a server of a cluster does not serve alone
+        client.start(name, overriding(passed_on(environment, callers_directory)))
+    for name in servers:
+        start_service(plan, name, environment, callers_directory, timeout_seconds=timeout_seconds)
+    if plan.postgres is not None:
+        _make_databases(plan, deadline)
 
 
 class _Patience:
@@ -133,8 +170,9 @@ def _clear_the_way(plan: Plan, environment: Mapping[str, str]) -> Sequence[Proce
             return ()  # one is just starting; it will answer soon
         orphans = take_down_orphans(plan.home, stop_timeout_seconds=plan.longest_stop_seconds)
         _refuse_taken_ports([port for service in plan.services for port in service.ports])
-        if plan.broker:
+        if plan.brokers:
             check_version(find_nats_server(environment))
+        keep_shape(plan.home, plan.shape)
         return orphans
 
 
@@ -177,7 +215,12 @@ def _refuse_taken_ports(ports: Sequence[Port]) -> None:
 
 
 def _refuse_another_place(plan: Plan, state: SupervisorState) -> None:
-    """A running stack keeps the services and ports with which it was started."""
+    """A running stack keeps the shape, the services and the ports with which it was started."""
+    if (running_shape := kept_shape(plan.home)) not in (None, plan.shape):
+        raise StackError(
+            f"the stack runs as {running_shape}, and not as {plan.shape}: `{running_shape.command}` goes on with it; "
+            "for another number of replicas `farandole down` first"
+        )
     wanted = {planned.name: planned.port.address for planned in plan.services}
     running = {service.name: service.address for service in state.services}
     if wanted != running:
@@ -189,14 +232,36 @@ def _refuse_another_place(plan: Plan, state: SupervisorState) -> None:
         )
 
 
-def _provision(broker: PlannedService, deadline: float) -> tuple[str, ...]:
-    while True:
-        try:
-            outcomes = provision_broker(f"nats://{broker.port.address}")
-            return tuple(outcome.stream for outcome in outcomes if outcome.outcome == "created")
-        except BrokerUnavailableError:
-            if time.monotonic() > deadline:
-                raise
+@dataclass(frozen=True, slots=True)
+class _Preparation:
+    """What is made on an embedded server before any service starts."""
+
+    activity: str
+    needs: frozenset[str]
+    """What must serve for it."""
+    work: Callable[[], list[str]]
+    """Does it, and says in words what was not there before. To do it again is safe."""
+
+
+def _preparations(plan: Plan, deadline: float) -> Iterator[_Preparation]:
+    if plan.brokers:
+        servers = frozenset(broker.name for broker in plan.brokers)
+        yield _Preparation("making the streams", servers, lambda: _make_streams(plan))
+    if plan.postgres is not None:
+        yield _Preparation("making the databases", frozenset({POSTGRES}), lambda: _make_databases(plan, deadline))
+
+
+def _make_streams(plan: Plan) -> list[str]:
+    assert plan.nats_url is not None, "there are brokers"
+    outcomes = provision_broker(plan.nats_url, replicas=len(plan.brokers))
+    made = [outcome.stream for outcome in outcomes if outcome.outcome == "created"]
+    return [f"the streams {', '.join(made)}"] if made else []
+
+
+def _make_databases(plan: Plan, deadline: float) -> list[str]:
+    assert plan.postgres is not None, "its server is planned"
+    plan.postgres.make_databases(plan.databases, within_seconds=max(deadline - time.monotonic(), 1.0))
+    return []
 
 
 def _not_serving(plan: Plan, status: StackStatus, over: str) -> str:

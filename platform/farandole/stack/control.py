@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from farandole.errors import StackError
 from farandole.stack.home import Home
+from farandole.stack.plan import Kind
 
 State = Literal["running", "restarting", "stopping", "stopped"]
 
@@ -36,7 +37,8 @@ class ServiceState:
     uptime_seconds: float | None
     """Of the process that runs now."""
     address: str
-    monitoring_address: str | None
+    kind: Kind
+    health_address: str
     reason: str
     """Why it does not run, in words; empty while it does."""
 

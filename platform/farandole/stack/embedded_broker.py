@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from farandole.errors import ConfigurationError, Fault, StackError
@@ -24,6 +25,21 @@ _MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 broker would close the publisher's connection: a body of 1 MiB with headers exceeds the broker's own default."""
 _MAX_MEMORY_BYTES = 256 * 1024 * 1024
 _MAX_FILE_BYTES = 64 * 1024 * 1024 * 1024
+_ROUTE_USER = "route"
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """How a server of a cluster finds the others on this machine, and is let in by them."""
+
+    cluster: str
+    """The cluster's name, the same for all."""
+    port: int
+    """Where this server waits for the others."""
+    ports: tuple[int, ...]
+    """Where each waits, this one too."""
+    password: str
+    """The same for all; nobody else may join."""
 
 
 def find_nats_server(environment: Mapping[str, str]) -> Path:
@@ -76,9 +92,15 @@ def supported_version(banner: str, binary: Path) -> str:
     return version
 
 
-def render_configuration(*, server_name: str, port: int, monitoring_port: int, store: Path) -> str:
-    """nats-server's configuration: loopback only, JetStream on disk, each write synced before it is acknowledged."""
-    return f"""\
+def render_configuration(
+    *, server_name: str, port: int, monitoring_port: int, store: Path, routes: Routes | None = None
+) -> str:
+    """nats-server's configuration: loopback only, JetStream on disk, each write synced before it is acknowledged.
+
+    With `routes` it is one server of a cluster: clients are told of no other server than those that they were given.
+    The text holds the servers' password then.
+    """
+    alone = f"""\
 server_name: {_quoted(server_name)}
 listen: "{LOOPBACK}:{port}"
 http: "{LOOPBACK}:{monitoring_port}"
@@ -88,6 +110,26 @@ jetstream {{
   sync_interval: always
   max_memory_store: {_MAX_MEMORY_BYTES}
   max_file_store: {_MAX_FILE_BYTES}
+}}
+"""
+    return alone if routes is None else alone + _cluster(routes)
+
+
+def _cluster(routes: Routes) -> str:
+    urls = "".join(
+        f"    {_quoted(f'nats://{_ROUTE_USER}:{routes.password}@{LOOPBACK}:{port}')}\n" for port in routes.ports
+    )
+    return f"""\
+cluster {{
+  name: {_quoted(routes.cluster)}
+  listen: "{LOOPBACK}:{routes.port}"
+  no_advertise: true
+  authorization {{
+    user: {_ROUTE_USER}
+    password: {_quoted(routes.password)}
+  }}
+  routes: [
+{urls}  ]
 }}
 """
 

@@ -12,8 +12,10 @@ from urllib.parse import unquote
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from psycopg.pq import PGconn, Ping
 
 from farandole.rpc.health import REASON_METADATA
+from farandole.stack.plan import Kind
 
 ANSWER_TIMEOUT_SECONDS = 2.0
 
@@ -37,10 +39,10 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Where to ask: gRPC health of a service, or the broker's monitoring."""
+    """Where to ask, and how: gRPC health of a service, a broker's monitoring, or a question to a database."""
 
     address: str
-    is_broker: bool
+    kind: Kind
 
 
 def ask_all(probes: Sequence[Probe]) -> list[Health]:
@@ -53,7 +55,13 @@ def ask_all(probes: Sequence[Probe]) -> list[Health]:
 
 def ask(probe: Probe) -> Health:
     """Asks one service; never raises."""
-    return _ask_broker(probe.address) if probe.is_broker else ask_service(probe.address)
+    match probe.kind:
+        case "broker":
+            return _ask_broker(probe.address)
+        case "database":
+            return _ask_database(probe.address)
+        case "service":
+            return ask_service(probe.address)
 
 
 def ask_service(address: str, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS) -> Health:
@@ -73,6 +81,18 @@ def ask_service(address: str, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS) -
         return Health("SERVING")
     metadata = dict(call.trailing_metadata() or ())
     return Health("NOT_SERVING", unquote(str(metadata.get(REASON_METADATA, "it gives no reason"))))
+
+
+def _ask_database(address: str) -> Health:
+    """Whether PostgreSQL takes connections, which it says to anyone."""
+    host, _, port = address.rpartition(":")
+    match PGconn.ping(f"host={host} port={port} connect_timeout={ANSWER_TIMEOUT_SECONDS:.0f}".encode()):
+        case Ping.OK:
+            return Health("SERVING")
+        case Ping.REJECT:
+            return Health("NOT_SERVING", "it takes no connections: it starts, recovers or stops")
+        case _:
+            return Health("UNREACHABLE", f"no answer at {address}")
 
 
 def _ask_broker(address: str) -> Health:

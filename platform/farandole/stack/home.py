@@ -17,6 +17,7 @@ _LONGEST_SOCKET_PATH_BYTES = 100
 """Linux takes 107 bytes, macOS 103."""
 _SHORT_DIRECTORY = Path("/tmp")  # noqa: S108 - the directory made in it is private, and checked to be ours
 _PRIVATE = 0o700
+_PASSABLE = 0o711
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,22 @@ class Home:
         return self.run / "supervisor.lock"
 
     @property
-    def broker_configuration(self) -> Path:
-        """Written anew at each start of the broker."""
-        return self.run / "nats.conf"
+    def shape(self) -> Path:
+        """Says of which shape the data are."""
+        return self.data / "shape.json"
+
+    def broker_configuration(self, server: str) -> Path:
+        """Written anew at each start of that server."""
+        return self.run / f"{server}.conf"
+
+    def broker_store(self, server: str = "nats") -> Path:
+        """JetStream's directory, of one server of a cluster or of the only one."""
+        return self.data / server
 
     @property
-    def broker_store(self) -> Path:
-        """JetStream's directory."""
-        return self.data / "nats"
+    def postgres(self) -> Path:
+        """The directory of the embedded PostgreSQL."""
+        return self.data / "postgres"
 
     @property
     def control_socket(self) -> Path:
@@ -84,6 +93,11 @@ class Home:
     def database_url(self, service: str) -> str:
         """The URL of a service's own SQLite database."""
         return f"sqlite:///{self.data / service}.db"
+
+    def let_through(self) -> None:
+        """Lets other users come to what lies below `data` and is theirs, and see nothing on the way."""
+        for directory in (self.directory, self.data):
+            directory.chmod(_PASSABLE)
 
     def prepare(self) -> None:
         """Makes the directories, for this user only. Raises `StackError` where it can't."""

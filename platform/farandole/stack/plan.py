@@ -1,4 +1,4 @@
-"""A stack as it is to run: the stack file with ports moved, paths made absolute and each service's environment."""
+"""A stack as it is to run: services with ports moved, paths made absolute and each one's environment."""
 
 from __future__ import annotations
 
@@ -8,50 +8,61 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from string import Template
+from typing import Literal
 
 from farandole.errors import ConfigurationError, Fault, StackError
+from farandole.stack.embedded_postgres import PostgresCluster
 from farandole.stack.home import HOME_VARIABLE, Home
-from farandole.stack.ports import OFFSET_VARIABLE, Port, resolve_port
-from farandole.stack.stack_file import (
-    BrokerEntry,
-    LogSettings,
-    NextStep,
-    ServiceEntry,
-    did_you_mean,
-    placeholder,
-    read_stack_file,
-)
+from farandole.stack.ports import OFFSET_VARIABLE, Port
+from farandole.stack.shape import Shape
+from farandole.stack.stack_file import LogSettings, NextStep, did_you_mean
 
 PATH_VARIABLES = ("FARANDOLE_SAGAS", "FARANDOLE_DESCRIPTORS")
 """Paths of the caller that services, which run in the stack file's directory, must still find."""
 
 
+Kind = Literal["service", "broker", "database"]
+"""What a planned service is: a team's own, an embedded nats-server, or the embedded PostgreSQL."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedService:
-    """One service, ready to be started."""
+    """One process, ready to be started."""
 
     name: str
+    """Of a replica, or of a server of a cluster, its own: `payments-2`."""
+    kind: Kind
     command: tuple[str, ...]
-    """As the stack file has it; empty for the embedded broker."""
+    """As the stack file has it; empty for what the stack brings itself."""
     port: Port
-    """Where it serves: gRPC, or NATS clients."""
-    monitoring: Port | None
-    """Of the broker only: where it answers `/healthz`."""
+    """Where it serves: gRPC, NATS clients, or PostgreSQL's."""
     depends_on: tuple[str, ...]
+    """What must serve before it is first started."""
     environment: Mapping[str, str]
     """What is set over the caller's environment."""
     stop_timeout_seconds: float
-
-    @property
-    def is_broker(self) -> bool:
-        """Whether this is the embedded broker."""
-        return self.monitoring is not None
+    database: str = ""
+    """Of a service only: the name of its database, the same for all its replicas."""
+    monitoring: Port | None = None
+    """Of a broker only: where it answers `/healthz`."""
+    routes: Port | None = None
+    """Of a broker in a cluster only: where it waits for the others."""
+    metrics: Port | None = None
+    """Of a service only: where it shows its metrics, if it does."""
+    stop_signal: Signals = Signals.SIGTERM
+    """What tells it to end in order."""
 
     @property
     def ports(self) -> tuple[Port, ...]:
         """Every port that it listens on."""
-        return (self.port,) if self.monitoring is None else (self.port, self.monitoring)
+        return tuple(port for port in (self.port, self.monitoring, self.routes, self.metrics) if port is not None)
+
+    @property
+    def health_address(self) -> str:
+        """Where it is asked for its health."""
+        return (self.monitoring or self.port).address
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,11 @@ class Plan:
     home: Home
     services: tuple[PlannedService, ...]
     """In start order."""
+    shape: Shape
+    postgres: PostgresCluster | None
+    """The embedded PostgreSQL, where the services have their data in it."""
+    addresses: Mapping[str, str]
+    """By what stands for a service in `${...}`: the address of its first replica, or of a cluster's first server."""
     next_steps: tuple[NextStep, ...]
     logs: LogSettings
 
@@ -71,14 +87,19 @@ class Plan:
         return self.file.parent
 
     @property
-    def broker(self) -> PlannedService | None:
-        """The embedded broker, where the stack has one."""
-        return next((service for service in self.services if service.is_broker), None)
+    def brokers(self) -> tuple[PlannedService, ...]:
+        """The embedded broker, or the servers of the embedded cluster; none where the stack uses another broker."""
+        return tuple(service for service in self.services if service.kind == "broker")
 
     @property
     def nats_url(self) -> str | None:
-        """The embedded broker's URL."""
-        return f"nats://{self.broker.port.address}" if self.broker else None
+        """The embedded broker's URL, all servers of a cluster in it."""
+        return ",".join(f"nats://{broker.port.address}" for broker in self.brokers) or None
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """The database of each service, which its replicas share."""
+        return tuple(dict.fromkeys(service.database for service in self.services if service.kind == "service"))
 
     @property
     def longest_stop_seconds(self) -> float:
@@ -97,67 +118,7 @@ class Plan:
 
     def suggestions(self) -> list[tuple[str, str]]:
         """What to try next: (what it does, the command with this stack's addresses)."""
-        addresses = {placeholder(service.name): service.port.address for service in self.services}
-        return [(step.say, Template(step.run).substitute(addresses)) for step in self.next_steps]
-
-
-def make_plan(file: Path, environment: Mapping[str, str]) -> Plan:
-    """The plan of a stack file under a caller's environment. Raises `ConfigurationError` that lists every fault."""
-    path = file.resolve()
-    written = read_stack_file(path)
-    home = Home.of(path.parent, environment)
-    faults: list[Fault] = []
-    resolved: list[tuple[BrokerEntry | ServiceEntry, Port, Port | None]] = []
-    for entry in written.services:
-        try:
-            if isinstance(entry, BrokerEntry):
-                port = resolve_port(entry.name, entry.port, environment)
-                monitoring = resolve_port(entry.name, entry.monitoring_port, environment, "monitoring")
-                resolved.append((entry, port, monitoring))
-            else:
-                resolved.append((entry, resolve_port(entry.name, entry.grpc_port, environment), None))
-        except ConfigurationError as error:
-            faults += [fault for fault in error.faults if fault not in faults]
-    users: dict[int, Port] = {}
-    for port in (port for _, first, second in resolved for port in (first, second) if port is not None):
-        if port.number in users:
-            faults.append(Fault(port.variable, f"port {port.number} is {users[port.number].variable}'s too"))
-        users.setdefault(port.number, port)
-    if faults:
-        raise ConfigurationError(faults)
-    nats_url = next((f"nats://{port.address}" for _, port, monitoring in resolved if monitoring), None)
-    return Plan(
-        file=path,
-        home=home,
-        services=tuple(_planned(entry, port, monitoring, home, nats_url) for entry, port, monitoring in resolved),
-        next_steps=written.next_steps,
-        logs=written.logs,
-    )
-
-
-def _planned(
-    entry: BrokerEntry | ServiceEntry, port: Port, monitoring: Port | None, home: Home, nats_url: str | None
-) -> PlannedService:
-    if isinstance(entry, BrokerEntry):
-        command: tuple[str, ...] = ()
-        environment: dict[str, str] = {}
-    else:
-        command = entry.command
-        environment = {
-            "FARANDOLE_GRPC_ADDRESS": port.address,
-            "FARANDOLE_DATABASE_URL": home.database_url(entry.name),
-            **({"FARANDOLE_NATS_URL": nats_url} if nats_url else {}),
-            **entry.environment,
-        }
-    return PlannedService(
-        name=entry.name,
-        command=command,
-        port=port,
-        monitoring=monitoring,
-        depends_on=tuple(entry.depends_on),
-        environment=environment,
-        stop_timeout_seconds=entry.stop_timeout_seconds,
-    )
+        return [(step.say, Template(step.run).substitute(self.addresses)) for step in self.next_steps]
 
 
 def passed_on(environment: Mapping[str, str], directory: Path) -> dict[str, str]:

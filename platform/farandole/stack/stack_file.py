@@ -12,12 +12,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from farandole.errors import ConfigurationError, Fault
-from farandole.stack.ports import BROKER_PORT, HIGHEST_PORT, MONITORING_PORT
+from farandole.stack.ports import BROKER_PORT, HIGHEST_PORT, MONITORING_PORT, ROUTES_PORT
+from farandole.stack.shape import MOST_REPLICAS
 
 STACK_FILE = "farandole.yaml"
+POSTGRES = "postgres"
+"""The PostgreSQL of `up --database postgres`, which no stack file names."""
 
-RESERVED_NAMES = frozenset({"supervisor", "offset"})
-"""Taken by the supervisor's own files, and by `FARANDOLE_PORT_OFFSET`."""
+RESERVED_NAMES = frozenset({"supervisor", "offset", POSTGRES})
+"""Taken by the supervisor's own files, by `FARANDOLE_PORT_OFFSET`, and by the PostgreSQL that a stack may bring."""
 
 ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 PortNumber = Annotated[int, Field(ge=1, le=HIGHEST_PORT, strict=True)]
@@ -34,6 +37,8 @@ class BrokerEntry(_Entry):
     broker: Literal["embedded"]
     port: PortNumber = BROKER_PORT
     monitoring_port: PortNumber = MONITORING_PORT
+    routes_port: PortNumber = ROUTES_PORT
+    """Where the first server of a cluster waits for the others; each other one has the next of each of these ports."""
     stop_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
 
     @property
@@ -49,6 +54,8 @@ class ServiceEntry(_Entry):
     command: Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], Field(min_length=1)]
     """`python` and `farandole` as the first word mean those that run the stack."""
     grpc_port: PortNumber
+    replicas: Annotated[int, Field(ge=1, le=MOST_REPLICAS, strict=True)] | None = None
+    """How many of it run, whatever `up` is told: 1 for what can't share its work out."""
     depends_on: tuple[str, ...] = ()
     """Services that must be healthy before this one is first started; each stands earlier in the file."""
     environment: dict[str, str] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ from farandole.stack.control import ServiceState, State, SupervisorClient, Super
 from farandole.stack.health import Probe, ask_all
 from farandole.stack.plan import Plan
 from farandole.stack.processes import live_processes
+from farandole.stack.shape import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class StackStatus:
     """A whole stack."""
 
     home: str
+    shape: Shape
     supervisor_pid: int | None
     services: tuple[ServiceStatus, ...]
 
@@ -62,12 +64,11 @@ def read_status(plan: Plan) -> StackStatus:
 def combine(plan: Plan, supervisor: SupervisorState | None, services: Sequence[ServiceState]) -> StackStatus:
     """Adds what the running services say of themselves."""
     running = [service for service in services if service.pid is not None]
-    probes = [
-        Probe(service.monitoring_address or service.address, bool(service.monitoring_address)) for service in running
-    ]
+    probes = [Probe(service.health_address, service.kind) for service in running]
     health = dict(zip((service.name for service in running), ask_all(probes), strict=True))
     return StackStatus(
         home=str(plan.home.directory),
+        shape=plan.shape,
         supervisor_pid=supervisor.pid if supervisor else None,
         services=tuple(
             ServiceStatus(
@@ -95,7 +96,8 @@ def _without_supervisor(plan: Plan) -> list[ServiceState]:
             restarts=0,
             uptime_seconds=None,
             address=planned.port.address,
-            monitoring_address=planned.monitoring.address if planned.monitoring else None,
+            kind=planned.kind,
+            health_address=planned.health_address,
             reason="",
         )
         for planned in plan.services

@@ -26,12 +26,13 @@ import structlog
 from farandole import logs
 from farandole.errors import FarandoleError, StackError
 from farandole.stack.control import LONGEST_LINE_BYTES, ServiceState, State, SupervisorState
-from farandole.stack.embedded_broker import check_version, find_nats_server, render_configuration
 from farandole.stack.log_rotation import last_lines, rotate
-from farandole.stack.plan import Plan, PlannedService, make_plan, passed_on, places, resolve_command
-from farandole.stack.ports import Port, taken_ports
+from farandole.stack.plan import Plan, PlannedService, passed_on, places
+from farandole.stack.planning import make_plan
+from farandole.stack.ports import taken_ports
 from farandole.stack.processes import forget_process, record_process, signal_group, take_down_orphans
 from farandole.stack.restart_policy import RestartPolicy
+from farandole.stack.start_commands import StartCommands
 from farandole.stack.supervisor_lock import SUPERVISOR, supervisor_lock
 
 _ROTATION_INTERVAL_SECONDS = 5.0
@@ -45,8 +46,11 @@ _log = structlog.get_logger(__name__)
 class SupervisedService:
     """One service: its process, if it has one, and the task that keeps it running."""
 
-    def __init__(self, plan: Plan, planned: PlannedService, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, plan: Plan, planned: PlannedService, commands: StartCommands, environment: Mapping[str, str]
+    ) -> None:
         self.planned = planned
+        self._commands = commands
         self._usual_environment = environment
         self.environment = dict(environment)
         self.finished = asyncio.Event()
@@ -73,7 +77,8 @@ class SupervisedService:
             restarts=self._restarts,
             uptime_seconds=round(time.monotonic() - self._started_at, 3) if running else None,
             address=self.planned.port.address,
-            monitoring_address=self.planned.monitoring.address if self.planned.monitoring else None,
+            kind=self.planned.kind,
+            health_address=self.planned.health_address,
             reason=self._reason,
         )
 
@@ -142,7 +147,7 @@ class SupervisedService:
         if not ending.done():
             self._state = "stopping"
             with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+                process.send_signal(self.planned.stop_signal)
             done, _ = await asyncio.wait({ending}, timeout=self.planned.stop_timeout_seconds)
             if not done:
                 _log.warning(
@@ -164,10 +169,7 @@ class SupervisedService:
         home, planned = self._plan.home, self.planned
         environment = {**self.environment, **planned.environment, "PYTHONUNBUFFERED": "1"}
         try:
-            if planned.monitoring is not None:
-                command = self._broker_command(planned.monitoring)
-            else:
-                command = resolve_command(planned.command, environment.get("PATH", os.defpath))
+            command = await asyncio.to_thread(self._commands.of, planned, environment)
             with home.log(planned.name).open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
                     *command,
@@ -185,21 +187,6 @@ class SupervisedService:
         _log.info("service started", process=planned.name, pid=process.pid)
         return process
 
-    def _broker_command(self, monitoring: Port) -> list[str]:
-        home = self._plan.home
-        binary = find_nats_server(self.environment)
-        check_version(binary)
-        home.broker_configuration.write_text(
-            render_configuration(
-                server_name=self.planned.name,
-                port=self.planned.port.number,
-                monitoring_port=monitoring.number,
-                store=home.broker_store,
-            ),
-            encoding="utf-8",
-        )
-        return [str(binary), "--config", str(home.broker_configuration)]
-
 
 class Supervisor:
     """All services of a plan, and the socket over which they are commanded."""
@@ -207,7 +194,10 @@ class Supervisor:
     def __init__(self, plan: Plan, environment: Mapping[str, str]) -> None:
         self._plan = plan
         self._environment = environment
-        self._services = {planned.name: SupervisedService(plan, planned, environment) for planned in plan.services}
+        commands = StartCommands(plan)
+        self._services = {
+            planned.name: SupervisedService(plan, planned, commands, environment) for planned in plan.services
+        }
         self._changing = asyncio.Lock()
         self._ending = asyncio.Event()
 
@@ -250,7 +240,7 @@ class Supervisor:
 
     async def _stop_after_dependents(self, planned: PlannedService) -> None:
         for other in self._plan.services:
-            if planned.name in other.depends_on or (planned.is_broker and not other.is_broker):
+            if planned.name in other.depends_on or (planned.kind == "broker" and other.kind == "service"):
                 await self._services[other.name].finished.wait()
         await self._services[planned.name].stop()
 

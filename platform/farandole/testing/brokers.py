@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
+import secrets
 import signal
 import socket
 import subprocess
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -18,9 +21,11 @@ from nats.aio.client import Client
 from farandole.broker.connection import Broker
 from farandole.broker.streams import provision
 from farandole.settings import Settings
-from farandole.stack.embedded_broker import find_nats_server, render_configuration
+from farandole.stack.embedded_broker import Routes, find_nats_server, render_configuration
 
 _START_SECONDS = 15.0
+_PORTS = range(12_000, 32_000)
+"""Below those that Linux and macOS give to outgoing connections."""
 
 
 class BrokerUnderTest(Protocol):
@@ -47,8 +52,13 @@ class BrokerUnderTest(Protocol):
 class EmbeddedBroker:
     """nats-server as a child process on a free loopback port."""
 
-    def __init__(self, directory: Path, *, store: str = "jetstream") -> None:
+    def __init__(
+        self, directory: Path, *, store: str = "jetstream", name: str = "test", routes: Routes | None = None
+    ) -> None:
+        """With `routes` it is one server of a cluster."""
         self._directory = directory
+        self._name = name
+        self._routes = routes
         self.store = directory / store
         self._port = free_port()
         self._monitoring_port = free_port()
@@ -65,7 +75,11 @@ class EmbeddedBroker:
         configuration = self._directory / "nats.conf"
         configuration.write_text(
             render_configuration(
-                server_name="test", port=self._port, monitoring_port=self._monitoring_port, store=self.store
+                server_name=self._name,
+                port=self._port,
+                monitoring_port=self._monitoring_port,
+                store=self.store,
+                routes=self._routes,
             )
         )
         with (self._directory / "nats.log").open("ab") as log:
@@ -101,6 +115,34 @@ class EmbeddedBroker:
     def _wait(self) -> None:
         assert self._process is not None, "start() comes first"
         self._process.wait(_START_SECONDS)
+
+
+class EmbeddedCluster:
+    """Three nats-servers that are one cluster, each of which a test may treat badly."""
+
+    def __init__(self, directory: Path) -> None:
+        ports = (free_port(), free_port(), free_port())
+        password = secrets.token_urlsafe()
+        self.servers = {
+            name: EmbeddedBroker(directory / name, name=name, routes=Routes("test", port, ports, password))
+            for name, port in zip(("nats-1", "nats-2", "nats-3"), ports, strict=True)
+        }
+        """By the name that the cluster knows each by."""
+
+    @property
+    def url(self) -> str:
+        """All three, as `FARANDOLE_NATS_URL` has them."""
+        return ",".join(server.url for server in self.servers.values())
+
+    def start(self) -> None:
+        """Starts all; returns once they take connections. A leader for JetStream is elected within seconds of that."""
+        for server in self.servers.values():
+            server.start()
+
+    def stop(self) -> None:
+        """Ends all for good."""
+        for server in self.servers.values():
+            server.stop()
 
 
 class ContainerBroker:
@@ -193,10 +235,16 @@ async def provision_streams(url: str) -> None:
 
 
 def free_port() -> int:
-    """A loopback port that nothing listened on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nothing listened on just now, and that the system gives to no outgoing connection.
+
+    Else a client that tries to connect to a server that is not there could be given its port, and be connected to
+    itself.
+    """
+    while True:
+        port = random.choice(_PORTS)  # noqa: S311 - any will do
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for_port(port: int, seconds: float) -> None:

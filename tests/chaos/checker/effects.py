@@ -7,11 +7,8 @@ one whose transaction was rolled back: it leaves no row.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 TABLE = "chaos_effect"
 
@@ -87,15 +84,8 @@ REFERENCES: Mapping[str, str] = {"reserve-items": "reservation_id", "prepare-pac
 """Steps whose effects are not under the saga's key: the field of their success event that says whose they are."""
 
 
-def install(database: Path, service: str) -> None:
-    """Has a service's database count its effects from now on. Doing it again is fine."""
-    with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
-        for statement in statements(service):
-            connection.execute(statement)
-
-
 def statements(service: str) -> Iterator[str]:
-    """What makes the table and its triggers in a service's database."""
+    """What makes the table and its triggers in a service's SQLite database. Doing it again is fine."""
     yield (
         f"CREATE TABLE IF NOT EXISTS {TABLE} (id INTEGER PRIMARY KEY AUTOINCREMENT, step TEXT NOT NULL, "
         "direction TEXT NOT NULL, subject TEXT NOT NULL, part TEXT NOT NULL)"
@@ -109,4 +99,25 @@ def statements(service: str) -> Iterator[str]:
             f"AFTER {watch.change} ON {watch.table} {condition} "
             f"BEGIN INSERT INTO {TABLE} (step, direction, subject, part) "
             f"VALUES ('{watch.step}', '{watch.direction}', {row}.{watch.subject}, {part}); END"
+        )
+
+
+def postgres_statements(service: str) -> Iterator[str]:
+    """The same for PostgreSQL."""
+    yield (
+        f"CREATE TABLE IF NOT EXISTS {TABLE} (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, step TEXT NOT NULL, "
+        "direction TEXT NOT NULL, subject TEXT NOT NULL, part TEXT NOT NULL)"
+    )
+    for number, watch in enumerate(WATCHES[service]):
+        row = "OLD" if watch.change == "DELETE" else "NEW"
+        condition = f"WHEN (NEW.status = '{watch.status}')" if watch.status else ""
+        part = f"{row}.{watch.part}" if watch.part else "''"
+        yield (
+            f"CREATE OR REPLACE FUNCTION chaos_{number}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"INSERT INTO {TABLE} (step, direction, subject, part) "
+            f"VALUES ('{watch.step}', '{watch.direction}', {row}.{watch.subject}, {part}); RETURN NULL; END $$"
+        )
+        yield (
+            f'CREATE OR REPLACE TRIGGER "chaos {watch.step} {watch.direction}" AFTER {watch.change} ON {watch.table} '
+            f"FOR EACH ROW {condition} EXECUTE FUNCTION chaos_{number}()"
         )

@@ -43,6 +43,8 @@ from tests.chaos.checker.effects import REFERENCES, TABLE
 RUN, LEDGER, STREAM = "run.json", "ledger.jsonl", "stream.jsonl"
 REBUILT = "rebuilt"
 """The name of the database of the correlator that was given an empty store at the end."""
+LEADER_KILL = "leader killed"
+"""The kind of fault that the run must have had often enough, where it had a cluster."""
 GARBAGE = b'{"chaos": '
 """A body that no one can read, published on purpose."""
 
@@ -106,6 +108,8 @@ class Run:
     """The types of the events that came into the stream while the correlator rebuilt its records."""
     must_be_complete: bool
     """Whether every kind of fault must have been brought about; else what the machine does not allow may be missing."""
+    wanted_leader_kills: int = 0
+    """How often the leader of a cluster must have been killed, and another one seen to lead."""
     unsettled: str = ""
     """What still moved when the run had waited long enough; empty where all was quiet."""
 

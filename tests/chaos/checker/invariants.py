@@ -36,7 +36,7 @@ from tests.chaos.checker.choreographies import (
     wanted_pieces,
 )
 from tests.chaos.checker.effects import ACTED, DONE, NOTED_REFUSALS, REFUSED, UNDONE
-from tests.chaos.checker.evidence import Effect, EndState, Event, Saga
+from tests.chaos.checker.evidence import LEADER_KILL, Effect, EndState, Event, Saga
 
 CORRELATOR = "correlator"
 
@@ -507,6 +507,11 @@ def the_run_proves_itself(state: EndState, look: Look) -> None:
     look.that(kills >= run.wanted_kills, f"only {kills} SIGKILLs were seen, of {run.wanted_kills} wanted")
     for process, count in run.kills.items():
         look.that(count > 0, f"{process} was never killed")
+    leaders = sum(strike.observed for strike in run.strikes if strike.kind == LEADER_KILL)
+    look.that(
+        leaders >= run.wanted_leader_kills,
+        f"only {leaders} times a leader was killed and succeeded, of {run.wanted_leader_kills} wanted",
+    )
     for strike in run.strikes:
         if strike.problem:
             look.that(not run.must_be_complete, f"{strike.kind} could not be brought about: {strike.problem}")

@@ -16,11 +16,11 @@ import sqlalchemy as sa
 
 from farandole.broker.connection import Broker
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.main import correlator_handler, correlator_worker, open_store
+from farandole.correlator.main import correlator_work_of, open_store
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.store import Claim, CorrelatorStore
 from farandole.errors import FencedError, StoreUnavailableError
-from farandole.lane_keeper import LaneKeeper
+from farandole.lane_keeper import LaneKeeper, WorkOf
 from farandole.lanes import Lanes
 from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
@@ -59,7 +59,7 @@ _RESTART_SECONDS = (0.05, 1.0)
 _LONG_RESTART_SECONDS = (1.0, 8.0)
 _LONG_RESTARTS = 0.2
 _LANES = (1, 1, 2, 3, 16)
-"""In how many a participant's work is shared out."""
+"""In how many a service's work is shared out."""
 _NAMESAKES = 0.6
 """In this share of the starts a process has the name of the one before: it takes over at once."""
 _SNOOZE_SECONDS = (0.05, 1.0)
@@ -88,9 +88,9 @@ class Service:
     raises: Fault | None = None
     """How its handlers end now, where they don't end well."""
     lanes: Lanes = Lanes()  # noqa: RUF009 - a frozen value
-    """In how many lanes a participant's processes share its work."""
-    leases: MemoryLeases | None = None
-    """Who of them works on which; None for the correlator."""
+    """In how many lanes its processes share its work."""
+    leases: MemoryLeases = field(init=False)
+    """Who of them works on which."""
     positions: dict[int, tuple[int, int]] = field(default_factory=dict)
     """The epoch and the position in its database, by partition, after the last transaction."""
     owners: dict[int, str] = field(default_factory=dict)
@@ -167,9 +167,8 @@ class Stage:
         self.services[CORRELATOR] = Service(CORRELATOR, Disk(disks, self.struck), None)
         for service in self.services.values():
             service.clock_offset = timedelta(seconds=self.random.uniform(-1, 1) * self.random.choice(_OFFSETS_SECONDS))
-            if service.rehearsal is not None:
-                service.lanes = Lanes(self.random.choice(_LANES))
-                service.leases = MemoryLeases(loop.time)
+            service.lanes = Lanes(self.random.choice(_LANES))
+            service.leases = MemoryLeases(loop.time)
         self._is_over = False
         self._effects: list[Effect] = []
         """Of the transaction that is going on."""
@@ -277,16 +276,7 @@ class Stage:
             batch_size=self.batch_size,
             clock=process.clock,
         )
-        assert service.leases is not None, "participants have leases"
-        keeper = LaneKeeper(
-            participant.name,
-            lanes=service.lanes,
-            replica=Replica(self._replica_name(process), process.name),
-            leases=ProcessLeases(process, service.disk, service.leases),
-            broker=broker,
-            work_of=lanes.work_of,
-            report=running.monitor.set,
-        )
+        keeper = self._keeper(service, running, broker, lanes.work_of)
         running.runtime = Runtime(participant, database, disk.tables, lanes, broker, clock=process.clock)
         process.spawn(running.runtime.listen())
         broker.start()
@@ -303,16 +293,30 @@ class Stage:
         )
         broker.start()
         await self._open(store)
-        handler = correlator_handler(
+        work_of = correlator_work_of(
             store,
+            service.lanes,
             broker=broker,
             registry=self.registry,
             changes=SagaChanges(),
+            batch_size=self.batch_size,
             clock=process.clock,
             monotonic=self.loop.time,
         )
-        worker = correlator_worker(handler, broker=broker, batch_size=self.batch_size, report=running.monitor.set)
-        await self._work(worker.run(), broker, process)
+        keeper = self._keeper(service, running, broker, work_of)
+        await self._work(keeper.run(), broker, process)
+
+    def _keeper(self, service: Service, running: Running, broker: Broker, work_of: WorkOf) -> LaneKeeper:
+        process = running.process
+        return LaneKeeper(
+            service.name,
+            lanes=service.lanes,
+            replica=Replica(self._replica_name(process), process.name),
+            leases=ProcessLeases(process, service.disk, service.leases),
+            broker=broker,
+            work_of=work_of,
+            report=running.monitor.set,
+        )
 
     async def _open(self, store: CorrelatorStore) -> None:
         """Opens the store as soon as that can be done, as a process waits for it."""

@@ -1,0 +1,84 @@
+"""What `farandole provision` finds and does: streams made, drift shown and put right on request, idle consumers.
+
+It never deletes anything, and changes nothing that exists unless it is told to (decision 0040).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from farandole.broker.connection import Broker
+from farandole.broker.drift import Drift, drift_of
+from farandole.broker.streams import EVENTS, STREAMS, make_stream, stream_state
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """How the streams stand."""
+
+    made: Sequence[str]
+    """Streams that did not exist, and do now."""
+    changed: Sequence[Drift]
+    """What was put right in place."""
+    drift: Sequence[Drift]
+    """What is not as it should be, and has been left as it is."""
+    idle: Sequence[IdleConsumer]
+
+
+@dataclass(frozen=True, slots=True)
+class IdleConsumer:
+    """A durable consumer of `EVENTS` that nobody reads now: its service is stopped, or is no more.
+
+    It holds no event and no position: both are in the stream and in the service's database.
+    """
+
+    name: str
+    description: str
+    pending: int
+    """How many events of the stream it has not been read for."""
+    last_active: datetime | None
+    """When something of it was last acknowledged; None for never since the broker started."""
+
+
+async def survey(broker: Broker, *, replicas: int | None = None, apply: bool = False) -> Survey:
+    """Makes the streams that do not exist, and looks at those that do.
+
+    `replicas` is how many copies there should be: without it, new streams have one, and of others any number is right.
+    With `apply`, what can be changed in place with nothing lost is. To do it all again is safe. Raises `BrokerError`.
+    """
+    made = [name for name, wanted in STREAMS.items() if await make_stream(broker, wanted, replicas=replicas or 1)]
+    changed: list[Drift] = []
+    left: list[Drift] = []
+    for name, wanted in STREAMS.items():
+        state = await stream_state(broker, name)
+        drift = drift_of(wanted, state.config, replicas=replicas)
+        easy = [one for one in drift if not one.obstacle] if apply else []
+        if easy:
+            settings = {one.setting: one.wanted for one in easy}
+            await broker.request(f"$JS.API.STREAM.UPDATE.{name}", {**state.config, **settings})
+        changed += easy
+        left += [one for one in drift if one not in easy]
+    return Survey(made, changed, left, await _idle_consumers(broker))
+
+
+async def _idle_consumers(broker: Broker) -> list[IdleConsumer]:
+    found: list[IdleConsumer] = []
+    offset, total = 0, 1
+    while offset < total:
+        page = await broker.request(f"$JS.API.CONSUMER.LIST.{EVENTS}", {"offset": offset})
+        consumers = page.get("consumers") or []
+        total, offset = page["total"], offset + max(len(consumers), 1)
+        for info in consumers:
+            if info["config"].get("durable_name") and not info.get("num_waiting"):
+                active = (info.get("ack_floor") or {}).get("last_active")
+                found.append(
+                    IdleConsumer(
+                        info["name"],
+                        info["config"].get("description", ""),
+                        info.get("num_pending", 0) + info.get("num_ack_pending", 0),
+                        datetime.fromisoformat(active) if active else None,
+                    )
+                )
+    return sorted(found, key=lambda consumer: consumer.name)

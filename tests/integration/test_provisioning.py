@@ -1,0 +1,151 @@
+"""What `farandole provision` finds, changes and never does, against a real broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from farandole.broker.connection import Broker
+from farandole.broker.drift import Drift
+from farandole.broker.provisioning import survey
+from farandole.broker.streams import DEADLETTERS, EVENTS, STREAMS, events_state, provision
+from farandole.broker.subscription import Subscription
+from farandole.errors import StreamDriftError
+from farandole.testing.brokers import BrokerUnderTest, connect
+
+HOUR = 3600 * 1_000_000_000
+EIGHT_PARTITIONS = {"src": "events.*.>", "dest": "events.{{partition(8,1)}}.>"}
+
+
+@pytest.fixture
+async def empty(nats_server: BrokerUnderTest) -> Any:
+    """A connection to a broker without streams."""
+    connection = await connect(nats_server.url)
+    yield connection
+    await connection.close()
+
+
+async def make(broker: Broker, **settings: object) -> None:
+    """Makes `EVENTS` otherwise than Farandole does, with an event in it."""
+    await broker.request(f"$JS.API.STREAM.CREATE.{EVENTS}", {**STREAMS[EVENTS], **settings})
+    await broker.client.request("events.ord-1.orders.v1.OrderCreated", b"{}", timeout=2)
+
+
+async def config_of(broker: Broker, stream: str = EVENTS) -> dict[str, Any]:
+    info = await broker.request(f"$JS.API.STREAM.INFO.{stream}")
+    config: dict[str, Any] = info["config"]
+    return config
+
+
+async def events(broker: Broker) -> int:
+    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
+    count: int = info["state"]["messages"]
+    return count
+
+
+def settings_of(drift: list[Drift]) -> list[str]:
+    return [one.setting for one in drift]
+
+
+async def test_doing_it_again_finds_everything_as_it_should_be(empty: Broker) -> None:
+    first = await survey(empty)
+    before = {stream: await config_of(empty, stream) for stream in STREAMS}
+    for apply in (False, True):
+        again = await survey(empty, replicas=1, apply=apply)
+        assert (again.made, again.changed, again.drift) == ([], [], [])
+    assert first.made == [EVENTS, DEADLETTERS]
+    assert {stream: await config_of(empty, stream) for stream in STREAMS} == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("description", "ours"),
+        ("discard", "old"),
+        ("max_age", HOUR),
+        ("max_msgs", 1000),
+        ("max_msgs_per_subject", 10),
+        ("allow_direct", False),
+        ("subjects", ["events.*.orders.>"]),
+        ("retention", "interest"),
+    ],
+)
+async def test_what_loses_nothing_is_changed_in_place_where_that_is_asked_for(
+    empty: Broker, setting: str, value: object
+) -> None:
+    await make(empty, **{setting: value})
+    before = await events(empty)
+    shown = await survey(empty)
+    assert [(one.setting, one.obstacle) for one in shown.drift] == [(setting, "")]
+    assert (await config_of(empty)).get(setting, False) == value, "showing it changes nothing"
+    changed = await survey(empty, apply=True)
+    assert (settings_of([*changed.changed]), settings_of([*changed.drift])) == ([setting], [])
+    assert await events(empty) == before
+    assert (await survey(empty)).drift == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "obstacle"),
+    [
+        ("storage", "memory", "the broker never changes it"),
+        ("retention", "workqueue", "the broker never changes it"),
+        ("deny_delete", True, "the broker never takes it back"),
+        ("deny_purge", True, "the broker never takes it back"),
+        ("subject_transform", EIGHT_PARTITIONS, "what is stored stays in the partitions that it is in"),
+        ("metadata", {"farandole.partitions": "8"}, "the number of partitions is permanent"),
+        ("subjects", ["events.*.>", "others"], "others would be stored no longer; if that is meant: `nats stream edit"),
+    ],
+)
+async def test_what_can_not_be_changed_is_shown_with_why_and_left(
+    empty: Broker, setting: str, value: object, obstacle: str
+) -> None:
+    await make(empty, **{setting: value})
+    before = await config_of(empty)
+    found = await survey(empty, apply=True)
+    (drift,) = found.drift
+    assert drift.obstacle.startswith(obstacle)
+    assert await config_of(empty) == before
+    assert await events(empty) == 1
+
+
+@pytest.mark.parametrize("setting", ["duplicate_window", "max_bytes", "max_msg_size", "max_consumers"])
+async def test_what_operators_may_choose_is_no_drift(empty: Broker, setting: str) -> None:
+    await make(empty, **{setting: 1_000_000_000})
+    assert (await survey(empty, apply=True)).drift == []
+    assert (await config_of(empty))[setting] == 1_000_000_000
+
+
+async def test_services_mind_only_what_a_guarantee_rests_on(empty: Broker) -> None:
+    await make(empty, description="ours")
+    await provision(empty)
+    await events_state(empty)
+    await empty.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**await config_of(empty), "max_age": HOUR})
+    for look in (provision(empty), events_state(empty)):
+        with pytest.raises(StreamDriftError, match=f"max_age is {HOUR}, not 0"):
+            await look
+
+
+async def test_consumers_that_nobody_reads_are_shown_and_stay(empty: Broker) -> None:
+    await make(empty)
+    await empty.request(
+        f"$JS.API.CONSUMER.CREATE.{EVENTS}.payments-7",
+        {
+            "stream_name": EVENTS,
+            "config": {
+                "name": "payments-7",
+                "durable_name": "payments-7",
+                "description": "Farandole participant payments",
+                "ack_policy": "all",
+            },
+        },
+    )
+    reading = Subscription(empty, "orders", ["events.>"])
+    await reading.start(after=0, incarnation=(await events_state(empty)).incarnation)
+    assert (await reading.next_batch(1)).last_sequence == 1
+    found = await survey(empty, apply=True)
+    assert [(idle.name, idle.description, idle.pending) for idle in found.idle] == [
+        ("payments-7", "Farandole participant payments", 1)
+    ]
+    await empty.request(f"$JS.API.CONSUMER.INFO.{EVENTS}.payments-7")
+    await reading.stop()
