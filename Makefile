@@ -115,7 +115,7 @@ check: $(VENV)/development ## format, lint, types, and the direction of imports
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(VENV)/development ## sagas a second and latency, beside a bare choreography
+bench: $(VENV)/development ## sagas, ingest, queries, deadlines and telemetry in figures, beside what does nothing (eight minutes)
 	@$(BIN)/python -m benchmarks
 
 SEEDS ?= 1000

@@ -54,21 +54,21 @@ async def correlating(
             [sys.executable, "-m", "services.correlator"], cwd=ROOT, env=whole, stdout=log, stderr=log
         )
     try:
-        await _until_serving(address, process, directory)
+        await until_serving(address, process, directory / "correlator.log")
         yield CorrelatorProcess(address, process.pid)
     finally:
         process.kill()
         process.wait()
 
 
-async def _until_serving(address: str, process: subprocess.Popen[bytes], directory: Path) -> None:
+async def until_serving(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Waits until a service says that it serves. Raises `RuntimeError` with the end of its log where it does not."""
     until = time.monotonic() + _START_SECONDS
     async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while True:
             if process.poll() is not None or time.monotonic() > until:
-                said = (directory / "correlator.log").read_text()[-2000:]
-                raise RuntimeError(f"the correlator does not serve: {said}")
+                raise RuntimeError(f"{address} does not serve: {log.read_text()[-2000:]}")  # noqa: ASYNC240
             try:
                 answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
             except grpc.aio.AioRpcError:

@@ -58,7 +58,7 @@ async def run(bench: Workbench) -> Table:
     sagas_directory = bench.place("sagas")
     definition = _one_deadline(sagas_directory, registry)
     figures: list[Figures] = []
-    for database in bench.databases():
+    for database in [bench.sqlite()] if bench.quick else bench.databases():
         bench.say(f"deadlines: making {sagas:,} sagas in {database.kind}")
         await _fill(database, sagas, registry, definition)
         bench.say(f"deadlines: {database.kind}")
@@ -143,7 +143,7 @@ async def _measure(bench: Workbench, database: NewDatabase, sagas: int, definiti
 
         await client.subscribe(f"events.*.{_TIMED_OUT}", cb=on_time_out, pending_msgs_limit=-1, pending_bytes_limit=-1)
         await client.flush()
-        due = datetime.now(UTC) + timedelta(seconds=3 if bench.quick else 8)
+        due = datetime.now(UTC) + timedelta(seconds=2 if bench.quick else 8)
         _set_deadline(database, due)
         environment = {"FARANDOLE_SAGAS": str(definitions)}
         place = bench.place("correlator")

@@ -7,13 +7,11 @@ variant's processes took for a saga: the lower quartile of the rounds, since wha
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -25,14 +23,14 @@ from pathlib import Path
 
 import nats
 import psutil
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.correlator_process import until_serving
 from benchmarks.order_saga import Finished, order
+from benchmarks.workbench import ROOT, Workbench
 from farandole.broker.publisher import Publisher
 from farandole.testing.brokers import EmbeddedBroker, connect, free_port, provision_streams
 
-ROOT = Path(__file__).resolve().parent.parent
 _SERVICES = ("correlator", "orders", "inventory", "payments", "shipping")
 _SCRAPE_SECONDS = 5.0
 """Prometheus scrapes once a minute where it is told nothing else."""
@@ -83,11 +81,8 @@ class Stack:
                 command = [sys.executable, "-m", f"services.{service}"]
                 process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)  # noqa: ASYNC220
                 self._processes.append(process)
-        for address in addresses:
-            healthy = [sys.executable, "-m", "farandole", "healthy", address]
-            until = time.monotonic() + _START_SECONDS
-            while subprocess.run(healthy, check=False, capture_output=True).returncode:  # noqa: ASYNC221
-                assert time.monotonic() < until, f"{address} does not serve; see {self._directory}"
+        for service, address, process in zip(_SERVICES, addresses, self._processes, strict=True):
+            await until_serving(address, process, self._directory / f"{service}.log")
 
     def stop(self) -> None:
         """Ends all."""
@@ -196,30 +191,25 @@ def typical(variant: Variant) -> float:
     return statistics.quantiles(variant.seconds, n=4)[0]
 
 
-async def main(argv: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sagas", type=int, default=200, help="how many a round")
-    parser.add_argument("--rounds", type=int, default=20)
-    arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as directory, ExitStack() as running:
+async def run(bench: Workbench) -> Table:
+    """Measures all variants; where small sizes do, only one that has all on, and so nothing to compare it with."""
+    rounds, sagas = (2, 5) if bench.quick else (8, 200)
+    with ExitStack() as running:
         found = variants(running.enter_context(sink()))
+        if bench.quick:
+            found = found[-2:-1]
         stacks = []
-        for number, variant in enumerate(found):
-            place = Path(directory) / str(number)
-            place.mkdir()
-            stack = Stack(variant, place)
+        for variant in found:
+            bench.say(f"telemetry: starting the stack with {variant.name}")
+            stack = Stack(variant, bench.place("telemetry"))
             running.callback(stack.stop)
             await stack.start()
             stacks.append(stack)
-        await compare(found, stacks, rounds=arguments.rounds, sagas=arguments.sagas)
-    table = Table("telemetry", "ms of processor a saga", "sagas/s", "cost", title="the order saga, four hops")
+        bench.say(f"telemetry: {rounds} rounds of {sagas} sagas with each")
+        await compare(found, stacks, rounds=rounds, sagas=sagas)
+    table = Table("", "ms of processor a saga", "sagas/s", "cost", title="telemetry: the order saga, four hops")
     off = found[0]
     for variant in found:
         own = "" if variant is off else f"{cost(variant, off):+.1%}"
         table.add_row(variant.name, f"{typical(variant) * 1000:.2f}", f"{statistics.median(variant.rates):.0f}", own)
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
+    return table

@@ -57,13 +57,21 @@ class Workbench:
 
     def databases(self) -> Iterator[NewDatabase]:
         """An empty database of each kind."""
-        yield NewDatabase("SQLite", f"sqlite:///{self.place('sqlite')}/bench.db")
+        yield self.sqlite()
+        yield self.postgresql()
+
+    def sqlite(self) -> NewDatabase:
+        """An empty database in a file."""
+        return NewDatabase("SQLite", f"sqlite:///{self.place('sqlite')}/bench.db")
+
+    def postgresql(self) -> NewDatabase:
+        """An empty database of a server that all benchmarks share."""
         if self._postgres is None:
             self.say("starting PostgreSQL")
             self._postgres = self.running.enter_context(_postgres())
         name = f"bench-{next(self._numbers)}"
         self._postgres.make_databases([name])
-        yield NewDatabase("PostgreSQL", self._postgres.url(name))
+        return NewDatabase("PostgreSQL", self._postgres.url(name))
 
 
 @contextmanager
