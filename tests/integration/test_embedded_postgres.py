@@ -145,6 +145,25 @@ def test_a_directory_that_the_servers_user_does_not_get_through_is_told(tmp_path
         account.refuse_unreachable(tmp_path / "postgres")
 
 
+def test_programs_that_are_closed_to_the_servers_user_are_copied(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    package = find_programs(os.environ).parents[1]
+    for part in (package, package.with_name(f"{package.name}.libs")):
+        shutil.copytree(part, closed / part.name, symlinks=True)
+    closed.chmod(0o700)
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o711)
+    environment = {**os.environ, PROGRAMS_VARIABLE: str(closed / package.name / "pginstall" / "bin")}
+    try:
+        cluster = PostgresCluster.of(directory / "postgres", port=free_port(), environment=environment)
+        with running(cluster):
+            cluster.make_databases(["orders"])
+            assert asked(cluster, "orders", "SELECT 1") == 1
+        assert (str(closed) in " ".join(cluster.command)) is (os.geteuid() != 0)
+    finally:
+        shutil.rmtree(directory)
+
+
 def program(directory: Path, name: str, prints: str = "") -> None:
     directory.mkdir(exist_ok=True)
     (directory / name).write_text(f"#!/bin/sh\necho '{prints}'\n")
