@@ -19,8 +19,8 @@ def answer(code: int, err_code: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("code", "err_code"),
-    [(503, 10008), (503, 10077), (409, 10158)],
-    ids=["no leader", "the disk is full", "an earlier try is under way"],
+    [(503, 10008), (503, 10077), (400, 10005), (409, 10158)],
+    ids=["no leader", "the disk is full", "a server is away", "an earlier try is under way"],
 )
 def test_what_passes_by_itself_is_tried_again(code: int, err_code: int) -> None:
     with pytest.raises(BrokerUnavailableError, match=r"events\.x: so it is") as refused:

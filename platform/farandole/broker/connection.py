@@ -255,11 +255,12 @@ def read_answer(data: bytes, subject: str) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(data)
     if error := answer.get("error"):
         message = f"{subject}: {error.get('description', 'refused')}"
-        passes = error.get("code") == _SERVICE_UNAVAILABLE or error.get("err_code") == _DUPLICATE_IN_PROCESS
+        passes = error.get("code") == _SERVICE_UNAVAILABLE or error.get("err_code") in _PASSING
         raise (BrokerUnavailableError if passes else BrokerError)(message, code=error.get("err_code", 0))
     return answer
 
 
 _SERVICE_UNAVAILABLE = 503
-_DUPLICATE_IN_PROCESS = 10158
-"""What was published before under the same message id is not yet agreed on by the servers of a cluster."""
+_PASSING = frozenset({10005, 10158})
+"""Refusals of a cluster that pass: too few of its servers are known to be there, as just after their start; what was
+published before under the same message id is not yet agreed on."""
