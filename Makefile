@@ -37,14 +37,15 @@ $(VENV)/development: requirements-dev.lock $(VENV)/runtime
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
-$(TOOLS)/installed: tools/go.mod tools/go.sum tools/compose-config/main.go
+$(TOOLS)/installed: tools/go.mod tools/go.sum tools/compose-config/main.go tools/promtool/go.mod tools/promtool/go.sum
 	@command -v go >/dev/null || { echo "the tools are built with Go (https://go.dev/dl); it is not installed" >&2; exit 1; }
-	@echo "building grpcurl, nats and compose-config into $(TOOLS)"
+	@echo "building grpcurl, nats, promtool and compose-config into $(TOOLS)"
 	@cd tools && GOFLAGS=-mod=readonly GOBIN=$(CURDIR)/$(TOOLS) go install tool
+	@cd tools/promtool && GOFLAGS=-mod=readonly GOBIN=$(CURDIR)/$(TOOLS) go install -tags remove_all_sd tool
 	@touch $@
 
 .PHONY: tools
-tools: $(TOOLS)/installed ## build the pinned grpcurl, nats and compose-config into .tools/bin (needs Go)
+tools: $(TOOLS)/installed ## build the pinned grpcurl, nats, promtool and compose-config into .tools/bin (needs Go)
 
 ## The stack
 
@@ -114,7 +115,7 @@ check: $(VENV)/development ## format, lint, types, and the direction of imports
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(VENV)/development ## sagas a second and latency, beside a bare choreography
+bench: $(VENV)/development ## sagas, ingest, queries, deadlines and telemetry in figures, beside what does nothing (eight minutes)
 	@$(BIN)/python -m benchmarks
 
 SEEDS ?= 1000

@@ -5,14 +5,12 @@ Both run on an embedded nats-server that syncs each write to disk before it ackn
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,15 +19,14 @@ from pathlib import Path
 
 import nats
 from nats.aio.msg import Msg
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import bare_choreography
+from benchmarks.workbench import ROOT, Workbench
 from farandole.broker.publisher import Publisher
 from farandole.envelope import Publication
 from farandole.testing.brokers import EmbeddedBroker, connect, free_port
 
-ROOT = Path(__file__).resolve().parent.parent
 _WAIT_SECONDS = 300.0
 _SERVICES = ("CORRELATOR", "ORDERS", "INVENTORY", "PAYMENTS", "SHIPPING", "NATS", "NATS_MONITORING")
 
@@ -102,7 +99,7 @@ async def measure(
     return Figures(name, rate, recorded_rate, statistics.median(latencies) * 1000)
 
 
-def _order(key: str) -> Publication:
+def order(key: str) -> Publication:
     body = {
         "orderId": key,
         "customerId": "ada",
@@ -161,21 +158,19 @@ async def farandole(directory: Path, sagas: int, idle: int) -> Figures:
             url,
             sagas=sagas,
             idle=idle,
-            start=_order,
+            start=order,
             last="events.*.orders.v1.OrderCompleted",
             recorded="events.*.choreography.v1.SagaCompleted",
         )
 
 
-async def main() -> None:
-    """Measures both and prints them side by side."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sagas", type=int, default=2000, help="how many at saturation")
-    parser.add_argument("--idle", type=int, default=100, help="how many one at a time")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        base = await bare(Path(directory) / "bare", arguments.sagas, arguments.idle)
-        ours = await farandole(Path(directory) / "farandole", arguments.sagas, arguments.idle)
+async def run(bench: Workbench) -> Table:
+    """Measures both."""
+    sagas, idle = (20, 5) if bench.quick else (2000, 100)
+    bench.say("order saga: bare nats-py")
+    base = await bare(bench.place("bare"), sagas, idle)
+    bench.say("order saga: Farandole")
+    ours = await farandole(bench.place("farandole"), sagas, idle)
     table = Table("", "sagas/s", "recorded/s", "idle p50 ms", title="the order saga, four hops")
     for figures in (base, ours):
         recorded = "" if figures.recorded_per_second is None else f"{figures.recorded_per_second:.0f}"
@@ -186,4 +181,4 @@ async def main() -> None:
         "",
         f"{ours.idle_milliseconds / base.idle_milliseconds:.2f}",
     )
-    Console().print(table)
+    return table

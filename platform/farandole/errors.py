@@ -9,12 +9,15 @@ FarandoleError
 │   ├── BrokerUnavailableError    not connected, or no answer in time; trying again may help
 │   ├── StreamMissingError        a stream does not exist
 │   ├── StreamDriftError          a stream exists with other settings than Farandole needs
-│   └── StreamIncarnationError    the stream is not the one that a stored position points into
+│   ├── StreamIncarnationError    the stream is not the one that a stored position points into
+│   └── StreamPrunedError         events are gone that a reader has not taken in
 ├── StoreError                a database refused or did not answer
 │   ├── StoreUnavailableError     locked, read-only, full or unreachable; trying again may help
 │   ├── FencedError               another process took over what this one owned
 │   │   └── ReaderReplacedError       another process reads the consumer that this one read
-│   └── LanesDifferError          replicas of one service have different numbers of lanes
+│   ├── LanesDifferError          replicas of one service have different numbers of lanes
+│   └── SnapshotError             a snapshot or a backup is missing, damaged, or of another format
+├── PluginError               a plug-in is not installed, can't be loaded, or raised
 ├── StackError                the embedded stack, or a service in it, can't be started, stopped or reached
 └── QueryError                a request can't be answered
     ├── InvalidArgumentError      names the field
@@ -95,6 +98,10 @@ class StreamIncarnationError(BrokerError):
     """The stream is not the one that a stored position points into: it was deleted and made again, or restored."""
 
 
+class StreamPrunedError(BrokerError):
+    """Events were pruned from the stream that a reader has not taken in."""
+
+
 class StoreError(FarandoleError):
     """A database refused."""
 
@@ -113,6 +120,14 @@ class ReaderReplacedError(FencedError):
 
 class LanesDifferError(StoreError):
     """The replicas of one service have different numbers of lanes."""
+
+
+class SnapshotError(StoreError):
+    """A snapshot or a backup is missing, damaged, or of another format."""
+
+
+class PluginError(FarandoleError):
+    """A plug-in is not installed, can't be loaded, or raised; names it, and what its own error says."""
 
 
 class StackError(FarandoleError):

@@ -21,6 +21,7 @@ from farandole.rpc import HealthMonitor
 from farandole.settings import Settings
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Settings)
 
 CHECKS = ("broker", "store", "events", "outbox", "dependencies")
 """What health is made of: the connection, the database, reading the stream in order, publishing into it, and what
@@ -35,7 +36,7 @@ _CLOSE_SECONDS = 5.0
 _log = structlog.get_logger(__name__)
 
 
-def run_process(settings: Callable[[], Settings], main: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:
+def run_process(settings: Callable[[], S], main: Callable[[S], Coroutine[Any, Any, None]]) -> None:
     """Runs `main` until it ends or the process is told to stop. What is wrong is said in a line, not a traceback."""
     try:
         loaded = settings()

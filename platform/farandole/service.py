@@ -28,6 +28,7 @@ from farandole.outbox import OutboxRow
 from farandole.participant.handler import utc_now
 from farandole.participant.lanes_at_work import LanesAtWork
 from farandole.participant.participant import Participant
+from farandole.participant.readings import of_circuits, of_queue
 from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.participant.transaction import CommandTransaction
@@ -36,6 +37,10 @@ from farandole.process import CHECKS, close_or_exit, run_process, when_available
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.settings import Settings
 from farandole.sql_leases import SqlLeases
+from farandole.telemetry import NO_TELEMETRY, Telemetry
+from farandole.telemetry.readings import of_health
+from farandole.telemetry.start import telemetry as telemetry_of
+from farandole.worker_readings import of_lag, of_outbox
 
 T = TypeVar("T")
 
@@ -52,6 +57,7 @@ class Runtime:
         broker: Broker,
         *,
         clock: Callable[[], datetime] = utc_now,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self._participant = participant
         self._database = database
@@ -59,6 +65,7 @@ class Runtime:
         self._lanes = lanes
         self._nudges = Nudges(broker, f"participants.{participant.name}.outbox")
         self._clock = clock
+        self._telemetry = telemetry
         self._committing: set[asyncio.Task[Any]] = set()
 
     async def execute(self, work: Callable[[CommandTransaction], T]) -> T:
@@ -75,9 +82,10 @@ class Runtime:
 
     async def _commit(self, work: Callable[[CommandTransaction], T]) -> T:
         at_work = self._lanes.at_work
+        account = self._telemetry.account()
 
         def transact(connection: sa.Connection) -> tuple[T, dict[int, list[OutboxRow]], set[int]]:
-            outgoing = self._participant.outgoing(self._clock)
+            outgoing = self._participant.outgoing(self._clock, account)
             result = work(CommandTransaction(connection, outgoing))
             rows: dict[int, list[OutboxRow]] = {}
             for row in self._tables.outbox.add(connection, outgoing.publications):
@@ -92,6 +100,7 @@ class Runtime:
             for lane in self._lanes.lanes.all:  # it may have been committed all the same
                 await self._tell(lane)
             raise
+        account.settled()
         for lane, of_lane in rows.items():
             if lane in own:
                 at_work[lane].worker.publish_rows(of_lane)
@@ -139,6 +148,11 @@ def run(participant: Participant, *, grpc_port: int, rpcs: Rpcs = lambda _runtim
 
 
 async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> None:
+    async with telemetry_of(settings, participant.registry.types) as telemetry:
+        await _serve_observed(participant, settings, rpcs, telemetry)
+
+
+async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rpcs, telemetry: Telemetry) -> None:
     monitor = HealthMonitor(CHECKS)
     replica = Replica.begun(settings.replica)
     database = Database(settings.database_url, application_name=replica.application_name(participant.name))
@@ -152,6 +166,7 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
             lanes=Lanes(settings.lanes),
             broker=broker,
             batch_size=settings.batch_size,
+            telemetry=telemetry,
         )
         keeper = LaneKeeper(
             participant.name,
@@ -162,7 +177,7 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
             work_of=lanes.work_of,
             report=monitor.set,
         )
-        runtime = Runtime(participant, database, tables, lanes, broker)
+        runtime = Runtime(participant, database, tables, lanes, broker, telemetry=telemetry)
         status = StatusReader(
             participant,
             database=database,
@@ -172,7 +187,8 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
             broker=broker,
             problems=lambda: monitor.problems,
         )
-        async with serve(settings.grpc_address, [_participant_rpc(participant, status), *rpcs(runtime)], monitor):
+        served = [_participant_rpc(participant, status), *rpcs(runtime)]
+        async with serve(settings.grpc_address, served, monitor, guard=telemetry.rpc_guard):
             await when_available(lambda: create_tables(participant, database), monitor)
             await work_until_stopped(
                 broker=broker,
@@ -184,6 +200,13 @@ async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> No
                     lambda: _tidy(keeper, lanes),
                     lambda: _respond(broker, keeper, status_subject(participant.name), participant.name, status.answer),
                     lambda: _respond(broker, keeper, replicas_subject(participant.name), "", status.answer_for_itself),
+                    *telemetry.beside(
+                        of_health(CHECKS, lambda: monitor.problems),
+                        of_lag(broker, [lanes.lanes.durable(participant.name, lane) for lane in lanes.lanes.all]),
+                        of_outbox(lambda: lanes.unpublished, utc_now),
+                        of_queue(database, tables.queue),
+                        of_circuits(lambda: lanes.circuits),
+                    ),
                 ],
             )
     finally:
@@ -211,7 +234,7 @@ async def create_tables(participant: Participant, database: Database) -> None:
     await migrate(database, PARTICIPANT)
     await database.create(participant.metadata, if_earlier=PARTICIPANT.if_older)
     if participant.seed is not None:
-        await database.write(participant.seed)
+        await database.write_alone(participant.seed)
 
 
 class _ParticipantService(ParticipantServiceServicer):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from farandole.errors import ConfigurationError, Fault
 from farandole.partitions import PARTITIONS
+
+S = TypeVar("S", bound=BaseSettings)
 
 ENV_PREFIX = "FARANDOLE_"
 
@@ -46,7 +49,15 @@ def _address(value: str) -> str:
     return value
 
 
-def _database_url(value: str, info: ValidationInfo) -> str:
+def _metrics_address(value: str) -> str:
+    return _address(f"127.0.0.1:{value}" if value.isascii() and value.isdigit() else value)
+
+
+def sql_database_url(value: str, info: ValidationInfo) -> str:
+    """The URL of a SQL database, where it is one, with its password put in where another setting has that.
+
+    A validator of pydantic: raises `ValueError` that says what it must be.
+    """
     if not _is_sqlite_file(value) and not _is_postgresql(value):
         raise ValueError(
             "must be sqlite:///PATH, a file, since readers and the writer have connections of their own; or "
@@ -102,7 +113,7 @@ class Settings(BaseSettings):
     nats_password: SecretStr | None = None
     database_password_file: Path | None = None
     """Of `database_url`, where that is a server's: a file with the password, as orchestrators hand secrets over."""
-    database_url: Annotated[str, AfterValidator(_database_url)] = Field(
+    database_url: Annotated[str, AfterValidator(sql_database_url)] = Field(
         default_factory=lambda known: f"sqlite:///.farandole/data/{known['service']}.db",
         repr=False,  # it may hold a password
         validate_default=True,
@@ -114,6 +125,8 @@ class Settings(BaseSettings):
         default_factory=lambda known: f"127.0.0.1:{known['default_grpc_port']}"
     )
     """Where this process serves gRPC."""
+    metrics_address: Annotated[str, AfterValidator(_metrics_address)] | None = None
+    """Where this process shows its metrics over HTTP, HOST:PORT, or a PORT of 127.0.0.1; None for nowhere."""
     replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
         default_factory=socket.gethostname
     )
@@ -130,19 +143,26 @@ class Settings(BaseSettings):
     """Of the correlator: the directory of saga definitions."""
 
     @classmethod
-    def load(cls, service: str, *, grpc_port: int, **overrides: Any) -> Settings:  # noqa: ANN401 - pydantic's own fields
+    def load(cls, service: str, *, grpc_port: int, **overrides: Any) -> Self:  # noqa: ANN401 - pydantic's own fields
         """The settings of one process. Raises `ConfigurationError` that lists every fault."""
-        try:
-            return cls(service=service, default_grpc_port=grpc_port, **overrides)
-        except ValidationError as error:
-            raise ConfigurationError(
-                [
-                    Fault(ENV_PREFIX + "_".join(str(part) for part in fault["loc"]).upper(), _reason(fault["msg"]))
-                    for fault in error.errors()
-                    if fault["type"] != _NOT_REACHED
-                ]
-            ) from None
+        return load_settings(cls, service=service, default_grpc_port=grpc_port, **overrides)
 
 
-def _reason(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def load_settings(settings: type[S], **given: Any) -> S:  # noqa: ANN401 - pydantic's own fields
+    """Settings from the environment, and what is given over it. Raises `ConfigurationError` that lists every fault by
+    its variable."""
+    try:
+        return settings(**given)
+    except ValidationError as error:
+        prefix = settings.model_config["env_prefix"]
+        raise ConfigurationError(
+            [
+                Fault(prefix + "_".join(str(part) for part in fault["loc"]).upper(), _reason(fault))
+                for fault in error.errors()
+                if fault["type"] != _NOT_REACHED
+            ]
+        ) from None
+
+
+def _reason(fault: ErrorDetails) -> str:
+    return "must be set" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")

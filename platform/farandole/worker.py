@@ -18,6 +18,7 @@ import structlog
 
 from farandole.broker.attempts import Attempts
 from farandole.broker.connection import Broker
+from farandole.broker.pruned import check_not_pruned
 from farandole.broker.publisher import Publisher
 from farandole.broker.relay import OutboxRelay, Refused
 from farandole.broker.stored import check_stored, stored_events
@@ -27,6 +28,7 @@ from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerError, FencedError, ReaderReplacedError, StoreError, StoreUnavailableError
 from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS
+from farandole.telemetry import NO_TELEMETRY, Telemetry
 
 _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
 _ONE_OF_TWO = "stop one of the two, then restart the one that stays"
@@ -169,6 +171,7 @@ class Worker:
         batch_size: int,
         report: Callable[[str, str | None], None],
         hold_until_caught_up: bool,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         """`report(check, problem)` takes what health should know, under `events`, `outbox` and `dependencies`.
 
@@ -183,7 +186,7 @@ class Worker:
         self._batch_size = batch_size
         self._report = report
         self._hold = hold_until_caught_up
-        self._publisher = Publisher(broker)
+        self._publisher = Publisher(broker, telemetry)
         self._relay = OutboxRelay(self._publisher)
         self._lock = asyncio.Lock()
         self._attempts = Attempts(self._publisher)
@@ -237,6 +240,11 @@ class Worker:
         """The outbox rows that the broker refuses."""
         return self._relay.refused
 
+    @property
+    def unpublished(self) -> Sequence[OutboxRow]:
+        """The outbox rows that the broker has not acknowledged, in the order in which they were written."""
+        return self._relay.unpublished
+
     def publish_rows(self, rows: Sequence[OutboxRow]) -> None:
         """Publishes outbox rows that were committed elsewhere, as by a remote procedure call."""
         self._relay.add(rows)
@@ -277,6 +285,7 @@ class Worker:
                 state = await events_state(self._broker)
                 position = await self._handler.claim(state.incarnation)
                 check_position(state, incarnation=position.incarnation, position=position.sequence)
+                check_not_pruned(state, self._durable, position.sequence)
                 await check_stored(self._broker, position.sequence, position.time)
                 heard = await self._handler.hear(self._first_heard(position, state))
                 self._relay.add(await self._handler.waiting())

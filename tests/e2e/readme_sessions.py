@@ -23,7 +23,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from farandole.stack.planning import make_plan
+from farandole.stack.planning import METRICS_VARIABLE, make_plan
 from farandole.stack.ports import BROKER_PORT, LOOPBACK
 from farandole.stack.shape import Shape
 from farandole.stack.stack_file import STACK_FILE
@@ -225,7 +225,7 @@ class Terminal:
             subprocess.run([BIN / "farandole", "down", "--file", file], env=self.environment, timeout=90, check=False)
 
     def _move_ports(self, stack_file: Path) -> None:
-        for service in make_plan(stack_file, {}, _LARGEST).services:
+        for service in make_plan(stack_file, {METRICS_VARIABLE: "on"}, _LARGEST).services:
             for port in service.ports:
                 real = self.ports.get(port.number) or _free_port(taken=self.ports.values())
                 self.ports[port.number] = real
@@ -285,7 +285,7 @@ class Terminal:
         typed = re.sub(r'(?<="sequence":)\d+', lambda found: self.sequences.get(found[0], found[0]), typed)
         for shown, real in self.ports.items():
             typed = re.sub(rf":{shown}\b", f":{real}", typed)
-        return re.sub(r"^make ", "make -o .venv/runtime ", typed)
+        return re.sub(r"^((?:\w+=\w+ )*)make ", r"\1make -o .venv/runtime ", typed)
 
     def _as_the_page_says(self, happened: str) -> str:
         """What happened with the ports, and in the directory, of which the page speaks."""

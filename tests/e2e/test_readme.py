@@ -12,7 +12,9 @@ import typer
 import yaml
 
 from farandole.cli.application import application
-from farandole.settings import ENV_PREFIX, Settings
+from farandole.correlator.settings import CorrelatorSettings
+from farandole.correlator.webhook import WebhookSettings
+from farandole.settings import ENV_PREFIX
 from farandole.stack.embedded_broker import BINARY_VARIABLE
 from farandole.stack.home import HOME_VARIABLE
 from farandole.stack.ports import OFFSET_VARIABLE, port_variable
@@ -73,14 +75,24 @@ def test_the_pictures_of_the_flows_have_the_events_and_steps_of_the_definitions(
 def test_the_settings_are_those_of_the_class() -> None:
     shown = dict(re.findall(rf"^\| `({ENV_PREFIX}\w+)` \| (.*?) ?\|", _section("Settings"), re.MULTILINE))
     given_by_code = {"service", "default_grpc_port"}
-    names = {name: f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields if name not in given_by_code}
+    names = {
+        name: f"{ENV_PREFIX}{name.upper()}" for name in CorrelatorSettings.model_fields if name not in given_by_code
+    }
     assert set(names.values()) <= shown.keys()
-    defaults = Settings(service="SERVICE", default_grpc_port=50051)
+    defaults = CorrelatorSettings(service="SERVICE", default_grpc_port=50051)
     for name, variable in names.items():
         value = getattr(defaults, name)
-        text = "" if value is None else f"`{value}`".replace(":50051", ":PORT")
+        text = "" if value in (None, ()) else f"`{value}`".replace(":50051", ":PORT")
         text = text.replace(f"`{socket.gethostname()}`", "the host's name")
         assert shown[variable] == text, variable
+
+
+def test_the_webhook_s_settings_are_those_of_its_class() -> None:
+    shown = dict(re.findall(r"^\| `FARANDOLE_WEBHOOK_(\w+)` \| (.*?) ?\|", _section("Settings"), re.MULTILINE))
+    assert shown == {
+        name.upper(): "" if field.is_required() else f"`{field.default}`"
+        for name, field in WebhookSettings.model_fields.items()
+    }
 
 
 def test_every_variable_of_the_code_is_a_setting_on_the_page() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -57,7 +58,7 @@ class Containers:
     def down(self) -> None:
         """Ends all that run, the last one first, each of which must end within its grace period."""
         for name, process in reversed(self.processes.items()):
-            process.terminate()
+            process.send_signal(signal.Signals[self.project["services"][name].get("stop_signal", "SIGTERM")])
             grace = seconds(self.project["services"][name].get("stop_grace_period", "10s"))
             assert process.wait(timeout=grace) == 0, f"{name} ended with {process.returncode}: {self.log(name)}"
         self.processes.clear()

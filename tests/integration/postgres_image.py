@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from farandole.stack.embedded_postgres import find_programs
+from farandole.stack.embedded_postgres import find_programs, within_reach
 from farandole.stack.unprivileged import account_of_caller, command_as
 
 _SECONDS = 60
@@ -24,10 +24,10 @@ class PostgresImage:
     """The image, with the volume of its data. Where root runs it, its data is a directory that another user reaches."""
 
     def __init__(self) -> None:
-        self.programs = find_programs(os.environ)
         self._account = account_of_caller()
         self.volume = Path(tempfile.mkdtemp(prefix="farandole-container-"))
         self._own(self.volume)
+        self.programs = within_reach(find_programs(os.environ), self._account, self.volume)
         self._data = self.volume / "docker"
 
     def start(

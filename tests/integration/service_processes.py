@@ -40,6 +40,8 @@ class Services:
     ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in (*SAMPLES, CORRELATOR)})
     environment: Mapping[str, str] = field(default_factory=dict)
     """What their environment has besides."""
+    own_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By service: what its environment has besides that."""
     modules: dict[str, str] = field(default_factory=dict)
     """By service: what is run for it, where that is not `services.<name>`."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class Services:
             "FARANDOLE_DATABASE_URL": self.database_url(service),
             "FARANDOLE_GRPC_ADDRESS": self.address(service),
             **self.environment,
+            **self.own_environment.get(service, {}),
         }
         with (self.directory / f"{service}.log").open("ab") as log:
             module = self.modules.get(service, f"services.{service}")

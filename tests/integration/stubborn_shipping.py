@@ -1,18 +1,20 @@
 """A shipping service that can't ship everything, for tests: run as `python -m tests.integration.stubborn_shipping`.
 
-What goes to `JAMMED` raises at each try; what goes to `ILLEGIBLE` is given up on at once.
+What goes to `JAMMED` raises at each try; what goes to `ILLEGIBLE` is given up on at once; what goes to `OFFLINE` finds
+that something is down.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from farandole import Participant, Reject, Retries, Transaction, run, step
+from farandole import DependencyDown, Participant, Reject, Retries, Transaction, run, step
 from payments.v1.payment_events_pb2 import PaymentProcessed
 from shipping.v1.shipping_events_pb2 import OrderShipped
 
-JAMMED, ILLEGIBLE = "7 Jam Lane", "7 Blot Lane"
+JAMMED, ILLEGIBLE, OFFLINE = "7 Jam Lane", "7 Blot Lane", "7 Lonely Lane"
 """Addresses."""
+DEPENDENCY = "label-printer"
 
 
 def ship(event: PaymentProcessed, _tx: Transaction) -> OrderShipped:
@@ -21,6 +23,8 @@ def ship(event: PaymentProcessed, _tx: Transaction) -> OrderShipped:
         raise RuntimeError("the label printer is jammed")
     if event.address == ILLEGIBLE:
         raise Reject("nobody can read the label")
+    if event.address == OFFLINE:
+        raise DependencyDown(DEPENDENCY, "nothing answers")
     return OrderShipped(order_id=event.order_id, tracking_number="TRACK-1")
 
 

@@ -29,7 +29,7 @@ from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.dead_letters import DeadLetterState
 from farandole.correlator.diagnosis import Consumer, Standing
 from farandole.correlator.memory_store import MemoryCorrelatorStore
-from farandole.correlator.saga_service import SagaService
+from farandole.correlator.saga_service import MOST_REREADS, SagaService, reread_after
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import Claim, CorrelatorStore, FoldedBatch, NewDeadLetter, SagaChange
 from farandole.database import Database
@@ -512,6 +512,18 @@ async def test_a_watch_that_is_given_up_leaves_nothing_behind(correlator: Correl
     for call in calls:
         call.cancel()
     await watched(correlator, 0)
+
+
+@pytest.mark.parametrize(("watchers", "seconds"), [(1, 1.0), (200, 1.0), (1000, 5.0)])
+def test_many_watchers_look_less_often_each(watchers: int, seconds: float) -> None:
+    assert reread_after(watchers, at_least=1.0) == seconds
+    assert watchers / seconds <= MOST_REREADS
+
+
+async def test_watchers_are_counted_and_not_what_they_watch(correlator: Correlator) -> None:
+    with correlator.changes.watch("a"), correlator.changes.watch("a"), correlator.changes.watch("b"):
+        assert (correlator.changes.watchers, correlator.changes.watched) == (3, 2)
+    assert correlator.changes.watchers == 0
 
 
 async def test_a_change_that_another_process_made_is_seen_too(store: CorrelatorStore) -> None:

@@ -60,6 +60,13 @@ def balance(connection: sa.Connection, name: str = "a") -> int:
     return int(connection.execute(BALANCE, {"of": name}).scalar_one())
 
 
+def end_session(connection: sa.Connection, server: DatabaseUnderTest) -> None:
+    """Ends a connection from the server's side."""
+    pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    with psycopg.connect(server.administrator_url, autocommit=True) as administrator:
+        administrator.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+
 def put(connection: sa.Connection, cents: int, name: str = "a") -> None:
     connection.execute(SET, {"of": name, "now": cents})
 
@@ -298,6 +305,22 @@ async def test_a_server_that_is_killed_suspended_and_started_again(
     await database.close()
 
 
+async def test_a_connection_that_is_lost_and_passed_over_is_trouble_all_the_same(
+    postgres: DatabaseUnderTest, postgres_url: str
+) -> None:
+    database = await opened(postgres_url)
+
+    def pass_over(connection: sa.Connection) -> None:
+        end_session(connection, postgres)
+        with pytest.raises(sa.exc.OperationalError):
+            add(connection, 1)
+
+    with pytest.raises(StoreUnavailableError, match="lost in the middle of a transaction"):
+        await database.write(pass_over)
+    await database.check()
+    await database.close()
+
+
 async def test_a_server_that_goes_in_the_middle_of_a_transaction(bad_postgres: DatabaseUnderTest) -> None:
     server = bad_postgres
     database = await opened(server.new_database())
@@ -322,9 +345,7 @@ async def test_a_session_that_an_administrator_ends(
     await two[0].write(lambda connection: add(connection, 1))
 
     def end(connection: sa.Connection) -> None:
-        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-        with psycopg.connect(postgres.administrator_url, autocommit=True) as administrator:
-            administrator.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        end_session(connection, postgres)
         put(connection, 2)
 
     with pytest.raises(StoreUnavailableError, match=r"terminating connection due to administrator command; .*again"):

@@ -59,8 +59,6 @@ def test_a_database_of_an_earlier_version_is_refused_with_what_it_lacks(services
     services.begin("shipping")
     assert services.processes.pop("shipping").wait(30) == 1
     said = (services.directory / "shipping.log").read_text()
-    assert (
-        f"the database {path} was made by an earlier version, without migrations: it lacks farandole_queue.direction"
-        in said
-    )
+    assert f"the database {path} was made by an earlier version, without migrations: it lacks " in said
+    assert "farandole_queue.direction" in said
     assert "Traceback" not in said

@@ -67,6 +67,8 @@ USUAL_PAGES = [
     for wanted, order in [
         *((None, order) for order in SagaOrder),
         (Comparison("status", Operator.EQUAL, Status.RUNNING), SagaOrder.UPDATE_TIME),
+        (Comparison("status", Operator.EQUAL, Status.COMPLETED), SagaOrder.START_TIME),
+        (Comparison("health", Operator.EQUAL, Health.STALLED), SagaOrder.UPDATE_TIME),
         (Comparison("definition", Operator.EQUAL, "order-fulfilment"), SagaOrder.UPDATE_TIME),
     ]
 ]
@@ -194,6 +196,8 @@ async def test_sqlite_finds_every_usual_page_without_sorting_all_sagas(
     )
     steps = [row[3] for row in plan]
     assert all("USING INDEX saga_by_" in step for step in steps), steps
+    if wanted is not None:
+        assert all("SEARCH saga" in step for step in steps), "nothing else is walked either"
 
 
 async def postgresql_plan(store: SqlCorrelatorStore, statement: sa.Select[Any]) -> list[str]:

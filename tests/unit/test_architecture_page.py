@@ -14,6 +14,8 @@ PACKAGES = {
     "Participants": "participant",
     "The loop that both share": "broker",
     "The correlator": "correlator",
+    "Replay, prune and backup": "replay",
+    "Telemetry": "telemetry",
     "The simulation": "testing/simulation",
 }
 

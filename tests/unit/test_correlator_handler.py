@@ -3,6 +3,7 @@ the stream has, deadlines that the stream's time has passed, and participants' d
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -899,6 +900,52 @@ async def test_more_than_are_told_at_a_time_are_told_in_turn(monkeypatch: pytest
     await working.settle()
     await working.pass_time(1810)
     assert len(stream.of_type("SagaTimedOut")) == len(keys)
+
+
+async def test_where_more_are_late_the_next_are_told_once_those_told_are_read_back_without_another_tick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("farandole.correlator.handler._MOST_DUE", 2)
+    stream = MemoryStream()
+    working = await at_work(stream)
+    keys = [str(n) for n in range(500) if partition_of(str(n)) == partition_of(KEY)][:9]
+    for key in keys:
+        stream.tell(key, HAPPY[0])
+    await working.settle()
+    await working.pass_time(1700)
+    stream.seconds += 200
+    asked = len(stream.of_type(TICK.rpartition(".")[2]))
+    for _ in range(2 * len(keys)):
+        await working.do_due()
+        await working.settle()
+    assert len(stream.of_type("SagaTimedOut")) == len(keys)
+    assert len(stream.of_type(TICK.rpartition(".")[2])) == asked + 1
+
+
+async def test_where_more_are_late_those_told_are_not_told_again_at_once_but_when_they_are_not_read_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("farandole.correlator.handler._MOST_DUE", 2)
+    stream = MemoryStream()
+    working = await at_work(stream)
+    keys = [str(n) for n in range(500) if partition_of(str(n)) == partition_of(KEY)][:9]
+    for key in keys:
+        stream.tell(key, HAPPY[0])
+    await working.settle()
+    await working.pass_time(1700)
+    stream.seconds += 200
+    lost: list[float] = []
+    until = stream.seconds + 8
+    while stream.seconds < until:
+        if (due_in := working.handler.due_in()) is not None and due_in <= 0:
+            handled = await working.handler.due()
+            time_outs = [attempt for attempt in handled.attempts if "SagaTimedOut" in attempt.subject]
+            lost += [stream.seconds] if time_outs else []
+            stream.publish_all(replace(handled, attempts=[one for one in handled.attempts if one not in time_outs]))
+        await working.settle()
+        stream.seconds += 0.25
+    assert len(lost) >= 2, "an attempt that was lost is made again"
+    assert all(later - earlier >= 3 for earlier, later in itertools.pairwise(lost))
 
 
 async def test_who_was_suspended_tells_nobody_anything() -> None:

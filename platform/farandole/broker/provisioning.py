@@ -48,7 +48,7 @@ async def survey(broker: Broker, *, replicas: int | None = None, apply: bool = F
     `replicas` is how many copies there should be: without it, new streams have one, and of others any number is right.
     With `apply`, what can be changed in place with nothing lost is. To do it all again is safe. Raises `BrokerError`.
     """
-    made = [name for name in STREAMS if await make_stream(broker, name, replicas=replicas or 1)]
+    made = [name for name, wanted in STREAMS.items() if await make_stream(broker, wanted, replicas=replicas or 1)]
     changed: list[Drift] = []
     left: list[Drift] = []
     for name, wanted in STREAMS.items():

@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from farandole.broker.connection import Broker, read_answer
 from farandole.envelope import Publication
 from farandole.errors import BrokerError, BrokerUnavailableError
+from farandole.telemetry import NO_TELEMETRY, Telemetry
 
 _ACKNOWLEDGE_SECONDS = 5.0
 _SWEEP_SECONDS = 0.5
@@ -47,8 +48,9 @@ class _UnderWay:
 class Publisher:
     """Publishes into streams. Start it before use; stop it after."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, telemetry: Telemetry = NO_TELEMETRY) -> None:
         self._broker = broker
+        self._telemetry = telemetry
         self._under_way: dict[str, _UnderWay] = {}
         self._number = 0
         self._sweeping: asyncio.Task[None] | None = None
@@ -63,9 +65,16 @@ class Publisher:
         Raises `BrokerError` where the stream refused it.
         """
         async with self._slots:
-            if asyncio.get_running_loop().time() > before:
+            began = asyncio.get_running_loop().time()
+            if began > before:
                 raise BrokerUnavailableError(f"{publication.subject} was not sent in time")
-            return await (await self.submit(publication))
+            try:
+                acknowledgement = await (await self.submit(publication))
+            except BrokerError as error:
+                self._telemetry.not_published(error)
+                raise
+            self._telemetry.published(publication, asyncio.get_running_loop().time() - began)
+            return acknowledgement
 
     async def submit(self, publication: Publication) -> asyncio.Future[Acknowledgement]:
         """Sends, and returns the receipt to come. What is submitted first is sent first. Raises nothing itself."""

@@ -106,6 +106,11 @@ class OutboxRelay:
         return len(self._groups)
 
     @property
+    def unpublished(self) -> list[OutboxRow]:
+        """The rows that wait for their acknowledgement, in the order in which they were written."""
+        return sorted((row for queue in self._waiting.values() for row in queue), key=lambda row: row.id)
+
+    @property
     def refused(self) -> list[Refused]:
         """The rows that the broker refuses, the one refused for longest first."""
         now = asyncio.get_running_loop().time()

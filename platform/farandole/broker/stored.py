@@ -1,4 +1,4 @@
-"""Reading what `EVENTS` holds of one type or on one subject, without a consumer."""
+"""Reading what `EVENTS` holds, all of it, or of one type or on one subject, without a consumer."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from farandole.partitions import PARTITIONS
 _PAGE = 500
 _PAGE_BYTES = 8 * 1024 * 1024
 _ANSWER_SECONDS = 5.0
+_EVERYTHING = "events.>"
 _NO_MESSAGE_FOUND = 10037
 _SUBJECT, _SEQUENCE, _TIME, _PENDING = "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending"
 _OWN_HEADERS = frozenset({"Nats-Stream", _SUBJECT, _SEQUENCE, _TIME, _PENDING, "Nats-Last-Sequence"})
@@ -43,6 +44,22 @@ async def stored_events(
     for place in places:
         async for page in _pages(broker, f"events.{place}.{event_type}", after=after, until=until):
             yield page
+
+
+async def events_behind(broker: Broker, after: int, until: int) -> AsyncIterator[Sequence[StoredMessage]]:
+    """Every event that stands behind `after`, up to and with `until`, in stream order, page by page. Otherwise like
+    `stored_events`."""
+    async for page in _pages(broker, _EVERYTHING, after=after, until=until):
+        yield page
+
+
+async def next_stored(broker: Broker, subject: str, after: int) -> int | None:
+    """The sequence of the first event behind `after` on a subject, which may have wildcards; None where there is none.
+
+    The stream's leader answers. Raises what `Broker.request` does.
+    """
+    following = await _following(broker, subject, after)
+    return None if following is None else following.sequence
 
 
 async def stored_on(broker: Broker, subject: str, after: int) -> list[StoredMessage]:

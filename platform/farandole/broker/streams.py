@@ -19,6 +19,7 @@ from farandole.partitions import PARTITIONS
 
 EVENTS = "EVENTS"
 DEADLETTERS = "DEADLETTERS"
+SNAPSHOTS = "SNAPSHOTS"
 INCARNATION_METADATA = "farandole.made"
 """When the stream was provisioned, and by chance which time of several. A restored backup has it too."""
 
@@ -67,6 +68,14 @@ STREAMS: Mapping[str, Mapping[str, Any]] = {
 }
 """The streams, as the JetStream API has them."""
 
+SNAPSHOTS_STREAM: Mapping[str, Any] = _stream(
+    SNAPSHOTS,
+    description="Farandole: the correlator's records as of what was pruned from EVENTS",
+    subjects=["snapshots.>"],
+    metadata={},
+)
+"""Made by the first `farandole prune`: who never prunes needs none."""
+
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
@@ -108,15 +117,15 @@ async def stream_state(broker: Broker, name: str) -> StreamState:
 async def events_state(broker: Broker) -> StreamState:
     """The state of `EVENTS`. Raises `StreamDriftError` too, where it has another number of partitions."""
     state = await stream_state(broker, EVENTS)
-    if fault := _fault(EVENTS, state):
-        raise StreamDriftError(fault)
+    _refuse_unfit(STREAMS[EVENTS], state)
     return state
 
 
-def _fault(name: str, state: StreamState) -> str | None:
-    """What services can't work with in a stream; None for nothing."""
-    needed = [str(drift) for drift in drift_of(STREAMS[name], state.config) if drift.is_needed]
-    return f"the stream {name} is not as Farandole needs it: {'; '.join(needed)}" if needed else None
+def _refuse_unfit(wanted: Mapping[str, Any], state: StreamState) -> None:
+    """Raises `StreamDriftError` where services can't work with a stream."""
+    needed = [str(drift) for drift in drift_of(wanted, state.config) if drift.is_needed]
+    if needed:
+        raise StreamDriftError(f"the stream {wanted['name']} is not as Farandole needs it: {'; '.join(needed)}")
 
 
 async def last_stored(broker: Broker, subjects: Iterable[str]) -> int:
@@ -165,10 +174,11 @@ async def provision(broker: Broker, *, replicas: int = 1) -> list[Provisioned]:
     """
     outcomes: list[Provisioned] = []
     faults: list[str] = []
-    for name in STREAMS:
-        is_new = await make_stream(broker, name, replicas=replicas)
-        if fault := _fault(name, await stream_state(broker, name)):
-            faults.append(fault)
+    for name, wanted in STREAMS.items():
+        try:
+            is_new = await fit_stream(broker, wanted, replicas=replicas)
+        except StreamDriftError as error:
+            faults.append(str(error))
         else:
             outcomes.append(Provisioned(name, "created" if is_new else "unchanged"))
     if faults:
@@ -176,22 +186,29 @@ async def provision(broker: Broker, *, replicas: int = 1) -> list[Provisioned]:
     return outcomes
 
 
-async def make_stream(broker: Broker, name: str, *, replicas: int) -> bool:
+async def fit_stream(broker: Broker, wanted: Mapping[str, Any], *, replicas: int) -> bool:
+    """Makes a stream as `make_stream` does. Raises `StreamDriftError` where it is not as Farandole needs it."""
+    is_new = await make_stream(broker, wanted, replicas=replicas)
+    _refuse_unfit(wanted, await stream_state(broker, wanted["name"]))
+    return is_new
+
+
+async def make_stream(broker: Broker, wanted: Mapping[str, Any], *, replicas: int) -> bool:
     """Makes a stream where it does not exist; returns whether it did not. One that exists is never changed."""
     try:
-        await stream_state(broker, name)
+        await stream_state(broker, wanted["name"])
     except StreamMissingError:
-        return await _create(broker, name, STREAMS[name], replicas)
+        return await _create(broker, wanted, replicas)
     return False
 
 
-async def _create(broker: Broker, name: str, wanted: Mapping[str, Any], replicas: int) -> bool:
-    """Makes a stream. Returns False where another one who provisions has just made it."""
+async def _create(broker: Broker, wanted: Mapping[str, Any], replicas: int) -> bool:
+    """Makes a stream. Returns False where there is one already: another one who provisions may have just made it."""
     made = f"{datetime.now(UTC).isoformat()} ({uuid.uuid4().hex[:8]})"
     metadata = {**wanted["metadata"], INCARNATION_METADATA: made}
     try:
         await broker.request(
-            f"$JS.API.STREAM.CREATE.{name}", {**wanted, "num_replicas": replicas, "metadata": metadata}
+            f"$JS.API.STREAM.CREATE.{wanted['name']}", {**wanted, "num_replicas": replicas, "metadata": metadata}
         )
     except BrokerError as error:
         if error.code != _STREAM_NAME_IN_USE:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import typer
 
 from farandole.cli import (
+    backup_commands,
     dead_letter_commands,
     dead_letter_verbs,
     event_commands,
     health_commands,
+    plugin_commands,
+    prune_commands,
+    replay_commands,
     saga_commands,
     stack_commands,
 )
@@ -30,8 +34,13 @@ application.command("status")(stack_commands.status)
 application.command("logs")(stack_commands.logs)
 application.command("healthy")(health_commands.healthy)
 application.command("correlator")(event_commands.correlator)
+application.command("plugins")(plugin_commands.plugins)
 application.command("provision")(event_commands.provision)
 application.command("pub")(event_commands.pub)
+application.command("replay")(replay_commands.replay)
+application.command("prune")(prune_commands.prune)
+application.command("backup")(backup_commands.backup)
+application.command("restore")(backup_commands.restore)
 
 sagas = typer.Typer(help="Sagas, as the correlator knows them.", no_args_is_help=True)
 sagas.command("list")(saga_commands.list_sagas)

@@ -65,7 +65,7 @@ def list_sagas(
         typer.echo("no saga matches" if filter_ else "there is no saga yet")
         return
     out = console()
-    out.print(_list_table(found))
+    out.print(saga_table(found))
     if token:
         out.print(f"\nthe first {len(found)}; --limit shows more")
 
@@ -88,7 +88,7 @@ def show(
     if as_json:
         print_json(MessageToDict(saga))
     else:
-        console().print(_view(saga, definition))
+        console().print(saga_view(saga, definition))
 
 
 def watch(
@@ -116,7 +116,7 @@ def watch(
         elif sys.stdout.isatty():
             with Live(f"waiting for the saga {saga_id} to start", console=console(), refresh_per_second=8) as live:
                 for change in changes:
-                    live.update(_view(change.saga, definition))
+                    live.update(saga_view(change.saga, definition))
         else:
             _print_changes(changes)
 
@@ -179,7 +179,8 @@ def _unwell(saga: Saga) -> str:
     return "" if saga.health in well else f" and {word(saga_pb2.SagaHealth, saga.health, 'SAGA_HEALTH_')}"
 
 
-def _list_table(sagas: list[Saga]) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
+def saga_table(sagas: list[Saga]) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
+    """Sagas, one in a line."""
     from choreography.v1 import saga_pb2
     from farandole.cli.output import cell_time, colored, table, word
 
@@ -206,8 +207,9 @@ def _current(saga: Saga) -> str:
     return ", ".join(f"{step.name} ({step.participant})" for step in saga.steps if step.status in busy)
 
 
-def _view(saga: Saga, definition: str) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
-    """`definition` is the one that was asked for, which a next command must then name too."""
+def saga_view(saga: Saga, definition: str) -> Any:  # noqa: ANN401 - rich's own type, loaded when used
+    """One saga with its steps and its history. `definition` is the one that was asked for, which a next command must
+    then name too."""
     from rich.console import Group
     from rich.text import Text
 

@@ -71,6 +71,10 @@ class DeadlinesWatch:
         self._clock.set(stream_time)
         self._answers[partition] = stream_time
 
+    def go_on(self, partition: int, stream_time: datetime) -> None:
+        """What was told by an answer has been read back, and more is due by it."""
+        self._answers.setdefault(partition, stream_time)
+
     def take_answers(self) -> dict[int, datetime]:
         """The stream's time in the partitions that have answered, each told once."""
         answers, self._answers = self._answers, {}

@@ -9,6 +9,7 @@ from farandole.broker.publisher import Publisher
 from farandole.broker.stored import stored_at
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerUnavailableError
+from farandole.telemetry import NO_TELEMETRY, Telemetry
 
 
 class EventsStream(Protocol):
@@ -33,9 +34,9 @@ class EventsStream(Protocol):
 class BrokerEventsStream:
     """An `EventsStream` over a broker. What is published at the same time is pipelined."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, telemetry: Telemetry = NO_TELEMETRY) -> None:
         self._broker = broker
-        self._publisher = Publisher(broker)
+        self._publisher = Publisher(broker, telemetry)
 
     async def publish(self, publication: Publication) -> None:
         """See `EventsStream.publish`. Answers within seconds, also where there is no connection."""

@@ -45,6 +45,8 @@ from farandole.correlator.definitions import (
     activation_of,
 )
 from farandole.correlator.lifecycle_messages import lifecycle_publication
+from farandole.correlator.observers import Observe, Transition, tell_nobody
+from farandole.correlator.queries import StoredDefinition
 from farandole.correlator.records import fold
 from farandole.correlator.store import (
     ALL_PARTITIONS,
@@ -72,12 +74,15 @@ from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS, partition_key, partition_of
 from farandole.registry import Registry
 from farandole.saga import Disposition, Lifecycle, Saga
+from farandole.telemetry import NO_TELEMETRY, Account, Telemetry
 from farandole.worker import FirstHeard, Handled, Position
 
 _CACHED_KEYS = 20_000
 """By who has all partitions; others keep as much less as they have fewer."""
-_MOST_DUE = 500
-"""How many sagas of a partition are told at a time that they are late; the next ones after the next tick."""
+_MOST_DUE = 100
+"""How many sagas of a partition are told at a time that they are late; the next ones once that has been read back."""
+_TOLD_SECONDS = 3.0
+"""Where there are more, those who were told are not told again before so long."""
 _OWNER_SECONDS = 0.5
 """How long who has made sure that nobody has taken over may take to tell anyone anything without making sure again."""
 _AGAIN_SECONDS = 0.5
@@ -94,6 +99,7 @@ StoredOn = Callable[[str, int], Awaitable[Sequence[StoredMessage]]]
 class _Folding:
     """What has come of a batch so far."""
 
+    account: Account
     before: dict[tuple[str, str], Saga | None] = field(default_factory=dict)
     records: dict[str, dict[str, Saga]] = field(default_factory=dict)
     payloads: dict[int, bytes] = field(default_factory=dict)
@@ -105,6 +111,8 @@ class _Folding:
     """The correlator's own events, found in the stream: key and message id."""
     answers: dict[int, datetime] = field(default_factory=dict)
     """By partition: the stream's time as the last tick of this session told it."""
+    transitions: list[Transition] = field(default_factory=list)
+    """What to tell observers, in order."""
 
 
 @dataclass(slots=True)
@@ -118,6 +126,28 @@ class _Late:
     time_outs: list[TimeOut] = field(default_factory=list)
 
 
+def _as_stored(known: Sequence[StoredDefinition], partitions: Collection[int]) -> Definitions:
+    """Those that are active in the store shall be so in the stream."""
+    wanted = [one.definition() for one in known if one.is_active]
+    return Definitions(wanted, [one.definition() for one in known], partitions=partitions)
+
+
+async def _as_it_is(_store: CorrelatorStore) -> None:
+    """Begins with a store as it is."""
+
+
+@dataclass(slots=True)
+class _Told:
+    """Sagas of a partition that have been told that they are late, where there are more of them."""
+
+    now: datetime
+    """The stream's time by which they are."""
+    at: float
+    """When they were told, by the monotonic clock."""
+    waiting: set[str]
+    """The message ids that have not been read back."""
+
+
 class CorrelatorBatchHandler:
     """The correlator's `farandole.worker.BatchHandler` for some partitions."""
 
@@ -128,27 +158,38 @@ class CorrelatorBatchHandler:
         registry: Registry,
         partitions: Collection[int] = ALL_PARTITIONS,
         changes: SagaChanges,
+        observe: Observe = tell_nobody,
         last_stored_on: LastStoredOn,
         stored_on: StoredOn,
         stored_at: StoredAt,
+        begin: Callable[[CorrelatorStore], Awaitable[None]] = _as_it_is,
+        definitions_of: Callable[[Sequence[StoredDefinition], Collection[int]], Definitions] = _as_stored,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
-        """`clock` only says when an event was decided, for people. `monotonic`, in seconds, only says when to ask the
-        stream for its time."""
+        """`begin` fills a new store with what the stream does not hold any more; see `begin_from_snapshot`.
+        `definitions_of` makes of what the store knows the definitions of some partitions. `clock` only says when an
+        event was decided, for people. `monotonic`, in seconds, only says when to ask the stream for its time."""
         self._store = store
+        self._begin = begin
+        self._definitions_of = definitions_of
         self._registry = registry
         self.partitions = frozenset(partitions)
         self.first_heard = FirstHeard((ACTIVATED, RETIRED), from_beginning=True, partitions=self.partitions)
         self._definitions = Definitions((), partitions=self.partitions)
         self._changes = changes
+        self._observe = observe
         self._last_stored_on = last_stored_on
         self._stored_on = stored_on
         self._stored_at = stored_at
         self._clock = clock
+        self._telemetry = telemetry
         self._watch = DeadlinesWatch(monotonic)
         self._monotonic = monotonic
         self._races = Races(monotonic)
+        self._told: dict[int, _Told] = {}
+        """By partition."""
         self._unreadable: Mapping[int, Reason] = {}
         """By sequence: what the stream says of events behind the position at which this session began."""
         self._claim: Claim | None = None
@@ -166,9 +207,11 @@ class CorrelatorBatchHandler:
     async def claim(self, incarnation: str) -> Position:
         """See `BatchHandler.claim`."""
         self._cache.clear()
+        await self._begin(self._store)
         self._claim = await self._store.claim(incarnation, self.partitions, held=self._claim)
         self._watch.begin(await self._store.next_deadlines(self.partitions))
         self._races = Races(self._monotonic)
+        self._told.clear()
         return Position(self._claim.position, self._claim.incarnation, self._claim.time, self._claim.epoch)
 
     async def hear(self, pages: AsyncIterator[Sequence[StoredMessage]]) -> Handled:
@@ -180,12 +223,7 @@ class CorrelatorBatchHandler:
         Raises `DefinitionError` where a new store would fold old sagas under the changed content of their version.
         """
         assert self._claim is not None, "claim() comes first"
-        known = await self._store.definitions()
-        self._definitions = Definitions(
-            [one.definition() for one in known if one.is_active],
-            [one.definition() for one in known],
-            partitions=self.partitions,
-        )
+        self._definitions = self._definitions_of(await self._store.definitions(), self.partitions)
         self._unreadable = await self._heard_unreadable(self._claim.position)
         stored = [activation async for page in pages for activation in self._activations(page)]
         waiting = [row.publication for row in await self._store.waiting_publications(self.partitions)]
@@ -222,8 +260,10 @@ class CorrelatorBatchHandler:
         if self._watch.wants_refreshing:
             self._watch.refresh(await self._store.next_deadlines(self.partitions))
         attempts = [self._tick(partition, tick_id) for partition, tick_id in self._watch.ask().items()]
-        answers = self._races.lost() | self._watch.take_answers()
-        late = [await self._late(partition, now) for partition, now in answers.items()]
+        answered = {p: now for p, now in self._watch.take_answers().items() if not self._is_waiting(p)}
+        answers = self._races.lost() | answered
+        account = self._telemetry.account()
+        late = [await self._late(partition, now, account) for partition, now in answers.items()]
         if late:
             checked = self._monotonic()
             await self.still_owner()
@@ -231,6 +271,7 @@ class CorrelatorBatchHandler:
             attempts += await self._begin_races(late)  # comes last: each moment counts once the broker has answered
             if self._monotonic() - checked > _OWNER_SECONDS:
                 await self.still_owner()
+        account.settled()
         return Handled(attempts=attempts)
 
     async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
@@ -238,7 +279,7 @@ class CorrelatorBatchHandler:
         assert self._claim is not None, "claim() comes first"
         decoded = [self._decode(message) for message in messages]
         records = await self._load({event.key for event in decoded if isinstance(event, Event)})
-        folding = _Folding(records={key: dict(sagas) for key, sagas in records.items()})
+        folding = _Folding(self._telemetry.account(), records={key: dict(sagas) for key, sagas in records.items()})
         for event in decoded:
             if isinstance(event, Unreadable):
                 self._give_up(folding, event)
@@ -265,7 +306,11 @@ class CorrelatorBatchHandler:
             ),
         )
         self._claim = committed.claim
+        for (definition, key), before in folding.before.items():
+            folding.account.changed(before, folding.records[key][definition])
+        folding.account.settled()
         self._remember(folding.records)
+        self._observe(folding.transitions)
         await self._changes.changed({key for _, key in folding.before})
         self._watch.read(messages[-1].time)
         for message in messages:
@@ -274,6 +319,8 @@ class CorrelatorBatchHandler:
             self._watch.answered(partition, now)
         if folding.before:
             self._watch.outdate()
+        for key, identity in folding.read_back:
+            self._read_back(key, identity)
         return Handled(committed.publications, folding.read_back)
 
     def _activations(self, messages: Iterable[StoredMessage]) -> list[Activation]:
@@ -295,7 +342,7 @@ class CorrelatorBatchHandler:
         reason = self._unreadable.get(message.sequence)
         return as_it_was(event, reason) if reason is not None and isinstance(event, Event) else event
 
-    async def _late(self, partition: int, now: datetime) -> _Late:
+    async def _late(self, partition: int, now: datetime, account: Account) -> _Late:
         """What to tell the sagas of a partition whose deadlines have passed by then."""
         found = await self._store.due(now, _MOST_DUE, partition)
         records = await self._load({due.key for due in found})
@@ -304,13 +351,33 @@ class CorrelatorBatchHandler:
             saga = records[due.key][due.definition]
             definition = self._definitions.of(saga)
             for pending in due_lifecycle(definition, saga, now):
-                publication = lifecycle_publication(self._registry, pending, time=self._clock())
+                trace = account.traceparent(None)
+                publication = lifecycle_publication(self._registry, pending, time=self._clock(), traceparent=trace)
                 _log.info("deadline passed", saga_id=due.key, definition=due.definition, type=pending.type)
                 if pending.type == SAGA_TIMED_OUT:
                     late.time_outs.append(TimeOut(publication, f"events.{partition}.{definition.commit_event}"))
                 else:
                     late.publications.append(publication)
+        self._told.pop(partition, None)
+        if len(found) == _MOST_DUE:
+            told = (*late.publications, *(time_out.publication for time_out in late.time_outs))
+            self._told[partition] = _Told(now, self._monotonic(), {one.headers["Nats-Msg-Id"] for one in told})
         return late
+
+    def _is_waiting(self, partition: int) -> bool:
+        """Whether sagas that are late were told just now, and are to be read back before others are told."""
+        told = self._told.get(partition)
+        return told is not None and self._monotonic() - told.at < _TOLD_SECONDS
+
+    def _read_back(self, key: str, identity: str) -> None:
+        """An event of its own was read and committed: where it was the last of those told, others are to be told."""
+        partition = partition_of(key)
+        told = self._told.get(partition)
+        if told is not None and identity in told.waiting:
+            told.waiting.remove(identity)
+            if not told.waiting:
+                del self._told[partition]
+                self._watch.go_on(partition, told.now)
 
     async def _begin_races(self, late: Sequence[_Late]) -> list[Publication]:
         """The time-outs to publish, each to be refused where a commit event comes before it."""
@@ -370,6 +437,7 @@ class CorrelatorBatchHandler:
         if dead_letter.sequence not in self._unreadable:
             publications.append(unreadable_publication(self._registry, dead_letter, time=self._clock()))
         folding.dead_letters.append(NewDeadLetter(dead_letter, publications))
+        folding.account.put_off(unreadable, "DEAD_LETTERED")
 
     def _take_in(self, folding: _Folding, event: Event) -> None:
         """What the platform says to a whole partition."""
@@ -385,6 +453,7 @@ class CorrelatorBatchHandler:
 
     def _fold(self, folding: _Folding, event: Event) -> None:
         records = folding.records[event.key]
+        folding.account.begin(event)
         changed = fold(self._definitions, records, event)
         if not changed:
             _log.info("unmatched event", saga_id=event.key, event_id=event.id, type=event.type)
@@ -394,8 +463,10 @@ class CorrelatorBatchHandler:
                 continue
             folding.before.setdefault((name, event.key), before)
             records[name] = after
-            for publication in self._called_for(before, after, event):
+            folding.transitions.append(Transition(before, after, event.fact))
+            for publication in self._called_for(before, after, event, folding.account):
                 folding.publications[publication.headers["Nats-Msg-Id"]] = publication
+        folding.account.folded(event, changed)
         if changed:
             redacted = event.event_type.redactor.redact(event.body)
             folding.payloads[event.sequence] = redacted.SerializeToString(deterministic=True)
@@ -461,13 +532,14 @@ class CorrelatorBatchHandler:
                 _log.warning("a redriven event can't be read from the stream now", sequence=sequence, error=str(error))
                 await asyncio.sleep(_AGAIN_SECONDS)
 
-    def _called_for(self, before: Saga | None, after: Saga, cause: Event) -> Iterator[Publication]:
+    def _called_for(self, before: Saga | None, after: Saga, event: Event, account: Account) -> Iterator[Publication]:
         """The lifecycle events that the record calls for now and did not before."""
         definition = self._definitions.of(after)
         already = {p.id for p in pending_lifecycle(definition, before)} if before is not None else set()
         for pending in pending_lifecycle(definition, after):
             if pending.id not in already:
-                yield lifecycle_publication(self._registry, pending, time=self._clock(), traceparent=cause.traceparent)
+                trace = account.traceparent(event)
+                yield lifecycle_publication(self._registry, pending, time=self._clock(), traceparent=trace)
 
 
 def _redrives_own(event: Event) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+from farandole.correlator.contents import Item, PartitionPosition, Take
 from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.filters import Filter, Value, matches
 from farandole.correlator.queries import (
@@ -39,6 +40,7 @@ from farandole.correlator.store import (
     digest_of,
     history_change,
     refuse_changed_definitions,
+    refuse_other_content,
     refuse_other_incarnation,
     refuse_outdated,
     refuse_step_back,
@@ -199,6 +201,44 @@ class MemoryCorrelatorStore:
             if record.next_deadline is not None and partition in partitions:
                 earliest[partition] = min(earliest.get(partition, record.next_deadline), record.next_deadline)
         return earliest
+
+    async def positions(self) -> dict[int, int]:
+        """See `CorrelatorStore.positions`."""
+        return {partition: at.position for partition, at in self._positions.items()}
+
+    async def export(self, take: Take) -> None:
+        """See `CorrelatorStore.export`."""
+        for partition, at in sorted(self._positions.items()):
+            take(PartitionPosition(partition, at.position, at.incarnation, at.time))
+        for definition in await self.definitions():
+            take(definition)
+        for _, record in sorted(self._records.items()):
+            take(record.recorded)
+        for dead_letter in self._dead_letters.values():
+            take(dead_letter)
+        for publication in self._outbox.values():
+            take(publication)
+
+    async def restore(self, contents: Callable[[], Iterable[Item]]) -> bool:
+        """See `CorrelatorStore.restore`."""
+        if self._positions:
+            return False
+        items = list(contents())  # what can't be read is found out before anything is written
+        kept = {(one.saga.definition, one.saga.version) for one in items if isinstance(one, RecordedSaga)}
+        refuse_other_content(self._definitions, items, kept)
+        for item in items:
+            match item:
+                case PartitionPosition():
+                    self._positions[item.partition] = _Position(1, item.position, item.incarnation, item.time)
+                case StoredDefinition():
+                    self._definitions.setdefault((item.name, item.version), replace(item, is_active=False))
+                case RecordedSaga():
+                    self._record(SagaChange(None, item.saga), item.payloads)
+                case DeadLetter():
+                    self._dead_letters[item.participant, item.sequence] = item
+                case Publication():
+                    self._enqueue(item)
+        return True
 
     async def get_sagas(self, key: str, definition: str | None = None) -> tuple[RecordedSaga, ...]:
         """See `CorrelatorQueries.get_sagas`."""

@@ -42,7 +42,7 @@ from farandole.saga import Saga
 REREAD_SECONDS = 1.0
 """How often a watched saga is read again without having been woken: what wakes may get lost on its way from another
 process."""
-_MOST_REREADS = 200.0
+MOST_REREADS = 200.0
 """So many a second are read again without having been woken, of all that are watched; where there are more, each less
 often."""
 
@@ -113,7 +113,7 @@ class SagaService(saga_service_pb2_grpc.SagaServiceServicer):
                     yield saga_service_pb2.WatchSagaResponse(saga=message)
                     if saga.saga.status.is_terminal:
                         return
-                await watch.wait(max(self._reread_seconds, self._changes.watchers / _MOST_REREADS))
+                await watch.wait(reread_after(self._changes.watchers, at_least=self._reread_seconds))
 
     async def DiagnoseSaga(  # noqa: N802 - the RPC's name
         self, request: saga_service_pb2.DiagnoseSagaRequest, _context: Context
@@ -221,6 +221,11 @@ class SagaService(saga_service_pb2_grpc.SagaServiceServicer):
                 said.append(f"under that key there is one of {', '.join(others)}")
         metadata = {"saga_id": key} | ({"definition": definition} if definition else {})
         return NotFoundError("; ".join(said), reason="SAGA_NOT_FOUND", metadata=metadata)
+
+
+def reread_after(watchers: int, *, at_least: float) -> float:
+    """After how many seconds each of so many watchers reads its saga again, where nothing wakes it."""
+    return max(at_least, watchers / MOST_REREADS)
 
 
 def _the_one(key: str, recorded: Sequence[RecordedSaga]) -> RecordedSaga | None:

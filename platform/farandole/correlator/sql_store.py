@@ -11,11 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
+from farandole.correlator.contents import Item, PartitionPosition, Take
 from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.filters import COMPARE, And, Comparison, Filter, Not, Operator, Or, Present, Value
 from farandole.correlator.queries import (
@@ -47,6 +49,7 @@ from farandole.correlator.store import (
     digest_of,
     history_change,
     refuse_changed_definitions,
+    refuse_other_content,
     refuse_other_incarnation,
     refuse_outdated,
     refuse_step_back,
@@ -128,6 +131,8 @@ _SAGA = sa.Table(
 _DUE_LAST = sa.func.coalesce(_SAGA.c.deadline, sa.literal_column(str(_NEVER)))
 sa.Index("saga_by_update", _SAGA.c.update_time, _SAGA.c.id)
 sa.Index("saga_by_status", _SAGA.c.status, _SAGA.c.update_time, _SAGA.c.id)
+sa.Index("saga_by_status_and_start", _SAGA.c.status, _SAGA.c.start_time, _SAGA.c.id)
+sa.Index("saga_by_health", _SAGA.c.health, _SAGA.c.update_time, _SAGA.c.id)
 sa.Index("saga_by_definition", _SAGA.c.definition, _SAGA.c.update_time, _SAGA.c.id)
 sa.Index("saga_by_start", _SAGA.c.start_time, _SAGA.c.id)
 sa.Index("saga_by_deadline", _DUE_LAST, _SAGA.c.id)
@@ -398,6 +403,16 @@ _SELECT_STARTED = sa.select(_STARTED)
 _FORGET_START = sa.delete(_STARTED).where(_STARTED.c.replica == sa.bindparam("by"))
 _INSERT_START = sa.insert(_STARTED)
 
+_SELECT_ALL_POSITIONS = sa.select(_POSITION).order_by(_POSITION.c.partition)
+_SELECT_HISTORIES_OF = (
+    sa.select(_HISTORY.c.saga, *_FACT_COLUMNS, _HISTORY.c.payload)
+    .where(_HISTORY.c.saga.in_(sa.bindparam("rows", expanding=True)))
+    .order_by(_HISTORY.c.saga, _HISTORY.c.sequence)
+)
+_BYTEWISE = {"sqlite": "BINARY", "postgresql": "C"}
+"""The collation that compares texts as bytes, as Python does: two stores are compared while both are read once."""
+_SAGAS_AT_ONCE = 500
+
 _KEYS_AT_ONCE = 1000
 """A statement takes a limited number of parameters: 32,766 in SQLite, 65,535 in PostgreSQL."""
 
@@ -476,6 +491,19 @@ class SqlCorrelatorStore:
             for partition, earliest in zip(sorted(partitions), row, strict=True)
             if earliest is not None
         }
+
+    async def positions(self) -> dict[int, int]:
+        """See `CorrelatorStore.positions`."""
+        rows = await self._database.read(lambda connection: connection.execute(_SELECT_ALL_POSITIONS).all())
+        return {row.partition: row.position for row in rows}
+
+    async def export(self, take: Take) -> None:
+        """See `CorrelatorStore.export`."""
+        await self._database.read(lambda connection: _export(connection, take))
+
+    async def restore(self, contents: Callable[[], Iterable[Item]]) -> bool:
+        """See `CorrelatorStore.restore`."""
+        return await self._database.write(lambda connection: _restore(connection, contents))
 
     async def get_sagas(self, key: str, definition: str | None = None) -> tuple[RecordedSaga, ...]:
         """See `CorrelatorQueries.get_sagas`."""
@@ -747,6 +775,76 @@ def _definitions(connection: sa.Connection) -> tuple[StoredDefinition, ...]:
     return tuple(
         StoredDefinition(row.name, row.version, row.digest, row.message, row.is_active)
         for row in connection.execute(_SELECT_DEFINITIONS)
+    )
+
+
+def _export(connection: sa.Connection, take: Take) -> None:
+    for row in connection.execute(_SELECT_ALL_POSITIONS):
+        take(PartitionPosition(row.partition, row.position, row.incarnation, _maybe_time(row.position_time)))
+    for definition in _definitions(connection):
+        take(definition)
+    collation = _BYTEWISE[connection.dialect.name]
+    by_name = (_SAGA.c.key.collate(collation), _SAGA.c.definition.collate(collation))
+    sagas = connection.execute(
+        sa.select(_SAGA.c.id, *_SAGA_COLUMNS).order_by(*by_name), execution_options={"yield_per": _SAGAS_AT_ONCE}
+    )
+    for page in sagas.partitions():
+        histories: dict[int, list[HistoryEntry]] = {}
+        payloads: dict[int, dict[int, bytes]] = {}
+        for row, *columns, payload in connection.execute(_SELECT_HISTORIES_OF, {"rows": [saga.id for saga in page]}):
+            entry = _entry(columns)
+            histories.setdefault(row, []).append(entry)
+            if payload is not None:
+                payloads.setdefault(row, {})[entry.fact.sequence] = payload
+        for row, *columns in page:
+            take(RecordedSaga(_saga(columns, tuple(histories.get(row, ()))), payloads.get(row, {})))
+    letters = sa.select(_DEAD_LETTER).order_by(_DEAD_LETTER.c.id)
+    for row in connection.execute(letters, execution_options={"yield_per": _SAGAS_AT_ONCE}):
+        take(_dead_letter(row))
+    for waiting in _OUTBOX.waiting(connection):
+        take(waiting.publication)
+
+
+def _restore(connection: sa.Connection, contents: Callable[[], Iterable[Item]]) -> bool:
+    if connection.execute(_SELECT_ALL_POSITIONS).first() is not None:
+        return False
+    stored = {(old.name, old.version): old for old in _definitions(connection)}
+    kept: set[tuple[str, int]] = set()
+    definitions: list[StoredDefinition] = []
+    for kind, items in groupby(contents(), type):
+        for some in _batches(items, _SAGAS_AT_ONCE):
+            if kind is PartitionPosition:
+                _insert_positions(connection, some)
+            elif kind is StoredDefinition:
+                definitions += some
+            elif kind is RecordedSaga:
+                kept |= {(one.saga.definition, one.saga.version) for one in some}
+                changes = [SagaChange(None, one.saga) for one in some]
+                _write_sagas(connection, changes)
+                payloads = {sequence: payload for one in some for sequence, payload in one.payloads.items()}
+                _write_history(connection, changes, payloads)
+            elif kind is DeadLetter:
+                connection.execute(_INSERT_DEAD_LETTER, [_dead_letter_parameters(one) for one in some])
+            else:
+                _OUTBOX.add(connection, some)
+    refuse_other_content(stored, definitions, kept)
+    _remember(connection, [definition.definition() for definition in definitions])
+    return True
+
+
+def _insert_positions(connection: sa.Connection, positions: Sequence[PartitionPosition]) -> None:
+    connection.execute(
+        _INSERT_POSITION,
+        [
+            {
+                "partition": one.partition,
+                "epoch": 1,
+                "position": one.position,
+                "position_time": _maybe_micros(one.time),
+                "incarnation": one.incarnation,
+            }
+            for one in positions
+        ],
     )
 
 
@@ -1069,6 +1167,11 @@ def _maybe_micros(time: datetime | None) -> int | None:
 
 def _maybe_time(micros: int | None) -> datetime | None:
     return None if micros is None else _EPOCH + timedelta(microseconds=micros)
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while some := list(islice(items, size)):
+        yield some
 
 
 def _chunks(items: list[Any]) -> Iterator[list[Any]]:

@@ -7,11 +7,12 @@ checks them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
+from farandole.correlator.contents import Item, Take
 from farandole.correlator.dead_letters import ClosedDeadLetter, DeadLetter, DeadLetterState
 from farandole.correlator.queries import CorrelatorQueries, DueSaga, StoredDefinition
 from farandole.definition import Definition
@@ -201,6 +202,28 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         there are."""
         ...
 
+    async def positions(self) -> Mapping[int, int]:
+        """How far each partition has been folded; empty for a store that nobody has claimed yet."""
+        ...
+
+    async def export(self, take: Take) -> None:
+        """Gives all that the store holds to `take`, from one consistent view; other commits go on meanwhile.
+
+        In this order: positions, by partition; definitions; sagas, by key and definition as bytes compare; dead
+        letters, in the order in which they were recorded; what waits in the outbox, in order. `take` may run in
+        another thread, and never twice at once. Memory does not grow with the number of sagas.
+        """
+        ...
+
+    async def restore(self, contents: Callable[[], Iterable[Item]]) -> bool:
+        """Fills a store that has no position yet, in one transaction; returns whether it did.
+
+        A store with a position is left as it is. `contents` gives what `export` gave, in that order, and may be called
+        again. Which definitions are active is the store's own. Raises `DefinitionError`, with nothing written, where a
+        saga keeps a version of which the store has another content; and what reading the contents raises.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class HistoryChange:
@@ -340,6 +363,21 @@ def refuse_changed_definitions(
                 for name, version in refused
             ]
         )
+
+
+def refuse_other_content(
+    stored: Mapping[tuple[str, int], StoredDefinition], items: Iterable[Item], kept: Collection[tuple[str, int]]
+) -> None:
+    """Raises `DefinitionError` where the store has another content of a definition that is to be restored and kept."""
+    changed = [
+        (item.name, item.version)
+        for item in items
+        if isinstance(item, StoredDefinition)
+        and (item.name, item.version) in kept
+        and (old := stored.get((item.name, item.version))) is not None
+        and old.digest != item.digest
+    ]
+    refuse_changed_definitions(changed, kept=changed, is_alone=True)
 
 
 def refuse_outdated(held: Claim | None, epochs: Mapping[int, int]) -> None:

@@ -198,7 +198,7 @@ class _DoomedError(Exception):
 
 
 def _refuse_doomed(connection: sa.Connection, dialect: Dialect) -> None:
-    doomed_by = dialect.doomed_by(connection)
+    doomed_by = None if connection.invalidated else dialect.doomed_by(connection)
     if doomed_by is not None:
         raise _DoomedError from doomed_by
 
@@ -214,7 +214,9 @@ def is_store_trouble(error: BaseException) -> bool:
 
 def refuse_aborted(connection: sa.Connection) -> None:
     """Raises `StoreError` where a statement of the transaction has failed, which was passed over, and nothing can come
-    of the transaction any more."""
+    of the transaction any more; `StoreUnavailableError` where the connection is gone."""
+    if connection.invalidated:
+        raise StoreUnavailableError("the connection to the database was lost in the middle of a transaction")
     if _DIALECTS[connection.dialect.name].is_aborted(connection):
         raise StoreError(
             "a statement has failed, which ends a transaction in PostgreSQL: what may fail and be passed over takes a "

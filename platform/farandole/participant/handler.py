@@ -35,6 +35,7 @@ from farandole.participant.tables import ParticipantTables
 from farandole.participant.unfinished import Unfinished
 from farandole.participant.work import Work
 from farandole.partitions import PARTITIONS, partition_of
+from farandole.telemetry import NO_TELEMETRY, Account, Telemetry
 from farandole.worker import FirstHeard, Handled, Position
 
 _DUE_SAGAS = 500
@@ -54,6 +55,7 @@ class _Settled:
     circuits: Circuits
     counts_removed: Collection[int]
     """The events whose counts are gone."""
+    account: Account
     dealt_with: int = 0
     """How many events, of those that were counted before they ran."""
 
@@ -76,6 +78,7 @@ class ParticipantBatchHandler:
         alone: asyncio.Lock | None = None,
         clock: Clock = utc_now,
         batch_size: int = 500,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         """Takes in what is in these `partitions`. `batch_size` is the most events that one call of `handle` has.
         `alone` is held while an event runs that may end the process: by all handlers of one process in turn.
@@ -86,6 +89,7 @@ class ParticipantBatchHandler:
         self._partitions = frozenset(partitions)
         self._alone = alone if alone is not None else asyncio.Lock()
         self._clock = clock
+        self._telemetry = telemetry
         self._claim: Claim | None = None
         self._position = 0
         self._schedule = Schedule()
@@ -314,6 +318,7 @@ class ParticipantBatchHandler:
 
     async def _settle(self, work: Callable[[sa.Connection], _Settled]) -> list[OutboxRow]:
         settled = await self._database.write(work)
+        settled.account.settled()
         self._schedule.apply(settled.changes)
         self._crashes.dealt_with(settled.counts_removed)
         self._crashes.heard(settled.dealt_with)
@@ -403,7 +408,7 @@ class ParticipantBatchHandler:
         circuits = self._circuits.copy()
         check = RunCheck(self._crashes, circuits, doubtful=doubtful, probes=probes)
         legible = [event for event in events if isinstance(event, Event)]
-        outgoing = self._participant.outgoing(self._clock)
+        outgoing = self._participant.outgoing(self._clock, self._telemetry.account())
         intake = Intake(self._participant, self._tables, connection, outgoing, legible, before_run=check)
         work = Work(
             participant=self._participant,
@@ -419,7 +424,7 @@ class ParticipantBatchHandler:
 
     def _settled(self, work: Work, counts_removed: Collection[int]) -> _Settled:
         self._tables.started.remove(work.connection, counts_removed)
-        return _Settled(work.intake.save(), work.changes, work.circuits, counts_removed)
+        return _Settled(work.intake.save(), work.changes, work.circuits, counts_removed, work.account)
 
     def _decode(self, message: StoredMessage) -> Event | Unreadable:
         return decode(self._participant.registry, message)

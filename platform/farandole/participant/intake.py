@@ -118,6 +118,12 @@ class Intake:
         identity = _identity(event)
         self._known.add(identity)
         self._inbox[identity] = InboxEntry(identity, event.sequence, disposition)
+        self.outgoing.account.noted(event, disposition)
+
+    def duplicate(self, event: Event) -> None:
+        """Makes nothing of an event that has been dealt with."""
+        _log.info("duplicate event", saga_id=event.key, event_id=event.id, type=event.type)
+        self.outgoing.account.noted(event, Disposition.DUPLICATE)
 
     def run(self, event: Event, *, isolated: bool) -> Failure | None:
         """Lets every step react to the event. Returns what a handler raised, with nothing of the event done.
@@ -125,8 +131,9 @@ class Intake:
         Raises `HandlerFailedError` instead where it is not `isolated` by a savepoint, and lets the database's own
         trouble through, and a `CountFirstError`.
         """
+        self.outgoing.account.begin(event)
         if self.knows(event):
-            _log.info("duplicate event", saga_id=event.key, event_id=event.id, type=event.type)
+            self.duplicate(event)
             return None
         changes = _Changes()
         published = len(self.outgoing.publications)
@@ -218,11 +225,12 @@ class Intake:
         if reaction.direction is Direction.FORWARD and reaction.step.needs:
             given = [event if name == event.type else self._waited_for(waiting[name]) for name in reaction.step.needs]
         changes.earlier = tuple(one for one in given if one is not event)
-        outcome = events_of(
-            reaction.handler(*(one.body for one in given), self._transaction(event, reaction)),
-            reaction.produces,
-            step=reaction.step.name,
-        )
+        with self.outgoing.account.running(reaction.place, given):
+            outcome = events_of(
+                reaction.handler(*(one.body for one in given), self._transaction(event, reaction)),
+                reaction.produces,
+                step=reaction.step.name,
+            )
         match reaction.direction:
             case Direction.FORWARD:
                 ids = self._emit(event, reaction, outcome)

@@ -11,10 +11,12 @@ from farandole.broker.consumers import remove_consumers
 from farandole.broker.relay import Refused
 from farandole.database import Database
 from farandole.lanes import Lanes
+from farandole.outbox import OutboxRow
 from farandole.participant.circuits import Circuit
 from farandole.participant.handler import ParticipantBatchHandler, utc_now
 from farandole.participant.participant import Participant
 from farandole.participant.tables import ParticipantTables
+from farandole.telemetry import NO_TELEMETRY, Telemetry
 from farandole.worker import Worker
 
 
@@ -52,6 +54,7 @@ class LanesAtWork:
         broker: Broker,
         batch_size: int,
         clock: Callable[[], datetime] = utc_now,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self.lanes = lanes
         self._participant = participant
@@ -60,6 +63,7 @@ class LanesAtWork:
         self._broker = broker
         self._batch_size = batch_size
         self._clock = clock
+        self._telemetry = telemetry
         self._description = f"Farandole participant {participant.name}"
         self._alone = asyncio.Lock()
         self._at_work: dict[int, LaneAtWork] = {}
@@ -75,6 +79,7 @@ class LanesAtWork:
             alone=self._alone,
             clock=self._clock,
             batch_size=self._batch_size,
+            telemetry=self._telemetry,
         )
         worker = Worker(
             broker=self._broker,
@@ -85,6 +90,7 @@ class LanesAtWork:
             batch_size=self._batch_size,
             report=report,
             hold_until_caught_up=False,
+            telemetry=self._telemetry,
         )
         return LaneAtWork(lane, handler, worker, self._at_work)
 
@@ -108,6 +114,11 @@ class LanesAtWork:
     def circuits(self) -> Mapping[Circuit, int]:
         """What is found to be down in any of them, and how many sagas wait for each."""
         return {circuit: waiting for one in self._at_work.values() for circuit, waiting in one.handler.circuits.items()}
+
+    @property
+    def unpublished(self) -> list[OutboxRow]:
+        """The outbox rows that the broker has not acknowledged, in the order in which they were written."""
+        return sorted((row for one in self._at_work.values() for row in one.worker.unpublished), key=lambda row: row.id)
 
     @property
     def refused(self) -> list[Refused]:

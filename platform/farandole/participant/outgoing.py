@@ -13,6 +13,7 @@ from farandole.envelope import Event, Publication, Unreadable, derived_id, encod
 from farandole.errors import ContractError
 from farandole.participant.barrier import Direction
 from farandole.registry import Registry
+from farandole.telemetry import NO_ACCOUNT, Account
 
 Outcome = Message | tuple[Message, ...] | None
 """What a handler returns: one event, several, or none."""
@@ -27,6 +28,8 @@ class Outgoing:
     clock: Callable[[], datetime]
     publishes: Collection[str] = ()
     """Full types of events that may be published outside a step."""
+    account: Account = NO_ACCOUNT
+    """What the transaction tells of itself."""
     publications: list[Publication] = field(default_factory=list)
 
     def add_outcome(
@@ -75,10 +78,10 @@ class Outgoing:
         """Adds an event under an id derived from `parts`, the key and identity of the event that it is `of`, and a
         number; returns the id."""
         event_id = derived_id((*parts, *of, str(number)))
-        self._add(body, event_id=event_id, causation_id=cause.id, traceparent=cause.traceparent)
+        self._add(body, event_id=event_id, cause=cause)
         return event_id
 
-    def _add(self, body: Message, *, event_id: str = "", causation_id: str = "", traceparent: str = "") -> None:
+    def _add(self, body: Message, *, event_id: str = "", cause: Event | Unreadable | None = None) -> None:
         event_type = self.registry.get(body.DESCRIPTOR.full_name)
         if event_type is None:
             raise ContractError(f"{body.DESCRIPTOR.full_name} is not in the contract of {self.participant}")
@@ -89,8 +92,8 @@ class Outgoing:
                 source=self.participant,
                 event_id=event_id,
                 time=self.clock(),
-                causation_id=causation_id,
-                traceparent=traceparent,
+                causation_id="" if cause is None else cause.id,
+                traceparent=self.account.traceparent(cause),
             )
         )
 

@@ -22,6 +22,7 @@ from farandole.participant.retries import Retries
 from farandole.participant.step import NAME, Step
 from farandole.partitions import PARTITIONS
 from farandole.registry import Registry
+from farandole.telemetry import NO_ACCOUNT, Account
 
 TIMED_OUT = lifecycle_pb2.SagaTimedOut.DESCRIPTOR.full_name
 ENDINGS = frozenset(
@@ -185,13 +186,14 @@ class Participant:
         types = sorted({*self.reactions, *OPERATOR_VERBS, EVENT_UNREADABLE})
         return [f"events.{place}.{name}" for place in places for name in types]
 
-    def outgoing(self, clock: Callable[[], datetime]) -> Outgoing:
-        """An empty collection of publications within the participant's contract."""
+    def outgoing(self, clock: Callable[[], datetime], account: Account = NO_ACCOUNT) -> Outgoing:
+        """An empty collection of publications within the participant's contract, of a transaction with this account."""
         return Outgoing(
             participant=self.name,
             registry=self.registry,
             clock=clock,
             publishes=frozenset(c.DESCRIPTOR.full_name for c in self.publishes),
+            account=account,
         )
 
     @cached_property

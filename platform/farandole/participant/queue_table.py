@@ -145,6 +145,7 @@ class QueueTable:
         )
         dead = sa.func.sum(sa.cast(queue.c.state == int(QueueState.DEAD_LETTERED), sa.Integer))
         self._select_counts = sa.select(sa.func.count(), sa.func.coalesce(dead, 0)).select_from(queue)
+        self._select_counts_by_state = sa.select(queue.c.state, sa.func.count()).group_by(queue.c.state)
         self._select_one = sa.select(queue).where(queue.c.sequence == sa.bindparam("wanted"))
         self._select_of_types = (
             sa.select(queue)
@@ -206,6 +207,10 @@ class QueueTable:
         """How many events are in the queue, and how many of them are dead letters."""
         queued, dead = connection.execute(self._select_counts).one()
         return queued, dead
+
+    def counts_by_state(self, connection: sa.Connection) -> dict[QueueState, int]:
+        """How many events are in the queue in each state that any is in."""
+        return {QueueState(state): count for state, count in connection.execute(self._select_counts_by_state)}
 
     def remove(self, connection: sa.Connection, sequences: Iterable[int]) -> None:
         """Removes what has been dealt with."""

@@ -49,9 +49,10 @@ class Unfinished:
     def add_behind(self, event: Event) -> None:
         """Lets an event wait behind what waits of its saga already."""
         if self._work.intake.knows(event):
-            _log.info("duplicate event", saga_id=event.key, event_id=event.id, type=event.type)
+            self._work.intake.duplicate(event)
             return
         self._new.append(QueueEntry(event.key, event.message))
+        self._work.account.put_off(event, QueueState.WAITING.name)
         if event.type in self._overtaking(is_dead_letter=self._is_quarantined(event.key)):
             self._hold(event.key, Wait(self._work.now))
 
@@ -130,6 +131,7 @@ class Unfinished:
             if not is_at_its_place:
                 self._move(entry, event.key)
                 continue
+            work.account.tried_before(event, entry.attempts)
             if failure := work.intake.run(event, isolated=True):
                 wait = self._failed(entry, event, failure)
                 # more may overtake a dead letter than what is tried again
@@ -152,6 +154,7 @@ class Unfinished:
             if entry.given_up or not entry.is_due(work.now):
                 return entry.wait
             work.intake.add(compensation)
+            work.account.tried_before(compensation, entry.attempts)
             is_known = work.intake.knows(compensation)
             if not is_known and (failure := work.intake.run(compensation, isolated=True)):
                 return self._failed(entry, compensation, failure)
@@ -195,6 +198,7 @@ class Unfinished:
     def _after(self, entry: QueueEntry, event: Event, failure: Failure) -> QueueEntry:
         work = self._work
         failed = after_failure(entry, event, failure, work.participant.retries, work.now)
+        work.account.put_off(event, failed.state.name, attempts=failed.attempts, error=failure.error)
         tell(failed, event, failure, work.intake.outgoing, work.now)
         if isinstance(failure.error, DependencyDown) and not isinstance(failure.error, CircuitOpenError):
             work.circuits.met(failed.dependency, failed.place, failed.error, work.now)
@@ -204,6 +208,7 @@ class Unfinished:
         work = self._work
         reaction = next(iter(work.participant.reactions.get(unreadable.message.type, ())), None)
         failed = after_unreadable(entry, unreadable, reaction, work.participant.retries, work.now)
+        work.account.put_off(unreadable, failed.state.name, attempts=failed.attempts)
         tell_unreadable(failed, unreadable, work.intake.outgoing, work.now)
         return failed
 

@@ -15,6 +15,7 @@ from farandole.participant.participant import Participant
 from farandole.participant.queue_table import QueueTable
 from farandole.participant.schedule import Schedule, ScheduleChanges
 from farandole.participant.set_aside import SetAsideTable
+from farandole.telemetry import Account
 
 Decode = Callable[[StoredMessage], Event | Unreadable]
 
@@ -40,3 +41,8 @@ class Work:
     def connection(self) -> sa.Connection:
         """The transaction's connection."""
         return self.intake.connection
+
+    @property
+    def account(self) -> Account:
+        """What the transaction tells of itself."""
+        return self.intake.outgoing.account

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from farandole.errors import ConfigurationError, Fault
 from farandole.rpc.errors import error_interceptor
+from farandole.rpc.guarding import Guard, GuardInterceptor
 from farandole.rpc.health import HealthMonitor, HealthServicer
 from farandole.rpc.validation import validation_interceptor
 
@@ -69,15 +70,20 @@ class RpcServer:
         _log.info("stopped serving", address=self.address)
 
 
-async def start(address: str, rpcs: Iterable[Rpc[Any]], monitor: HealthMonitor) -> RpcServer:
+async def start(
+    address: str, rpcs: Iterable[Rpc[Any]], monitor: HealthMonitor, guard: Guard | None = None
+) -> RpcServer:
     """Binds `address` (HOST:PORT) and serves `rpcs`, `grpc.health.v1.Health` over `monitor`, and reflection.
+
+    Every call runs in the `guard`, where one is given, which sees the status with which it ends.
 
     Raises `ConfigurationError` that names the address where it can't be bound.
     """
     rpcs = tuple(rpcs)
+    outermost = () if guard is None else (GuardInterceptor(guard),)
     server = grpc.aio.server(
         # the first is the outermost: what validation raises by mistake becomes a readable INTERNAL too
-        interceptors=(error_interceptor(), validation_interceptor()),
+        interceptors=(*outermost, error_interceptor(), validation_interceptor()),
         options=_OPTIONS,
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
     )
@@ -103,10 +109,11 @@ async def serve(
     rpcs: Iterable[Rpc[Any]],
     monitor: HealthMonitor,
     *,
+    guard: Guard | None = None,
     grace_seconds: float = STOP_GRACE_SECONDS,
 ) -> AsyncIterator[RpcServer]:
     """`start` on entry, `stop` on exit."""
-    server = await start(address, rpcs, monitor)
+    server = await start(address, rpcs, monitor, guard)
     try:
         yield server
     finally:

@@ -117,6 +117,33 @@ def bring_up(
         state = _state(client, plan)
 
 
+def bring_up_servers(
+    plan: Plan,
+    environment: Mapping[str, str],
+    callers_directory: Path,
+    *,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Starts the embedded servers alone, with empty databases and without any stream: for what comes before services.
+
+    Raises `StackError` where the stack is running already, and like `bring_up`.
+    """
+    plan.home.prepare()
+    client = SupervisorClient(plan.home)
+    if client.state() is not None:
+        raise StackError("the stack is running; `farandole down` first")
+    deadline = time.monotonic() + timeout_seconds
+    _clear_the_way(plan, environment)
+    _start_supervisor(plan, environment, callers_directory, client)
+    servers = [service.name for service in plan.services if service.kind != "service"]
+    for name in servers:  # all of them first: a server of a cluster does not serve alone
+        client.start(name, overriding(passed_on(environment, callers_directory)))
+    for name in servers:
+        start_service(plan, name, environment, callers_directory, timeout_seconds=timeout_seconds)
+    if plan.postgres is not None:
+        _make_databases(plan, deadline)
+
+
 class _Patience:
     """How long a command waits for services."""
 

@@ -48,6 +48,7 @@ _RETRY_SECONDS = 0.05
 _PRIVATE_FILE = 0o600
 _READABLE_FILE = 0o644
 _PRIVATE_DIRECTORY = 0o700
+_OPEN_DIRECTORY = 0o755
 _MOST_CONNECTIONS = 300
 """Each process of a service has up to five, and three replicas of nine services are to fit."""
 
@@ -107,12 +108,36 @@ def check_version(programs: Path) -> str:
     return version
 
 
+def within_reach(programs: Path, account: Account | None, directory: Path) -> Path:
+    """These programs; or a copy of them in `directory`, made where there is none yet, if they are closed to the user
+    as whom they run, as those of a checkout in a place of root's own are.
+
+    What is copied is the whole installation, in which programs find what they need by where they stand themselves; and
+    the libraries that a wheel has beside its package.
+    """
+    if account is None or account.reaches(programs / "postgres"):
+        return programs
+    installation, package = programs.parent, programs.parent.parent
+    copy = directory / f"programs-{check_version(programs)}"
+    if not copy.exists():
+        unfinished = directory / "programs-unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(installation, unfinished / package.name / installation.name, symlinks=True)
+        libraries = package.parent / f"{package.name}.libs"
+        if libraries.exists():
+            shutil.copytree(libraries, unfinished / libraries.name, symlinks=True)
+        for made in (unfinished, *filter(Path.is_dir, unfinished.rglob("*"))):
+            made.chmod(_OPEN_DIRECTORY)
+        unfinished.rename(copy)
+    return copy / package.name / installation.name / programs.name
+
+
 @dataclass(frozen=True, slots=True)
 class PostgresCluster:
     """A server's databases, in one directory, and how the server is run.
 
     Where the caller is root, whom PostgreSQL refuses, the server runs as a user without rights (`unprivileged`), who
-    has to get through every directory above this one.
+    has to get through every directory above this one. Of programs that are closed to that user it runs a copy.
     """
 
     directory: Path
@@ -144,7 +169,8 @@ class PostgresCluster:
     @property
     def command(self) -> list[str]:
         """Runs the server in the foreground; what it logs goes to the standard error stream."""
-        return command_as(account_of_caller(), [self.programs / "postgres", "-D", self.data])
+        account = account_of_caller()
+        return command_as(account, [within_reach(self.programs, account, self.directory) / "postgres", "-D", self.data])
 
     def url(self, database: str) -> str:
         """`FARANDOLE_DATABASE_URL` of the service that uses a database."""
@@ -168,8 +194,7 @@ class PostgresCluster:
             self.directory.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         else:
             self.directory.mkdir(mode=_PRIVATE_DIRECTORY | 0o011, parents=True, exist_ok=True)
-            for path in (self.data, self.programs / "postgres"):
-                account.refuse_unreachable(path)
+            account.refuse_unreachable(self.data)
         if (self.data / "PG_VERSION").exists():
             self._refuse_other_version()
             if not self.passwords.exists():
@@ -218,7 +243,7 @@ class PostgresCluster:
                     os.chown(path, account.user, account.group)
             _run(
                 [
-                    self.programs / "initdb",
+                    within_reach(self.programs, account, self.directory) / "initdb",
                     f"--pgdata={self.data}",
                     f"--username={ADMINISTRATOR}",
                     f"--pwfile={handed_over}",

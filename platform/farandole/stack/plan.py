@@ -49,13 +49,15 @@ class PlannedService:
     """Of a broker only: where it answers `/healthz`."""
     routes: Port | None = None
     """Of a broker in a cluster only: where it waits for the others."""
+    metrics: Port | None = None
+    """Of a service only: where it shows its metrics, if it does."""
     stop_signal: Signals = Signals.SIGTERM
     """What tells it to end in order."""
 
     @property
     def ports(self) -> tuple[Port, ...]:
         """Every port that it listens on."""
-        return tuple(port for port in (self.port, self.monitoring, self.routes) if port is not None)
+        return tuple(port for port in (self.port, self.monitoring, self.routes, self.metrics) if port is not None)
 
     @property
     def health_address(self) -> str:

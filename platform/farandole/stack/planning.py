@@ -16,6 +16,10 @@ from farandole.stack.stack_file import POSTGRES, BrokerEntry, ServiceEntry, Stac
 CLUSTER_SERVERS = 3
 REPLICA_PORT_STRIDE = 100
 """How far the port of a service's next replica is from the one before."""
+METRICS_VARIABLE = "FARANDOLE_STACK_METRICS"
+"""`on`: every service shows its metrics, on a port of its own."""
+METRICS_PORT_DISTANCE = 10_000
+"""How far that is from its gRPC port."""
 LANES_VARIABLE = "FARANDOLE_LANES"
 SEVERAL_LANES = 8
 """Of services with several replicas: some for each, and few consumers. All replicas of a service have as many."""
@@ -64,6 +68,8 @@ class _Planner:
 
     def take(self, written: StackFile) -> None:
         """Plans everything. Raises `ConfigurationError` that lists every fault."""
+        if self._environment.get(METRICS_VARIABLE, "") not in {"", "on", "off"}:
+            self._faults.append(Fault(METRICS_VARIABLE, "must be on or off"))
         if self._shape.database == "postgres":
             self._attempt(self._database())
         for entry in written.services:
@@ -125,7 +131,9 @@ class _Planner:
             self._faults.append(several_need_postgres(f"{entry.name}.replicas"))
         for number in range(count):
             name = _numbered(entry.name, number)
-            port = self._port(name, entry.grpc_port + number * REPLICA_PORT_STRIDE)
+            default = entry.grpc_port + number * REPLICA_PORT_STRIDE
+            port = self._port(name, default)
+            metrics = self._port(name, default + METRICS_PORT_DISTANCE, "metrics") if self._shows_metrics else None
             self.addresses.setdefault(placeholder(entry.name), port.address)
             needed = [needed for dependency in entry.depends_on for needed in self._names[dependency]]
             yield PlannedService(
@@ -134,12 +142,15 @@ class _Planner:
                 command=entry.command,
                 port=port,
                 depends_on=(*([POSTGRES] if self.postgres else []), *needed),
-                environment=self._environment_of(entry, name, port, count),
+                environment=self._environment_of(entry, name, port, metrics, count),
                 stop_timeout_seconds=entry.stop_timeout_seconds,
                 database=entry.name,
+                metrics=metrics,
             )
 
-    def _environment_of(self, entry: ServiceEntry, name: str, port: Port, count: int) -> dict[str, str]:
+    def _environment_of(
+        self, entry: ServiceEntry, name: str, port: Port, metrics: Port | None, count: int
+    ) -> dict[str, str]:
         environment = {
             "FARANDOLE_GRPC_ADDRESS": port.address,
             **self._database_of(entry.name),
@@ -147,6 +158,8 @@ class _Planner:
         }
         if self._nats_urls:
             environment["FARANDOLE_NATS_URL"] = ",".join(self._nats_urls)
+        if metrics is not None:
+            environment["FARANDOLE_METRICS_ADDRESS"] = metrics.address
         if count > 1 and not self._environment.get(LANES_VARIABLE):
             environment[LANES_VARIABLE] = str(SEVERAL_LANES)
         return {**environment, **entry.environment}
@@ -155,6 +168,10 @@ class _Planner:
         if self.postgres is not None:
             return self.postgres.environment(service)
         return {"FARANDOLE_DATABASE_URL": self._home.database_url(service)}
+
+    @property
+    def _shows_metrics(self) -> bool:
+        return self._environment.get(METRICS_VARIABLE) == "on"
 
     def _port(self, service: str, default: int, purpose: str = "") -> Port:
         return resolve_port(service, default, self._environment, purpose)

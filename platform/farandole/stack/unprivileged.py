@@ -28,13 +28,24 @@ class Account:
 
     def refuse_unreachable(self, path: Path) -> None:
         """Raises `StackError` where this user can't come to a path, with the directory that is in the way."""
+        directory = self._obstacle(path)
+        if directory is not None:
+            raise StackError(
+                f"{directory} lets nobody through, and {path} is used as the user {self.name}, since you are root: "
+                f"run this as another user, or `chmod o+x {directory}`"
+            )
+
+    def reaches(self, path: Path) -> bool:
+        """Whether this user can come to a path."""
+        return self._obstacle(path) is None
+
+    def _obstacle(self, path: Path) -> Path | None:
+        """The directory that does not let this user through to a path."""
         for directory in path.resolve().parents:
             status = directory.stat()
             if status.st_uid != self.user and not status.st_mode & _SEARCHABLE_BY_ANYONE:
-                raise StackError(
-                    f"{directory} lets nobody through, and {path} is used as the user {self.name}, since you are root: "
-                    f"run this as another user, or `chmod o+x {directory}`"
-                )
+                return directory
+        return None
 
 
 def account_of_caller() -> Account | None:

@@ -13,22 +13,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from farandole.correlator.contents import Item, PartitionPosition
 from farandole.correlator.dead_letters import ClosedDeadLetter, DeadLetter, DeadLetterState
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, filter_text, parse_filter
+from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.queries import (
     DeadLetterField,
     DeadLetterGroup,
     DeadLetterGroupQuery,
     DeadLetterQuery,
+    RecordedSaga,
     SagaCount,
     SagaOrder,
     SagaQuery,
+    StoredDefinition,
 )
 from farandole.correlator.store import (
     ALL_PARTITIONS,
@@ -42,7 +46,7 @@ from farandole.correlator.store import (
 from farandole.deadlines import overdue_id
 from farandole.definition import Definition, StepDefinition, StepKind
 from farandole.envelope import Publication, Reason
-from farandole.errors import DefinitionError, FencedError, StoreError, StreamIncarnationError
+from farandole.errors import DefinitionError, FencedError, SnapshotError, StoreError, StreamIncarnationError
 from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
 from farandole.partitions import PARTITIONS, partition_of
@@ -247,6 +251,36 @@ async def everything(store: CorrelatorStore, keys: Iterable[str]) -> tuple[objec
         await store.list_dead_letters(DeadLetterQuery(limit=1000)),
         [await store.get_sagas(key) for key in keys],
     )
+
+
+async def exported(store: CorrelatorStore) -> list[Item]:
+    """All that a store holds."""
+    items: list[Item] = []
+    await store.export(items.append)
+    return items
+
+
+async def filled(store: CorrelatorStore) -> Claim:
+    """Puts something of everything into a store: records in no order, and two partitions at different positions."""
+    await store.activate([definition()], replica="a")
+    claim = await store.claim(INCARNATION)
+    batch = FoldedBatch(
+        9,
+        new(
+            saga("b", history=[entry(3), entry(9, disposition=Disposition.EARLY)], updated=9),
+            saga("a", definition="zeta", started=None, deadline=None, history=[entry(4)]),
+            saga("a", history=[entry(4)], status=Status.COMPENSATING),
+            saga("B", ended=5, status=Status.COMPLETED, history=[entry(2)]),
+        ),
+        {3: b"\x00\xff", 4: b""},
+        publications=[publication("b"), publication("a")],
+        dead_letters=[dead_letter(8), dead_letter(7, key="a")],
+        closed_dead_letters=[closed(7, at_sequence=9, participant="correlator", actor="ada", reason="ü")],
+        time=at(9),
+    )
+    await store.commit(claim, batch)
+    part = await store.claim(INCARNATION, {2, 5})
+    return (await store.commit(part, FoldedBatch(12, time=at(12)))).claim
 
 
 @pytest.mark.asyncio
@@ -1122,3 +1156,81 @@ class CorrelatorStoreConformance:
         assert await store.next_deadlines() == {0: at(20), PARTITIONS - 1: at(30.000001)}
         assert await store.next_deadlines({5, PARTITIONS - 1}) == {PARTITIONS - 1: at(30.000001)}
         assert await store.next_deadlines([5]) == {}
+
+    # all of it: what snapshots and replays are made of
+
+    async def test_an_export_has_all_that_there_is_in_the_order_that_is_promised(self, store: CorrelatorStore) -> None:
+        await filled(store)
+        items = await exported(store)
+        kinds = [type(item) for item in items]
+        assert kinds == sorted(kinds, key=[*dict.fromkeys(kinds)].index), "what is of one kind stands together"
+        positions = [item for item in items if isinstance(item, PartitionPosition)]
+        assert [one.partition for one in positions] == sorted(ALL_PARTITIONS)
+        assert {one.partition: (one.position, one.time) for one in positions} == {
+            partition: (12, at(12)) if partition in {2, 5} else (9, at(9)) for partition in ALL_PARTITIONS
+        }
+        sagas = [item for item in items if isinstance(item, RecordedSaga)]
+        assert [(one.saga.key, one.saga.definition) for one in sagas] == [
+            ("B", "order-fulfilment"), ("a", "order-fulfilment"), ("a", "zeta"), ("b", "order-fulfilment"),
+        ]  # fmt: skip
+        assert sagas == [found for key in "Bab" for found in await store.get_sagas(key)]
+        letters = [(item.sequence, item.state) for item in items if isinstance(item, DeadLetter)]
+        assert letters == [(7, DeadLetterState.REDRIVEN), (8, DeadLetterState.OPEN)]
+        waiting = [row.publication for row in await store.waiting_publications()]
+        assert [item for item in items if isinstance(item, Publication)] == waiting
+        assert [item for item in items if isinstance(item, StoredDefinition)] == list(await store.definitions())
+
+    async def test_the_positions_tell_how_far_each_partition_is(self, store: CorrelatorStore) -> None:
+        assert await store.positions() == {}
+        await filled(store)
+        assert await store.positions() == {p: 12 if p in {2, 5} else 9 for p in ALL_PARTITIONS}
+
+    async def test_what_was_exported_fills_an_empty_store(self, store: CorrelatorStore) -> None:
+        other = MemoryCorrelatorStore()
+        await filled(other)
+        items = await exported(other)
+        assert await store.restore(lambda: iter(items))
+        restored = await exported(store)
+        inactive = [replace(one, is_active=False) if isinstance(one, StoredDefinition) else one for one in items]
+        assert restored == inactive
+        assert (await store.claim(INCARNATION)).position == 9
+        assert (await store.claim(INCARNATION, {2, 5})).position == 9, "reading goes on where the last one stood"
+        [page] = [await store.list_sagas(SagaQuery(limit=10))]
+        assert len(page.sagas) == 3
+        assert await store.due(at(2000), 10, partition_of("b"))
+
+    async def test_a_store_with_a_position_is_not_filled(self, store: CorrelatorStore) -> None:
+        other = MemoryCorrelatorStore()
+        await filled(other)
+        items = await exported(other)
+        await record(store, saga("mine"))
+        before = await exported(store)
+        assert not await store.restore(lambda: iter(items))
+        assert await exported(store) == before
+
+    async def test_a_store_is_not_filled_with_sagas_that_keep_another_content_of_its_definition(
+        self, store: CorrelatorStore
+    ) -> None:
+        other = MemoryCorrelatorStore()
+        await filled(other)
+        items = await exported(other)
+        await store.activate([definition(description="Other orders.")], replica="a")
+        with pytest.raises(DefinitionError, match="order-fulfilment version 1"):
+            await store.restore(lambda: iter(items))
+        assert not (await store.load(["a"]))["a"]
+        await store.activate([definition(version=2)], replica="a")
+        assert await store.restore(lambda: [item for item in items if not isinstance(item, StoredDefinition)])
+
+    async def test_contents_that_end_in_an_error_leave_the_store_empty(self, store: CorrelatorStore) -> None:
+        other = MemoryCorrelatorStore()
+        await filled(other)
+        items = await exported(other)
+
+        def damaged() -> Iterator[Item]:
+            yield from items
+            raise SnapshotError("is damaged")
+
+        with pytest.raises(SnapshotError):
+            await store.restore(damaged)
+        assert await exported(store) == []
+        assert await store.restore(lambda: iter(items))

@@ -1,0 +1,192 @@
+"""`backup` and `restore`: every store and every stream, into a directory and out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farandole.cli.stack_commands import FileOption, NatsOption
+from farandole.errors import InvalidArgumentError, SnapshotError, StackError
+
+if TYPE_CHECKING:
+    from farandole.backup.backing_up import Manifest, Report
+    from farandole.stack.plan import Plan
+    from farandole.stack.shape import NatsKind, Shape
+
+DirectoryArgument = Annotated[Path, typer.Argument(help="Of this one backup.", show_default=False)]
+StoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--store",
+        metavar="SERVICE=URL",
+        help="A database, where services are not those of the embedded stack; once for each.",
+        show_default=False,
+    ),
+]
+
+
+def backup(directory: DirectoryArgument, store: StoreOption = None, file: FileOption = None) -> None:
+    """Back everything up while it runs: every database, then every stream, into a new directory."""
+    from farandole.cli.output import print_next, quiet_logs, shell_word
+
+    quiet_logs()
+    stores = _given(store) or _stores(_plan(file))
+    with _progress() as report:
+        manifest = asyncio.run(_back_up(directory, stores, report))
+    _print_manifest(manifest)
+    print_next([f"farandole restore {shell_word(str(directory))}   # in an empty place"])
+
+
+def restore(
+    directory: DirectoryArgument,
+    store: StoreOption = None,
+    file: FileOption = None,
+    nats: NatsOption = "single",
+    stream_replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--stream-replicas", min=1, max=5, help="With --store: of the streams, where the broker has other servers."
+        ),
+    ] = None,
+) -> None:
+    """Restore a backup into an empty place: a stack that has no data, or databases and a broker that are empty.
+
+    Nothing is overwritten. Where it can't be finished, what was begun in a stack's place is removed again.
+    """
+    from farandole.backup.backing_up import read_backup
+    from farandole.cli.output import print_next, quiet_logs
+
+    quiet_logs()
+    manifest = read_backup(directory)
+    with _progress() as report:
+        if given := _given(store):
+            _restore_into(directory, manifest, given, stream_replicas, report)
+        else:
+            _restore_stack(directory, manifest, _plan(file, _shape(manifest, nats)), report)
+    _print_manifest(manifest)
+    if not given:
+        print_next(["farandole up", "farandole replay"])
+
+
+async def _back_up(directory: Path, stores: Mapping[str, str], report: Report) -> Manifest:
+    from farandole.backup.backing_up import back_up
+    from farandole.backup.stores import find_program
+    from farandole.cli.live_correlator import connected_broker
+
+    async with connected_broker() as broker:
+        return await back_up(directory, stores, broker, find_program, report)
+
+
+def _restore_into(
+    directory: Path, manifest: Manifest, stores: Mapping[str, str], replicas: int | None, report: Report
+) -> None:
+    from farandole.backup.backing_up import restore_stores
+    from farandole.backup.stores import find_program
+
+    restore_stores(directory, manifest, stores, find_program, report)
+    asyncio.run(_restore_streams(directory, manifest, replicas, report))
+
+
+def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, report: Report) -> None:
+    from farandole.backup.backing_up import restore_stores
+    from farandole.backup.stores import find_program
+    from farandole.stack.bring_up import bring_up_servers
+    from farandole.stack.control import SupervisorClient
+    from farandole.stack.take_down import take_down
+
+    if plan.home.data.is_dir() and any(plan.home.data.iterdir()):
+        raise SnapshotError(
+            f"{plan.home.data} holds data already: a backup is restored into an empty place only; "
+            "FARANDOLE_HOME names another one"
+        )
+    if SupervisorClient(plan.home).state() is not None:
+        raise StackError("the stack is running: a backup is restored into an empty place only; `farandole down` first")
+    try:
+        bring_up_servers(plan, os.environ, Path.cwd())
+        restore_stores(directory, manifest, _stores(plan), find_program, report)
+        asyncio.run(_restore_streams(directory, manifest, len(plan.brokers) or None, report))
+    except BaseException:
+        take_down(plan)
+        shutil.rmtree(plan.home.data)  # it was empty
+        raise
+    take_down(plan)
+
+
+async def _restore_streams(directory: Path, manifest: Manifest, replicas: int | None, report: Report) -> None:
+    from farandole.backup.backing_up import restore_streams
+    from farandole.cli.live_correlator import connected_broker
+
+    async with connected_broker() as broker:
+        await restore_streams(directory, manifest, broker, report, replicas=replicas)
+
+
+def _plan(file: Path | None, shape: Shape | None = None) -> Plan:
+    from farandole.stack.planning import make_plan
+    from farandole.stack.stack_file import find_stack_file
+
+    return make_plan(file or find_stack_file(Path.cwd()), os.environ, shape)
+
+
+def _shape(manifest: Manifest, nats: NatsKind) -> Shape:
+    """That of a stack into which a backup fits."""
+    from farandole.stack.shape import Shape
+
+    is_postgres = any(one.kind == "postgresql" for one in manifest.stores)
+    return Shape(database="postgres" if is_postgres else "sqlite", nats=nats)
+
+
+def _stores(plan: Plan) -> dict[str, str]:
+    """The database of every service of the stack. What PostgreSQL's programs need to get in is set for this process."""
+    services = [service for service in plan.services if service.kind == "service"]
+    if plan.postgres is not None:
+        os.environ["PGPASSFILE"] = str(plan.postgres.passwords)
+    return {service.database: service.environment["FARANDOLE_DATABASE_URL"] for service in services}
+
+
+def _given(stores: list[str] | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in stores or ():
+        name, is_given, url = text.partition("=")
+        if not name or not is_given or "://" not in url:
+            raise InvalidArgumentError(
+                "--store", f"must be SERVICE=URL, such as payments=sqlite:///payments.db: {text}"
+            )
+        found[name] = url
+    return found
+
+
+def _print_manifest(manifest: Manifest) -> None:
+    from farandole.cli.output import console, table
+
+    made = table("WHAT", "KIND", "BYTES", "EVENTS")
+    for one in manifest.files:
+        events = str(one.stream["state"]["messages"]) if one.stream else ""
+        made.add_row(one.name, one.kind, str(one.size), events)
+    console().print(made)
+    typer.echo(f"complete as of {manifest.made}")
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """A bar on a terminal, on standard error; elsewhere nothing."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _of: None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(what: str, done: int, of: int) -> None:
+            bar.update(task, description=what, completed=done, total=of or None)
+
+        yield report

@@ -1,0 +1,96 @@
+"""What commands work on that look at the correlator's own store and stream, and not at its answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from farandole.broker.connection import Broker
+from farandole.correlator.main import read_registry
+from farandole.correlator.sql_store import SqlCorrelatorStore
+from farandole.correlator.store import CorrelatorStore
+from farandole.database import Database
+from farandole.errors import ConfigurationError, Fault
+from farandole.lifecycle import CORRELATOR
+from farandole.registry import Registry
+from farandole.settings import Settings
+from farandole.stack.planning import make_plan
+from farandole.stack.ports import CORRELATOR_PORT, default_nats_url
+from farandole.stack.provisioning import connect
+from farandole.stack.stack_file import find_stack_file
+
+_SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveCorrelator:
+    """A running correlator, seen from beside it."""
+
+    store: CorrelatorStore
+    """To be read: the correlator goes on writing."""
+    broker: Broker
+    registry: Registry
+
+
+@asynccontextmanager
+async def live_correlator(database: str | None) -> AsyncIterator[LiveCorrelator]:
+    """The correlator's store, its broker, and its events.
+
+    Raises `ConfigurationError` where a setting is wrong or there is no such database, and what connecting does.
+    """
+    settings = _settings(database)
+    registry = read_registry(settings.descriptors)
+    _refuse_missing(settings.database_url)
+    store = SqlCorrelatorStore(Database(settings.database_url))
+    try:
+        async with connected_broker() as broker:
+            yield LiveCorrelator(store, broker, registry)
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def connected_broker() -> AsyncIterator[Broker]:
+    """The broker that the command line means. Raises `BrokerUnavailableError`."""
+    broker = await connect(_settings(None))
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+def event_registry() -> Registry:
+    """The events of the descriptor set. Raises `ConfigurationError`."""
+    return read_registry(_settings(None).descriptors)
+
+
+def _settings(database: str | None) -> Settings:
+    given = {"nats_url": default_nats_url(os.environ)}
+    url = database or os.environ.get("FARANDOLE_DATABASE_URL") or _stacks_database()
+    if url is not None:
+        given["database_url"] = url
+    return Settings.load(CORRELATOR, grpc_port=CORRELATOR_PORT, **given)
+
+
+def _stacks_database() -> str | None:
+    """That of the embedded stack whose file is here or above; None where there is none, or it has no correlator. What
+    PostgreSQL needs to let this process in is set for it."""
+    try:
+        plan = make_plan(find_stack_file(Path.cwd()), os.environ)
+    except ConfigurationError:
+        return None
+    if plan.postgres is not None:
+        os.environ.setdefault("PGPASSFILE", str(plan.postgres.passwords))
+    services = (service for service in plan.services if service.kind == "service" and service.database == CORRELATOR)
+    return next((service.environment["FARANDOLE_DATABASE_URL"] for service in services), None)
+
+
+def _refuse_missing(url: str) -> None:
+    """SQLite would make a file that is not there."""
+    path = url.removeprefix(_SQLITE)
+    if path != url and not Path(path).exists():
+        reason = f"there is no database {path}; start the correlator, or name its database by --database"
+        raise ConfigurationError([Fault("FARANDOLE_DATABASE_URL", reason)])

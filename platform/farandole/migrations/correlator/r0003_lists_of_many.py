@@ -1,0 +1,11 @@
+"""Lists of a million sagas: those in bad health, and those of one status by when they began, without walking all."""
+
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    op.create_index("saga_by_health", "saga", ["health", "update_time", "id"])
+    op.create_index("saga_by_status_and_start", "saga", ["status", "start_time", "id"])

@@ -1,0 +1,197 @@
+"""What holds pruning back: everything that may still be read, or asked about, from the stream itself.
+
+The rule is section 6 of the design: pruned is only what stands below every declared reader's position, and below the
+first event of whatever is open. A participant's position is the one in *its* database, which it tells itself: its
+durable consumer says what was acknowledged once, and a restored database is behind that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import nsmallest
+from typing import Any
+
+from choreography.v1 import saga_definition_pb2
+from farandole.broker.connection import Broker
+from farandole.broker.stored import next_stored
+from farandole.broker.streams import EVENTS, StreamState
+from farandole.correlator.contents import reading
+from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
+from farandole.correlator.inquiry import Inquiry
+from farandole.correlator.queries import RecordedSaga, StoredDefinition
+from farandole.lifecycle import CORRELATOR
+from farandole.replay.replaying import LiveView
+from farandole.replay.trial import is_open
+
+_MOST_OF_A_KIND = 20
+"""So many sagas and dead letters are named, those that hold back most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One thing below which pruning stays."""
+
+    what: str
+    """`participant payments`, `saga order-fulfilment ord-1`, `dead letter payments-37`, `consumer audit`."""
+    until: int
+    """Up to here it lets events go."""
+    why: str
+
+
+@dataclass(slots=True)
+class Holds:
+    """All that holds pruning back."""
+
+    found: list[Hold] = field(default_factory=list)
+    """The tightest first."""
+    open_sagas: int = 0
+    open_dead_letters: int = 0
+    readers: dict[str, int] = field(default_factory=dict)
+    """By participant: the position up to which it has certainly read. It has no need of what may go."""
+    silent: list[str] = field(default_factory=list)
+    """Participants that did not tell their position, and were not passed over."""
+
+    @property
+    def until(self) -> int:
+        """Up to here everything may go."""
+        return min(hold.until for hold in self.found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Consumer:
+    """A durable consumer, as the broker tells."""
+
+    name: str
+    filters: Sequence[str]
+    acknowledged: int
+    """Everything that it was to get up to here was acknowledged."""
+    is_done: bool
+    """Whether there is nothing that it has yet to get or to acknowledge."""
+
+
+async def find_holds(broker: Broker, live: LiveView, *, inquiry: Inquiry, without: Collection[str]) -> Holds:
+    """What holds pruning back now; `without` names the participants that need not answer. Raises what the broker
+    does."""
+    state = live.state  # older than what consumers and participants tell now: what came since is not let go
+    holds = Holds()
+    holds.found.append(Hold(CORRELATOR, live.first_position, "has folded so far"))
+    participants, known = _hold_records(holds, live)
+    consumers = await _durable_consumers(broker)
+    by_participant: dict[str, list[_Consumer]] = {name: [] for name in participants}
+    for consumer in consumers:
+        name = _participant_of(consumer.name, known)
+        if name is not None:
+            by_participant.setdefault(name, []).append(consumer)
+        elif consumer.name != CORRELATOR and _participant_of(consumer.name, {CORRELATOR}) is None:
+            until = state.last_sequence if consumer.is_done else consumer.acknowledged
+            holds.found.append(Hold(f"consumer {consumer.name}", until, "nobody else knows how far its reader is"))
+    standings = await inquiry.ask(by_participant, "")
+    for name, own in sorted(by_participant.items()):
+        status = standings[name].status
+        if status is not None:
+            await _hold_participant(broker, holds, name, status.position, own, state)
+        elif name in without:
+            holds.readers[name] = _last_known(own, state)
+        else:
+            holds.silent.append(name)
+    holds.found.sort(key=lambda hold: (hold.until, hold.what))
+    return holds
+
+
+def _last_known(consumers: Sequence[_Consumer], state: StreamState) -> int:
+    """The position that a participant which does not answer has to come back with, as far as its consumers tell: what
+    they have not given to it, it will never read."""
+    if not consumers or not all(consumer.is_done for consumer in consumers):
+        return state.last_sequence
+    return min((consumer.acknowledged for consumer in consumers if consumer.acknowledged), default=0)
+
+
+async def _hold_participant(
+    broker: Broker, holds: Holds, name: str, position: int, consumers: Iterable[_Consumer], state: StreamState
+) -> None:
+    """A participant's position moves with the events that it reads: up to the next such one it needs nothing."""
+    filters = {subject for consumer in consumers for subject in consumer.filters}
+    until, why = position, "has read so far"
+    if filters:
+        behind = [await next_stored(broker, subject, position) for subject in sorted(filters)]
+        following = min((sequence for sequence in behind if sequence is not None), default=None)
+        until = state.last_sequence if following is None else min(following - 1, state.last_sequence)
+        why = f"has read up to {position}" + ("; nothing is left for it" if following is None else "")
+    holds.readers[name] = position
+    holds.found.append(Hold(f"participant {name}", until, why))
+
+
+def _hold_records(holds: Holds, live: LiveView) -> tuple[set[str], set[str]]:
+    """Holds for what is open; returns the participants of active definitions, and those of any.
+
+    What waits for an initiating event that never came holds nothing: its record has all that it will ever be folded
+    from, and a stray event must not keep a stream for ever.
+    """
+    active: set[str] = set()
+    known: set[str] = set()
+    sagas: list[Hold] = []
+    letters: list[Hold] = []
+    for item in reading(live.contents):
+        match item:
+            case StoredDefinition():
+                message = saga_definition_pb2.SagaDefinition.FromString(item.message)
+                names = {step.participant for step in message.steps}
+                known |= names
+                active |= names if item.is_active else set()
+            case RecordedSaga() if is_open(item.saga):
+                holds.open_sagas += 1
+                sagas.append(_saga_hold(item))
+            case DeadLetter() if item.state is DeadLetterState.OPEN:
+                holds.open_dead_letters += 1
+                letters.append(Hold(f"dead letter {item.id}", item.sequence - 1, "is open"))
+        if len(sagas) > 2 * _MOST_OF_A_KIND:
+            sagas = _tightest(sagas)
+        if len(letters) > 2 * _MOST_OF_A_KIND:
+            letters = _tightest(letters)
+    holds.found += _tightest(sagas) + _tightest(letters)
+    return active, known
+
+
+def _saga_hold(recorded: RecordedSaga) -> Hold:
+    saga = recorded.saga
+    first = saga.history[0].fact
+    why = f"is {saga.status.name} since {first.stream_time.isoformat(sep=' ', timespec='seconds')}"
+    return Hold(f"saga {saga.definition} {saga.key}", first.sequence - 1, why)
+
+
+def _tightest(holds: Iterable[Hold]) -> list[Hold]:
+    return nsmallest(_MOST_OF_A_KIND, holds, key=lambda hold: hold.until)
+
+
+def _participant_of(durable: str, names: Collection[str]) -> str | None:
+    """Whose consumer a durable one is: its participant's own, or that of one of its lanes, as `payments-3`."""
+    if durable in names:
+        return durable
+    name, _, lane = durable.rpartition("-")
+    return name if name in names and lane.isdecimal() else None
+
+
+async def _durable_consumers(broker: Broker) -> list[_Consumer]:
+    found: list[_Consumer] = []
+    told = 0
+    while True:
+        page = await broker.request(f"$JS.API.CONSUMER.LIST.{EVENTS}", {"offset": told})
+        consumers: list[dict[str, Any]] = page.get("consumers") or []
+        found += [_consumer(info) for info in consumers if info["config"].get("durable_name")]
+        told += len(consumers)
+        if not consumers or told >= page.get("total", 0):
+            return found
+
+
+def _consumer(info: Mapping[str, Any]) -> _Consumer:
+    config = info["config"]
+    filters = config.get("filter_subjects") or [config.get("filter_subject") or "events.>"]
+    acknowledges = config.get("ack_policy") != "none"
+    place = info.get("ack_floor" if acknowledges else "delivered") or {}
+    return _Consumer(
+        name=info["name"],
+        filters=filters,
+        acknowledged=place.get("stream_seq", 0),
+        is_done=not info.get("num_pending", 0) and not (acknowledges and info.get("num_ack_pending", 0)),
+    )

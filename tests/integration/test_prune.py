@@ -1,0 +1,356 @@
+"""`farandole prune`: what goes, what holds it back, and that nobody is the worse for it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sqlite3
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from choreography.v1 import participant_pb2, participant_service_pb2
+from farandole.broker.connection import Broker
+from farandole.broker.pruned import check_not_pruned, forget_reader, pruned_of
+from farandole.broker.publisher import Publisher
+from farandole.broker.responder import respond, status_subject
+from farandole.broker.stored import events_behind
+from farandole.broker.streams import EVENTS, SNAPSHOTS, events_state
+from farandole.cli.prune_commands import prune
+from farandole.correlator.contents import Item
+from farandole.correlator.dead_letters import DeadLetter
+from farandole.correlator.inquiry import BrokerInquiry
+from farandole.correlator.memory_store import MemoryCorrelatorStore
+from farandole.correlator.queries import RecordedSaga
+from farandole.correlator.sql_store import SqlCorrelatorStore
+from farandole.correlator.store import CorrelatorStore
+from farandole.database import Database
+from farandole.envelope import Publication
+from farandole.errors import InvalidArgumentError, PreconditionError, QueryError, SnapshotError, StreamPrunedError
+from farandole.replay.folding import Extent
+from farandole.replay.holds import Holds, find_holds
+from farandole.replay.pruning import KEPT_TYPES, Pruning
+from farandole.replay.replaying import LiveView, Verified, live_view, verify
+from farandole.saga import Disposition, Status
+from farandole.testing.brokers import BrokerUnderTest
+from farandole.testing.store_conformance import exported
+from tests.integration.correlators import (
+    HAPPY,
+    REGISTRY,
+    Correlator,
+    correlating,
+    dispositions,
+    end_deduplication,
+    tell,
+    unhurried,
+)
+from tests.integration.farandole_command import Command
+
+PARTICIPANTS = ("orders", "inventory", "payments", "shipping")
+
+
+@dataclass
+class Scene:
+    """A correlator at work, participants that tell how far they have read, and the command line."""
+
+    broker: Broker
+    correlator: Correlator
+    farandole: Command
+    positions: dict[str, int | None] = field(default_factory=dict)
+    """By participant; None where it does not answer. Missing: it is as far as the stream."""
+
+    @property
+    def store(self) -> CorrelatorStore:
+        return self.correlator.store
+
+    async def answer(self, name: str, _request: bytes) -> bytes:
+        position = self.positions.get(name, await self.end())
+        if position is None:
+            raise QueryError("nobody is here")
+        status = participant_pb2.ParticipantStatus(participant=name, position=position)
+        return participant_service_pb2.GetStatusResponse(status=status).SerializeToString()
+
+    async def end(self) -> int:
+        return (await events_state(self.broker)).last_sequence
+
+    async def stored(self) -> list[int]:
+        """The sequences of all that the stream holds."""
+        return [one.sequence async for page in events_behind(self.broker, 0, await self.end()) for one in page]
+
+    async def left_of_sagas(self) -> list[int]:
+        """The same without what tells of definitions, which stays."""
+        pages = events_behind(self.broker, 0, await self.end())
+        return [one.sequence async for page in pages for one in page if one.type not in KEPT_TYPES]
+
+    async def holds(self, *without: str) -> Holds:
+        async with live_view(self.broker, self.store) as live:
+            inquiry = BrokerInquiry(self.broker, time_limit_seconds=1)
+            return await find_holds(self.broker, live, inquiry=inquiry, without=without)
+
+    async def prune(self, until: int | None = None) -> int:
+        """Prunes as far as it may; returns how far that is."""
+        async with live_view(self.broker, self.store) as live:
+            inquiry = BrokerInquiry(self.broker)
+            holds = await find_holds(self.broker, live, inquiry=inquiry, without=())
+            pruning = Pruning(self.broker, self.store, REGISTRY, report=lambda _done, _all: None)
+            until = until or holds.until
+            await pruning.prune(live, holds, until, reasons={})
+            return until
+
+    async def replay(self, extent: Extent | None = None) -> Verified:
+        """A replay as far as the live records are, or so far."""
+        async with live_view(self.broker, self.store) as live:
+            wanted = LiveView(live.contents, extent or live.extent, live.state)
+            return await verify(self.broker, wanted, registry=REGISTRY, report=lambda _done, _all: None)
+
+    async def settled(self) -> None:
+        """Waits until the correlator has folded all that the stream holds."""
+        async with asyncio.timeout(20):
+            while min((await self.store.positions()).values()) < await self.end():  # noqa: ASYNC110 - no one tells
+                await asyncio.sleep(0.02)
+
+    async def first_of(self, key: str) -> int:
+        [recorded] = await self.store.get_sagas(key)
+        return recorded.saga.history[0].fact.sequence
+
+
+@asynccontextmanager
+async def at_work(broker: Broker, url: str, directory: Path, name: str = "correlator") -> AsyncIterator[Scene]:
+    url_of_store = f"sqlite:///{directory / name}.db"
+    store = SqlCorrelatorStore(Database(url_of_store))
+    async with correlating(broker, store, unhurried(directory / "definitions")) as correlator:
+        yield Scene(broker, correlator, Command(url, url_of_store))
+    await store.close()
+
+
+@pytest.fixture
+async def scene(broker: Broker, nats_server: BrokerUnderTest, tmp_path: Path) -> AsyncIterator[Scene]:
+    async with at_work(broker, nats_server.url, tmp_path) as scene:
+        answering = [
+            asyncio.create_task(respond(broker, status_subject(name), queue=name, answer=partial(scene.answer, name)))
+            for name in PARTICIPANTS
+        ]
+        for number in range(4):
+            await tell(broker, f"done-{number}")
+        await scene.correlator.until("done-3", Status.COMPLETED)
+        await scene.settled()
+        yield scene
+        for task in answering:
+            task.cancel()
+        await asyncio.gather(*answering, return_exceptions=True)
+
+
+def records(items: Iterable[Item]) -> list[Item]:
+    """Without positions and outbox, and without which definitions are active."""
+    return [item for item in items if isinstance(item, RecordedSaga | DeadLetter)]
+
+
+async def test_what_is_over_goes_and_nothing_that_is_open_does(scene: Scene) -> None:
+    await tell(scene.broker, "open", HAPPY[:3])
+    await tell(scene.broker, "later")
+    await scene.correlator.until("later", Status.COMPLETED)
+    await scene.settled()
+    before = await exported(scene.store)
+    first = await scene.first_of("open")
+    shown = await asyncio.to_thread(scene.farandole, "prune", "--dry-run")
+    assert f"what stands up to {first - 1} may go" in shown
+    assert "saga order-fulfilment open" in shown
+    assert "farandole sagas diagnose open" in shown
+    stored = await scene.left_of_sagas()
+    told = await asyncio.to_thread(scene.farandole.json, "prune")
+    assert told["until"] == first - 1
+    left = await scene.left_of_sagas()
+    assert left == [sequence for sequence in stored if sequence >= first]
+    assert told["removed"] == len(stored) - len(left) > 0
+    assert len(await scene.stored()) == len(left) + 16
+    assert records(await exported(scene.store)) == records(before), "records and histories stay in the live store"
+    said = await asyncio.to_thread(scene.farandole, "replay")
+    assert " events behind the snapshot as of " in said
+    assert "\nidentical: 6 sagas" in said
+    with pytest.raises(PreconditionError, match="the stream was pruned, and replay starts from its snapshot"):
+        await scene.replay(Extent.of(first))
+
+
+async def test_a_correlator_with_an_empty_database_begins_from_the_snapshot(
+    scene: Scene, nats_server: BrokerUnderTest, tmp_path: Path
+) -> None:
+    await tell(scene.broker, "open", HAPPY[:3])
+    await scene.settled()
+    await scene.prune()
+    await tell(scene.broker, "open", HAPPY[3:])
+    await scene.correlator.until("open", Status.COMPLETED)
+    await end_deduplication(scene.broker)  # so that the rebuild's silence, and not the broker, is what is seen
+    await scene.settled()
+    live = records(await exported(scene.store))
+    end = await scene.end()
+    scene.correlator.running.cancel()
+    await asyncio.gather(scene.correlator.running, return_exceptions=True)
+    async with at_work(scene.broker, nats_server.url, tmp_path, "rebuilt") as rebuilt:
+        await rebuilt.correlator.problems.until_well()
+        await rebuilt.settled()
+        assert records(await exported(rebuilt.store)) == live
+        assert await rebuilt.end() == end, "it published nothing again"
+        # what is closed and pruned is known all the same
+        await tell(rebuilt.broker, "done-0", [HAPPY[0], ("payments.v1.PaymentFailed", {"reason": "too late"})])
+        await tell(rebuilt.broker, "new")
+        await rebuilt.correlator.until("new", Status.COMPLETED)
+        [done] = await rebuilt.store.get_sagas("done-0")
+        assert dispositions(done)[-2:] == [
+            ("OrderCreated", Disposition.DUPLICATE),
+            ("PaymentFailed", Disposition.LATE),
+        ]
+
+
+async def test_who_has_not_read_so_far_holds_what_it_needs(scene: Scene) -> None:
+    end, stored = await scene.end(), await scene.stored()
+    second = await scene.first_of("done-1")
+    await scene.broker.request(
+        "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.payments",
+        {
+            "stream_name": EVENTS,
+            "config": {
+                "durable_name": "payments",
+                "ack_policy": "all",
+                "deliver_policy": "by_start_sequence",
+                "opt_start_seq": end + 1,
+                "filter_subjects": ["events.*.inventory.v1.ItemsReserved", "events.*.shipping.v1.ShippingFailed"],
+            },
+        },
+    )
+    assert (await scene.holds()).until == end
+    # its consumer says that it has read everything; its database, restored from a backup, says otherwise
+    scene.positions["payments"] = second
+    holds = await scene.holds()
+    assert (holds.found[0].what, holds.until) == ("participant payments", second)
+    assert holds.readers["payments"] == second
+    with pytest.raises(PreconditionError, match="participant payments holds what stands behind"):
+        await scene.prune(until=end)
+    assert await scene.stored() == stored, "nothing went"
+    # what it does not read it does not need
+    scene.positions["payments"] = second + 1
+    third = await scene.first_of("done-2")
+    assert (await scene.holds()).until == third
+    # a consumer that nobody declared is respected too
+    config = {"durable_name": "audit", "ack_policy": "explicit", "deliver_policy": "all"}
+    await scene.broker.request(
+        "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.audit", {"stream_name": EVENTS, "config": config}
+    )
+    holds = await scene.holds()
+    assert (holds.found[0].what, holds.until) == ("consumer audit", 0)
+
+
+async def test_who_does_not_answer_is_passed_over_only_with_a_reason(scene: Scene) -> None:
+    scene.positions["shipping"] = None
+    with pytest.raises(PreconditionError, match="shipping did not tell how far it has read: start it"):
+        await scene.prune()
+    with pytest.raises(InvalidArgumentError, match="is needed with --without"):
+        prune(without=["shipping"])
+    told = await asyncio.to_thread(scene.farandole.json, "prune", "--without", "shipping", "--reason", "never deployed")
+    state = await events_state(scene.broker)
+    pruned = pruned_of(state)
+    assert pruned is not None
+    assert pruned.until == told["until"]
+    assert pruned.reasons == {"shipping": "never deployed"}
+    # whoever comes back with less than was known is refused; who is new is not
+    for durable in ("payments", "payments-3", "shipping"):
+        with pytest.raises(StreamPrunedError, match=f"`farandole prune --forget {durable.partition('-')[0]} "):
+            check_not_pruned(state, durable, 0)
+        check_not_pruned(state, durable, pruned.until)
+    check_not_pruned(state, "loyalty", 0)
+    assert await forget_reader(scene.broker, "shipping", "begins anew")
+    check_not_pruned(await events_state(scene.broker), "shipping", 0)
+    assert not await forget_reader(scene.broker, "nobody", "was never there")
+
+
+async def test_dead_letters_that_are_open_hold_and_stray_events_do_not(scene: Scene) -> None:
+    await tell(scene.broker, "stray", HAPPY[1:2])
+    publisher = Publisher(scene.broker)
+    garbage = Publication("garbage", "events.garbage.orders.v1.OrderCreated", {}, b"no order")
+    at = (await publisher.publish(garbage)).sequence
+    await publisher.stop()
+    await tell(scene.broker, "later")
+    await scene.correlator.until("later", Status.COMPLETED)
+    await scene.settled()
+    holds = await scene.holds()
+    assert (holds.found[0].what, holds.until) == (f"dead letter correlator-{at}", at - 1)
+
+
+async def test_records_that_are_not_what_the_stream_makes_of_them_keep_it_whole(scene: Scene) -> None:
+    with sqlite3.connect(scene.farandole.database_url.removeprefix("sqlite:///")) as connection:
+        connection.execute("UPDATE saga SET status = 6 WHERE key = 'done-1'")
+    connection.close()
+    before = await scene.stored()
+    with pytest.raises(PreconditionError, match="what the stream makes of them: 1 differ, as order-fulfilment done-1"):
+        await scene.prune()
+    assert await scene.stored() == before
+    assert pruned_of(await events_state(scene.broker)) is None
+
+
+@pytest.mark.parametrize("damage", ["a byte", "a piece"])
+async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scene, tmp_path: Path, damage: str) -> None:
+    await scene.prune()
+    pruned = pruned_of(await events_state(scene.broker))
+    assert pruned is not None
+    subject = f"snapshots.{pruned.snapshot}.0"
+    publisher = Publisher(scene.broker)
+    piece = await scene.broker.request(f"$JS.API.STREAM.MSG.GET.{SNAPSHOTS}", {"last_by_subj": subject})
+    if damage == "a byte":
+        data = bytearray(base64.b64decode(piece["message"]["data"]))
+        data[len(data) // 2] ^= 1
+        await publisher.publish(Publication("damage", subject, {}, bytes(data)))
+        says = "its digest differs"
+    else:
+        await scene.broker.request(f"$JS.API.STREAM.PURGE.{SNAPSHOTS}", {"filter": subject})
+        says = "is not there, or not all of it"
+    await publisher.stop()
+    scene.correlator.running.cancel()
+    await asyncio.gather(scene.correlator.running, return_exceptions=True)
+    async with correlating(scene.broker, MemoryCorrelatorStore(), unhurried(tmp_path)) as correlator:
+        await correlator.problems.until(says)
+        await correlator.problems.until("restore the stream SNAPSHOTS from its backup, or the correlator's database")
+        assert await correlator.store.positions() == {}, "it has not begun with half of the stream"
+    with pytest.raises(SnapshotError, match=says):
+        await scene.replay()
+
+
+async def test_an_old_backup_does_not_go_on_where_events_are_gone(scene: Scene, tmp_path: Path) -> None:
+    await scene.prune()
+    scene.correlator.running.cancel()
+    await asyncio.gather(scene.correlator.running, return_exceptions=True)
+    old = MemoryCorrelatorStore()
+    await old.claim((await events_state(scene.broker)).incarnation)
+    async with correlating(scene.broker, old, unhurried(tmp_path)) as correlator:
+        await correlator.problems.until("and its database has read up to 0: restore the database from a later backup")
+        assert set((await old.positions()).values()) == {0}
+
+
+async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stays(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed(*_arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pruning, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        await scene.prune()
+    monkeypatch.undo()
+    assert await scene.left_of_sagas(), "it was killed behind the mark"
+    told = await asyncio.to_thread(scene.farandole.json, "prune")
+    assert told["removed"] > 0, "though nothing more may go"
+    assert await scene.left_of_sagas() == []
+    await tell(scene.broker, "next")
+    await scene.correlator.until("next", Status.COMPLETED)
+    await scene.settled()
+    until = await scene.prune()
+    pruned = pruned_of(await events_state(scene.broker))
+    assert pruned is not None
+    assert pruned.until == until
+    info = await scene.broker.request(f"$JS.API.STREAM.INFO.{SNAPSHOTS}", {"subjects_filter": ">"})
+    assert {subject.split(".")[1] for subject in info["state"]["subjects"]} == {pruned.snapshot}
+    verified = await scene.replay()
+    assert verified.comparison.are_identical
+    assert (verified.comparison.sagas, verified.folded.after) == (5, until)
