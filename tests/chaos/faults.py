@@ -384,7 +384,7 @@ class Faults:
 
 def _tells_of_a_rival(line: str) -> bool:
     """Whether a process logs that another one has taken over what it worked on."""
-    return '"message": "displaced"' in line or ('"message": "works on no lane"' in line and "taken over" in line)
+    return '"message": "fenced"' in line or '"message": "displaced"' in line
 
 
 def _is_session(process: psutil.Process) -> bool:
