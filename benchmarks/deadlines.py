@@ -61,6 +61,7 @@ async def run(bench: Workbench) -> Table:
     for database in [bench.sqlite()] if bench.quick else bench.databases():
         bench.say(f"deadlines: making {sagas:,} sagas in {database.kind}")
         await _fill(database, sagas, registry, definition)
+        bench.settle(database)
         bench.say(f"deadlines: {database.kind}")
         figures.append(await _measure(bench, database, sagas, sagas_directory))
     title = f"{sagas:,} deadlines due at once"
