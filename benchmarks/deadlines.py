@@ -34,7 +34,7 @@ from farandole.testing.brokers import EmbeddedBroker, provision_streams
 
 _TIMED_OUT = "choreography.v1.SagaTimedOut"
 _AT_ONCE = 5_000
-_WAIT_SECONDS = 200.0
+_WAIT_SECONDS = 400.0
 _SAMPLE_SECONDS = 0.1
 
 
