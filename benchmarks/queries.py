@@ -84,6 +84,7 @@ async def run(bench: Workbench) -> Table:
                 columns.append(f"{database.kind}, {sagas:,}")
                 bench.say(f"queries: making {sagas:,} sagas in {database.kind}")
                 await _fill(database, sagas)
+                bench.settle(database)
                 bench.say(f"queries: asking {database.kind} with {sagas:,} sagas")
                 place = bench.place("correlator")
                 async with correlating(place, nats_url=broker.url, database_url=database.url) as correlator:

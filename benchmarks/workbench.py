@@ -11,10 +11,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psycopg
 from rich.console import Console
 from rich.status import Status
 
-from farandole.stack.embedded_postgres import STOP_SIGNAL, PostgresCluster
+from farandole.stack.embedded_postgres import ADMINISTRATOR, STOP_SIGNAL, PostgresCluster
+from farandole.stack.ports import LOOPBACK
 from farandole.testing.brokers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +74,19 @@ class Workbench:
         name = f"bench-{next(self._numbers)}"
         self._postgres.make_databases([name])
         return NewDatabase("PostgreSQL", self._postgres.url(name))
+
+    def settle(self, database: NewDatabase) -> None:
+        """Has a server write out what it was given, which it would do in the middle of a measurement."""
+        if self._postgres is not None and database.kind == "PostgreSQL":
+            with psycopg.connect(
+                host=LOOPBACK,
+                port=self._postgres.port,
+                dbname="postgres",
+                user=ADMINISTRATOR,
+                password=self._postgres.password(ADMINISTRATOR),
+                autocommit=True,
+            ) as connection:
+                connection.execute("CHECKPOINT")
 
 
 @contextmanager

@@ -68,6 +68,7 @@ USUAL_PAGES = [
         *((None, order) for order in SagaOrder),
         (Comparison("status", Operator.EQUAL, Status.RUNNING), SagaOrder.UPDATE_TIME),
         (Comparison("status", Operator.EQUAL, Status.COMPLETED), SagaOrder.START_TIME),
+        (Comparison("status", Operator.EQUAL, Status.RUNNING), SagaOrder.DEADLINE),
         (Comparison("health", Operator.EQUAL, Health.STALLED), SagaOrder.UPDATE_TIME),
         (Comparison("definition", Operator.EQUAL, "order-fulfilment"), SagaOrder.UPDATE_TIME),
     ]

@@ -131,6 +131,7 @@ _SAGA = sa.Table(
 _DUE_LAST = sa.func.coalesce(_SAGA.c.deadline, sa.literal_column(str(_NEVER)))
 sa.Index("saga_by_update", _SAGA.c.update_time, _SAGA.c.id)
 sa.Index("saga_by_status", _SAGA.c.status, _SAGA.c.update_time, _SAGA.c.id)
+sa.Index("saga_by_status_and_deadline", _SAGA.c.status, _DUE_LAST, _SAGA.c.id)
 sa.Index("saga_by_status_and_start", _SAGA.c.status, _SAGA.c.start_time, _SAGA.c.id)
 sa.Index("saga_by_health", _SAGA.c.health, _SAGA.c.update_time, _SAGA.c.id)
 sa.Index("saga_by_definition", _SAGA.c.definition, _SAGA.c.update_time, _SAGA.c.id)
