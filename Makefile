@@ -89,8 +89,8 @@ compose-down: docker-engine ## stop the containers and keep their data
 
 .PHONY: clean
 clean: ## stop everything and remove its data; .venv and .tools stay
-	@if test -x $(BIN)/farandole; then $(BIN)/farandole down; fi
-	@rm -rf .farandole .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@if test -x $(BIN)/farandole; then $(BIN)/farandole clean; fi
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 ## The code
 

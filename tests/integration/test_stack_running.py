@@ -335,3 +335,31 @@ def test_logs_shows_what_was_written_and_follows_what_is(running: StackUnderTest
         finally:
             following.send_signal(signal.SIGINT)
         assert following.wait(10) == 130
+
+
+def test_clean_removes_what_the_stack_keeps_and_nothing_of_another_one(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for directory in (first, second):
+        directory.mkdir()
+    stack, other = StackUnderTest(first), StackUnderTest(second)
+    stack.up()
+    (stack.home / "notes.txt").write_text("somebody's own")
+    (other.home / "data").mkdir(parents=True)
+    (other.home / "data" / "payments.db").write_text("money")
+    cleaned = stack.farandole("clean")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert "stopped nats, alpha, beta" in cleaned.stdout
+    assert stack.leftovers() == []
+    assert [path.name for path in stack.home.iterdir()] == ["notes.txt"]
+    assert (other.home / "data" / "payments.db").read_text() == "money"
+    again = stack.farandole("clean")
+    assert again.returncode == 0, again.stderr
+
+
+def test_what_can_not_be_stopped_keeps_its_data(stack: StackUnderTest) -> None:
+    stack.up()
+    (stack.directory / "farandole.yaml").write_text("services: []")
+    refused = stack.farandole("clean")
+    assert refused.returncode != 0
+    assert any((stack.home / "data").iterdir())
+    StackUnderTest(stack.directory)  # the stack file as it was

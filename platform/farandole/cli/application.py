@@ -28,6 +28,7 @@ application = typer.Typer(
 
 application.command("up")(stack_commands.up)
 application.command("down")(stack_commands.down)
+application.command("clean")(stack_commands.clean)
 application.command("stop")(stack_commands.stop)
 application.command("start")(stack_commands.start)
 application.command("status")(stack_commands.status)

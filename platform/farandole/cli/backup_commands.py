@@ -66,14 +66,16 @@ def restore(
 
     quiet_logs()
     manifest = read_backup(directory)
+    given = _given(store)
+    plan = None if given else _plan(file, _shape(manifest, nats))
     with _progress() as report:
-        if given := _given(store):
+        if plan is None:
             _restore_into(directory, manifest, given, stream_replicas, report)
         else:
-            _restore_stack(directory, manifest, _plan(file, _shape(manifest, nats)), report)
+            _restore_stack(directory, manifest, plan, report)
     _print_manifest(manifest)
-    if not given:
-        print_next(["farandole up", "farandole replay"])
+    if plan is not None:
+        print_next([plan.shape.command, "farandole replay"])
 
 
 async def _back_up(directory: Path, stores: Mapping[str, str], report: Report) -> Manifest:

@@ -166,6 +166,16 @@ def down(file: FileOption = None) -> None:
     typer.echo(f"stopped {', '.join(ended)}; the data stays in {plan.home.data}" if ended else "nothing was running")
 
 
+def clean(file: FileOption = None) -> None:
+    """Stop everything and remove its data and its logs."""
+    from farandole.stack.take_down import remove_all
+
+    plan = _plan(file)
+    ended = remove_all(plan)
+    stopped = f"stopped {', '.join(ended)}; " if ended else ""
+    typer.echo(f"{stopped}nothing of the stack is left in {plan.home.directory}")
+
+
 def stop(service: ServiceArgument, file: FileOption = None) -> None:
     """Stop one service; it stays stopped until it is started."""
     from farandole.stack.take_down import stop_service

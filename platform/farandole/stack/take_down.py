@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
+from contextlib import suppress
 
 from farandole.errors import StackError
 from farandole.stack.control import SupervisorClient
@@ -46,6 +48,21 @@ def take_down(plan: Plan) -> list[str]:
                 return ended + [orphan.service for orphan in orphans if orphan.service not in ended]
         time.sleep(_POLL_SECONDS)
     raise StackError(f"the supervisor of {plan.home.directory} does not end; see {plan.home.log(SUPERVISOR)}")
+
+
+def remove_all(plan: Plan) -> list[str]:
+    """Stops everything as `take_down` does, then removes all that the stack keeps; returns what was running.
+
+    Of the stack's home what else stands in it stays. Raises `StackError` as `take_down` does, with nothing removed.
+    """
+    home = plan.home
+    ended = take_down(plan)
+    for directory in (home.run, home.logs, home.data):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+    with suppress(OSError):  # somebody else's files are in it, or it is not there
+        home.directory.rmdir()
+    return ended
 
 
 def _kill_supervisor(plan: Plan) -> None:
