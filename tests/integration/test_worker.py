@@ -123,7 +123,7 @@ async def at_work(broker: Broker, path: Path) -> AsyncIterator[AtWork]:
     )
     lanes = LanesAtWork(PARTICIPANT, database, tables, lanes=Lanes(), broker=broker, batch_size=10)
     running = asyncio.create_task(LaneAtWork(0, handler, worker, lanes._at_work).run())
-    runtime = Runtime(PARTICIPANT, database, tables, lanes, broker)
+    runtime = Runtime(PARTICIPANT, database, tables, lanes)
     try:
         yield AtWork(database, tables, handler, worker, runtime, running, problems)
     finally:
