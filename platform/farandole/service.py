@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -16,7 +17,6 @@ from choreography.v1.participant_service_pb2_grpc import (
     add_ParticipantServiceServicer_to_server,
 )
 from farandole.broker.connection import Broker
-from farandole.broker.nudges import Nudges
 from farandole.broker.responder import Answer, replicas_subject, respond, status_subject
 from farandole.database import Database
 from farandole.errors import StoreUnavailableError
@@ -37,7 +37,7 @@ from farandole.process import CHECKS, close_or_exit, run_process, when_available
 from farandole.rpc import HealthMonitor, Rpc, serve
 from farandole.settings import Settings
 from farandole.sql_leases import SqlLeases
-from farandole.telemetry import NO_TELEMETRY, Telemetry
+from farandole.telemetry import NO_TELEMETRY, Account, Telemetry
 from farandole.telemetry.readings import of_health
 from farandole.telemetry.start import telemetry as telemetry_of
 from farandole.worker_readings import of_lag, of_outbox
@@ -54,7 +54,6 @@ class Runtime:
         database: Database,
         tables: ParticipantTables,
         lanes: LanesAtWork,
-        broker: Broker,
         *,
         clock: Callable[[], datetime] = utc_now,
         telemetry: Telemetry = NO_TELEMETRY,
@@ -63,7 +62,6 @@ class Runtime:
         self._database = database
         self._tables = tables
         self._lanes = lanes
-        self._nudges = Nudges(broker, f"participants.{participant.name}.outbox")
         self._clock = clock
         self._telemetry = telemetry
         self._committing: set[asyncio.Task[Any]] = set()
@@ -82,9 +80,10 @@ class Runtime:
 
     async def _commit(self, work: Callable[[CommandTransaction], T]) -> T:
         at_work = self._lanes.at_work
-        account = self._telemetry.account()
+        caller = copy_context()  # with the call's span, which the writer's thread knows nothing of
 
-        def transact(connection: sa.Connection) -> tuple[T, dict[int, list[OutboxRow]], set[int]]:
+        def transact(connection: sa.Connection) -> tuple[T, Account, dict[int, list[OutboxRow]], set[int]]:
+            account = caller.run(self._telemetry.account)
             outgoing = self._participant.outgoing(self._clock, account)
             result = work(CommandTransaction(connection, outgoing))
             rows: dict[int, list[OutboxRow]] = {}
@@ -92,35 +91,21 @@ class Runtime:
                 rows.setdefault(self._lanes.lanes.of(partition_of(row.publication.key)), []).append(row)
             # whoever takes one over after this finds the rows, and whoever has before is to be told
             own = {lane for lane in rows if lane in at_work and at_work[lane].handler.is_owner(connection)}
-            return result, rows, own
+            return result, account, rows, own
 
         try:
-            result, rows, own = await self._database.write(transact)
+            result, account, rows, own = await self._database.write(transact)
         except StoreUnavailableError:
             for lane in self._lanes.lanes.all:  # it may have been committed all the same
-                await self._tell(lane)
+                await self._lanes.tell(lane)
             raise
         account.settled()
         for lane, of_lane in rows.items():
             if lane in own:
                 at_work[lane].worker.publish_rows(of_lane)
             else:
-                await self._tell(lane)
+                await self._lanes.tell(lane)
         return result
-
-    async def _tell(self, lane: int) -> None:
-        """Has whoever works on a lane look into the outbox."""
-        if lane in self._lanes.at_work:
-            self._lanes.look_into_outbox(lane)
-        await self._nudges.send(str(lane).encode())
-
-    async def listen(self) -> None:
-        """Looks into the outbox whenever another replica has written into it, until it is cancelled."""
-        await self._nudges.listen(self._on_nudge)
-
-    def _on_nudge(self, body: bytes) -> None:
-        if body.isdigit():
-            self._lanes.look_into_outbox(int(body))
 
     def _committed(self, task: asyncio.Task[Any]) -> None:
         self._committing.discard(task)
@@ -177,7 +162,7 @@ async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rp
             work_of=lanes.work_of,
             report=monitor.set,
         )
-        runtime = Runtime(participant, database, tables, lanes, broker, telemetry=telemetry)
+        runtime = Runtime(participant, database, tables, lanes, telemetry=telemetry)
         status = StatusReader(
             participant,
             database=database,
@@ -196,7 +181,7 @@ async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rp
                 monitor=monitor,
                 check_store=database.check,
                 beside=[
-                    runtime.listen,
+                    lanes.listen,
                     lambda: _tidy(keeper, lanes),
                     lambda: _respond(broker, keeper, status_subject(participant.name), participant.name, status.answer),
                     lambda: _respond(broker, keeper, replicas_subject(participant.name), "", status.answer_for_itself),

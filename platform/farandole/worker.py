@@ -38,13 +38,14 @@ _SETTLED_SECONDS = 3.0
 """A session that has lasted so long, with nothing to commit, is over what ended the one before."""
 _WATCH_SECONDS = 1.0
 _MOST_UNPUBLISHED = 10_000
-"""Beyond this many outbox rows nothing is read until some are published."""
+"""Beyond this many outbox rows nothing is read until some are published; while it catches up, none is."""
 _OWNER_SECONDS = 5.0
 """How often a process looks whether another one has taken over."""
 _OUTBOX_SECONDS = 1.0
 """How often it is looked for rows in the outbox that another process has written, and nobody has told of."""
 _FEW_ROWS = 1000
-"""So many rows that wait are read again without much ado."""
+"""Fewer rows that wait are read again without much ado; with more, it is looked only when told to, and no more often
+than every `_OUTBOX_SECONDS`."""
 _TIDY_SECONDS = 0.2
 """How long an acknowledged outbox row may stay where no batch comes along to remove it."""
 
@@ -331,7 +332,7 @@ class Worker:
         try:
             while True:
                 batch = await subscription.next_batch(self._batch_size)
-                while self._relay.depth > _MOST_UNPUBLISHED:
+                while self._catching_up is None and self._relay.depth > _MOST_UNPUBLISHED:
                     await self._relay.changed()
                     await self._remove_published()
                 told = self._trouble, self._handler.problem
@@ -390,6 +391,8 @@ class Worker:
                 self._in_doubt.clear()
                 async with self._lock:
                     self._relay.add(await self._handler.waiting())
+                if self._relay.depth >= _FEW_ROWS:
+                    await asyncio.sleep(_OUTBOX_SECONDS)
 
     async def _stay_owner(self) -> None:
         """Ends the session where another process has taken over: who has nothing to do would not find out, and what

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,13 @@ import sqlalchemy as sa
 
 from choreography.v1.participant_pb2 import ParticipantStatus, ReplicaStatus
 from farandole import CommandTransaction, Participant, Runtime, Transaction, step
+from farandole import worker as worker_module
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
 from farandole.broker.responder import replicas_subject, respond
 from farandole.broker.streams import EVENTS
 from farandole.database import Database
-from farandole.envelope import Publication
+from farandole.envelope import Event, Publication, Unreadable
 from farandole.lane_keeper import LaneKeeper
 from farandole.lanes import Lanes
 from farandole.leases import Replica
@@ -29,6 +31,8 @@ from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.partitions import PARTITIONS, partition_key
 from farandole.sql_leases import SqlLeases
+from farandole.telemetry import Account
+from farandole.telemetry.port import _NoAccount, _NoTelemetry
 from farandole.testing.brokers import BrokerUnderTest, connect
 from orders.v1.order_events_pb2 import OrderCancelled, OrderCompleted
 from shipping.v1.shipping_events_pb2 import OrderShipped
@@ -40,16 +44,58 @@ notes = sa.Table(
 )
 
 
+FOR = "for:"
+"""Before the key of another order: that one is completed, and not the one that was shipped."""
+
+
 def complete(event: OrderShipped, tx: Transaction) -> OrderCompleted:
     tx.execute(notes.insert(), {"key": tx.key})
     if event.tracking_number == "broken":
         raise RuntimeError("the book is full")
-    return OrderCompleted(order_id=tx.key, tracking_number=event.tracking_number)
+    of_another = event.tracking_number.startswith(FOR)
+    order_id = event.tracking_number.removeprefix(FOR) if of_another else tx.key
+    return OrderCompleted(order_id=order_id, tracking_number=event.tracking_number)
 
 
 PARTICIPANT = Participant(
     "orders", step("complete-order", complete, saga="order-fulfilment"), metadata=metadata, publishes=(OrderCancelled,)
 )
+
+
+CALL = ContextVar("CALL", default="")
+"""Which call of a remote procedure this is."""
+
+
+class Counting(_NoAccount):
+    """How many events a transaction has given a place in a trace, and on whose behalf."""
+
+    def __init__(self) -> None:
+        self.call = CALL.get()
+        self.traced = 0
+        self.is_settled = False
+
+    def traceparent(self, cause: Event | Unreadable | None) -> str:
+        self.traced += 1
+        return super().traceparent(cause)
+
+    def settled(self) -> None:
+        self.is_settled = True
+
+
+class Told(_NoTelemetry):
+    """What a replica has told."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        """Of what it has published."""
+        self.accounts: list[Counting] = []
+
+    def account(self) -> Account:
+        self.accounts.append(Counting())
+        return self.accounts[-1]
+
+    def published(self, publication: Publication, seconds: float) -> None:
+        self.keys.append(publication.key)
 
 
 @dataclass
@@ -61,6 +107,7 @@ class OneReplica:
     runtime: Runtime
     status: StatusReader
     problems: dict[str, str | None]
+    told: Told
 
     def works_on(self, *lanes: int) -> bool:
         return sorted(self.lanes.at_work) == list(lanes) and not any(self.problems.values())
@@ -72,7 +119,10 @@ async def replica(name: str, broker: Broker, database: Database, *, lanes: int) 
     tables = ParticipantTables()
     await database.create(tables.metadata, metadata, if_earlier="")
     problems: dict[str, str | None] = {}
-    at_work = LanesAtWork(PARTICIPANT, database, tables, lanes=Lanes(lanes), broker=broker, batch_size=10)
+    told = Told()
+    at_work = LanesAtWork(
+        PARTICIPANT, database, tables, lanes=Lanes(lanes), broker=broker, batch_size=10, telemetry=told
+    )
     keeper = LaneKeeper(
         PARTICIPANT.name,
         lanes=Lanes(lanes),
@@ -82,7 +132,7 @@ async def replica(name: str, broker: Broker, database: Database, *, lanes: int) 
         work_of=at_work.work_of,
         report=problems.__setitem__,
     )
-    runtime = Runtime(PARTICIPANT, database, tables, at_work, broker)
+    runtime = Runtime(PARTICIPANT, database, tables, at_work, telemetry=told)
     status = StatusReader(
         PARTICIPANT,
         database=database,
@@ -94,12 +144,12 @@ async def replica(name: str, broker: Broker, database: Database, *, lanes: int) 
     )
     tasks = [
         asyncio.create_task(keeper.run()),
-        asyncio.create_task(runtime.listen()),
+        asyncio.create_task(at_work.listen()),
         asyncio.create_task(at_work.remove_left_over_consumers()),
         asyncio.create_task(respond(broker, replicas_subject(PARTICIPANT.name), answer=status.answer_for_itself)),
     ]
     try:
-        yield OneReplica(keeper, at_work, runtime, status, problems)
+        yield OneReplica(keeper, at_work, runtime, status, problems, told)
     finally:
         for task in tasks:
             task.cancel()
@@ -176,6 +226,50 @@ async def test_what_nobody_has_told_of_is_found_in_the_outbox(
         ]
         await database.write(lambda connection: tables.outbox.add(connection, rows) and None)
         await until(lambda: _are_stored(broker, 3))
+
+
+async def test_what_a_handler_publishes_for_another_lane_is_published_there(
+    broker: Broker, other_broker: Broker, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And at once: whoever has that lane is told."""
+    monkeypatch.setattr(worker_module, "_OUTBOX_SECONDS", 600.0)
+    async with (
+        replica("a", broker, database, lanes=2) as first,
+        replica("b", other_broker, database, lanes=2) as second,
+    ):
+        await until(lambda: len(first.lanes.at_work) == len(second.lanes.at_work) == 1)
+        await until(lambda: not any([*first.problems.values(), *second.problems.values()]))
+        ours, theirs = ([partition_key(p) for p in Lanes(2).partitions(*one.lanes.at_work)] for one in (first, second))
+        for own, other in zip(ours, theirs, strict=True):
+            await ship(broker, [own], tracking_number=FOR + other)
+            await ship(broker, [other], tracking_number=FOR + own)
+        await until(lambda: _are_stored(broker, len(ours + theirs), "OrderCompleted"))
+        await until(lambda: _has_empty_outbox(database))
+        assert (sorted(first.told.keys), sorted(second.told.keys)) == (sorted(ours), sorted(theirs))
+
+
+async def _has_empty_outbox(database: Database) -> bool:
+    return await database.read(ParticipantTables().outbox.depth) == 0
+
+
+async def test_of_a_command_that_runs_again_only_the_last_run_is_told(broker: Broker, postgres_url: str) -> None:
+    database = Database(postgres_url)
+    runs: list[str] = []
+
+    def cancel_in_the_way_of_another(tx: CommandTransaction) -> None:
+        runs.append("run")
+        cancel("o1", tx)
+        if len(runs) == 1:
+            tx.execute(sa.text("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'serialization_failure'; END $$"))
+
+    try:
+        async with replica("a", broker, database, lanes=1) as one:
+            CALL.set("call")
+            await one.runtime.execute(cancel_in_the_way_of_another)
+            [account] = [account for account in one.told.accounts if account.is_settled and account.traced]
+            assert (len(runs), account.traced, account.call) == (2, 1, "call")
+    finally:
+        await database.close()
 
 
 async def _are_stored(broker: Broker, count: int, event_type: str = "OrderCancelled") -> bool:

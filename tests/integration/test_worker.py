@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from nats.aio.msg import Msg
 
 from farandole import CommandTransaction, Participant, Runtime, Transaction, step
+from farandole import worker as worker_module
 from farandole.broker import relay as relay_module
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
@@ -29,7 +30,7 @@ from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.lanes_at_work import LaneAtWork, LanesAtWork
 from farandole.participant.tables import ParticipantTables
 from farandole.testing.brokers import BrokerUnderTest, connect
-from farandole.worker import FirstHeard, Handled, Position, Worker
+from farandole.worker import BatchHandler, FirstHeard, Handled, Position, Worker
 from orders.v1.order_events_pb2 import OrderCancelled, OrderCompleted
 from shipping.v1.shipping_events_pb2 import OrderShipped
 from tests.integration.stored_events import keys_of_stored
@@ -123,7 +124,7 @@ async def at_work(broker: Broker, path: Path) -> AsyncIterator[AtWork]:
     )
     lanes = LanesAtWork(PARTICIPANT, database, tables, lanes=Lanes(), broker=broker, batch_size=10)
     running = asyncio.create_task(LaneAtWork(0, handler, worker, lanes._at_work).run())
-    runtime = Runtime(PARTICIPANT, database, tables, lanes, broker)
+    runtime = Runtime(PARTICIPANT, database, tables, lanes)
     try:
         yield AtWork(database, tables, handler, worker, runtime, running, problems)
     finally:
@@ -397,15 +398,42 @@ class Asking:
         return
 
 
-@pytest.mark.parametrize("holds", [True, False])
-async def test_who_catches_up_attempts_nothing(broker: Broker, holds: bool) -> None:
-    """A rebuild publishes nothing; who does not hold anything back publishes at once."""
-    await ship(broker, KEYS)
-    handler = Asking((await events_state(broker)).incarnation, len(KEYS))
+class Answering(Asking):
+    """A handler that answers each event with a row, and keeps what waits in memory."""
+
+    def __init__(self, incarnation: str) -> None:
+        super().__init__(incarnation, 0)
+        self._asks = []
+        self._rows: dict[int, OutboxRow] = {}
+        self.looked = 0
+        """How often what waits was read."""
+
+    async def waiting(self) -> Sequence[OutboxRow]:
+        self.looked += 1
+        return list(self._rows.values())
+
+    async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
+        await self.remove(published)
+        rows = [
+            OutboxRow(m.sequence, Publication(key, f"events.{key}.nobody.v1.Knows", {"ce-correlationid": key}, b""))
+            for m in messages
+            if m.type == "shipping.v1.OrderShipped" and (key := f"a{m.sequence}")
+        ]
+        self._rows |= {row.id: row for row in rows}
+        return Handled(rows)
+
+    async def remove(self, published: Collection[int]) -> None:
+        for row_id in published:
+            del self._rows[row_id]
+
+
+@asynccontextmanager
+async def driven(broker: Broker, handler: BatchHandler, *, holds: bool) -> AsyncIterator[Worker]:
+    """A worker that drives a handler."""
     problems: dict[str, str | None] = {}
     worker = Worker(
         broker=broker,
-        durable="asking",
+        durable="driven",
         description="",
         filters=["events.>"],
         handler=handler,
@@ -415,9 +443,52 @@ async def test_who_catches_up_attempts_nothing(broker: Broker, holds: bool) -> N
     )
     running = asyncio.create_task(worker.run())
     try:
-        attempted = await until_stored(broker, "nobody.v1.Knows", 1 if holds else 2)
+        yield worker
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_backlog_that_calls_for_more_than_may_wait_is_caught_up_with(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it catches up nothing is published, so nothing that it could wait for would ever come."""
+    monkeypatch.setattr(worker_module, "_MOST_UNPUBLISHED", 7)
+    await ship(broker, KEYS)
+    handler = Answering((await events_state(broker)).incarnation)
+    async with driven(broker, handler, holds=True):
+        assert len(set(await until_stored(broker, "nobody.v1.Knows", len(KEYS)))) == len(KEYS)
+
+
+async def test_while_much_waits_nudges_have_it_read_again_only_now_and_then(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_FEW_ROWS", len(KEYS))
+    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}")
+    handler = Answering((await events_state(broker)).incarnation)
+    await ship(broker, KEYS)
+    await broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**info["config"], "max_bytes": 1})
+    async with driven(broker, handler, holds=False) as worker:
+        async with asyncio.timeout(20):
+            while len(worker.unpublished) < len(KEYS):  # noqa: ASYNC110 - a relay has no signal for what comes
+                await asyncio.sleep(0.01)
+        began, looked = asyncio.get_running_loop().time(), handler.looked
+        for _ in range(100):
+            worker.look_into_outbox()
+            await asyncio.sleep(0.01)
+        took = asyncio.get_running_loop().time() - began
+        assert handler.looked - looked <= 2 + took
+        async with asyncio.timeout(20):
+            while handler.looked == looked:  # noqa: ASYNC110 - nor has a store for being read
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("holds", [True, False])
+async def test_who_catches_up_attempts_nothing(broker: Broker, holds: bool) -> None:
+    """A rebuild publishes nothing; who does not hold anything back publishes at once."""
+    await ship(broker, KEYS)
+    handler = Asking((await events_state(broker)).incarnation, len(KEYS))
+    async with driven(broker, handler, holds=holds):
+        attempted = await until_stored(broker, "nobody.v1.Knows", 1 if holds else 2)
     assert handler.asked == ["first", "second"]
     assert attempted == (["second"] if holds else ["first", "second"])

@@ -42,7 +42,11 @@ def consumer_of(action: str) -> str:
 
 
 class DeadlineActionRunner:
-    """Has one action act on each deadline that passes. What the action does harms nothing but itself."""
+    """Has one action act on each deadline that passes. What the action does harms nothing but itself.
+
+    Tries are deliveries, as the broker counts them over all replicas: one that a stop or a crash cut short counts too.
+    What is given up on has failed in this process at least once.
+    """
 
     def __init__(
         self,

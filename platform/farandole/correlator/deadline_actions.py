@@ -66,8 +66,9 @@ class DeadlineAction(Protocol):
 
     Delivery: at least once, from the moment at which the action is first used. `act` that returns is the
     acknowledgement; whatever it raises, or more than thirty seconds in it, means that it is called again later, with
-    growing pauses, here or in another replica, also after a restart. After `FARANDOLE_DEADLINE_ACTION_TRIES` tries it
-    is given up on: logged, counted, and copied into the stream `DEADLETTERS`. `event_id` tells repetitions.
+    growing pauses, here or in another replica, also after a restart. Where it fails in its try number
+    `FARANDOLE_DEADLINE_ACTION_TRIES`, or a later one, it is given up on: logged, counted, and copied into the stream
+    `DEADLETTERS`. Each delivery is a try, also one that a stop or a crash cut short. `event_id` tells repetitions.
 
     Order: none. Several calls run at the same time, each in a thread of its own.
     """

@@ -47,7 +47,8 @@ class CorrelatorSettings(Settings):
     ] = ()
     """What is done besides when a deadline has passed, by name, separated by commas."""
     deadline_action_tries: Annotated[int, Field(ge=1, le=1000)] = 12
-    """How often an action is tried on one deadline before it is given up on."""
+    """How often an action is tried on one deadline before it is given up on; a try that a stop or a crash cut short
+    counts."""
     observers: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(names), AfterValidator(partial(_installed, Kind.OBSERVER))
     ] = ()

@@ -65,6 +65,10 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+async def _tell_nobody(_partitions: Collection[int]) -> None:
+    """Whoever works on them looks now and then anyway."""
+
+
 class ParticipantBatchHandler:
     """A participant's `farandole.worker.BatchHandler`."""
 
@@ -75,18 +79,22 @@ class ParticipantBatchHandler:
         tables: ParticipantTables,
         *,
         partitions: Collection[int] = range(PARTITIONS),
+        tell: Callable[[Collection[int]], Awaitable[None]] = _tell_nobody,
         alone: asyncio.Lock | None = None,
         clock: Clock = utc_now,
         batch_size: int = 500,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         """Takes in what is in these `partitions`. `batch_size` is the most events that one call of `handle` has.
-        `alone` is held while an event runs that may end the process: by all handlers of one process in turn.
+        `tell` is called with other partitions once outbox rows of theirs are committed, which are not for its own
+        worker to publish: a step's handler may publish events of another saga. `alone` is held while an event runs that
+        may end the process: by all handlers of one process in turn.
         """
         self._participant = participant
         self._database = database
         self._tables = tables
         self._partitions = frozenset(partitions)
+        self._tell = tell
         self._alone = alone if alone is not None else asyncio.Lock()
         self._clock = clock
         self._telemetry = telemetry
@@ -323,7 +331,11 @@ class ParticipantBatchHandler:
         self._crashes.dealt_with(settled.counts_removed)
         self._crashes.heard(settled.dealt_with)
         self._take_on(settled.circuits)
-        return settled.rows
+        others = {partition_of(row.publication.key) for row in settled.rows} - self._partitions
+        if not others:
+            return settled.rows
+        await self._tell(others)
+        return [row for row in settled.rows if partition_of(row.publication.key) in self._partitions]
 
     def _take_on(self, circuits: Circuits) -> None:
         """Goes on with the circuits as a transaction left them. One that nothing waits for any more is of no use."""

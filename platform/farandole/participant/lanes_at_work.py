@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
 from farandole.broker.connection import Broker
 from farandole.broker.consumers import remove_consumers
+from farandole.broker.nudges import Nudges
 from farandole.broker.relay import Refused
 from farandole.database import Database
 from farandole.lanes import Lanes
@@ -64,6 +65,7 @@ class LanesAtWork:
         self._batch_size = batch_size
         self._clock = clock
         self._telemetry = telemetry
+        self._nudges = Nudges(broker, f"participants.{participant.name}.outbox")
         self._description = f"Farandole participant {participant.name}"
         self._alone = asyncio.Lock()
         self._at_work: dict[int, LaneAtWork] = {}
@@ -76,6 +78,7 @@ class LanesAtWork:
             self._database,
             self._tables,
             partitions=partitions,
+            tell=self._tell_lanes_of,
             alone=self._alone,
             clock=self._clock,
             batch_size=self._batch_size,
@@ -105,10 +108,26 @@ class LanesAtWork:
         """By lane, as they are now."""
         return dict(sorted(self._at_work.items()))
 
-    def look_into_outbox(self, lane: int) -> None:
-        """Has what waits in the outbox read again, where the lane is worked on here."""
+    async def tell(self, lane: int) -> None:
+        """Has whoever works on a lane look into the outbox, here or in another replica."""
+        self._look_into_outbox(lane)
+        await self._nudges.send(str(lane).encode())
+
+    async def listen(self) -> None:
+        """Looks into the outbox whenever another replica has written into it, until it is cancelled."""
+        await self._nudges.listen(self._on_nudge)
+
+    def _on_nudge(self, body: bytes) -> None:
+        if body.isdigit():
+            self._look_into_outbox(int(body))
+
+    def _look_into_outbox(self, lane: int) -> None:
         if (found := self._at_work.get(lane)) is not None:
             found.worker.look_into_outbox()
+
+    async def _tell_lanes_of(self, partitions: Collection[int]) -> None:
+        for lane in {self.lanes.of(partition) for partition in partitions}:
+            await self.tell(lane)
 
     @property
     def circuits(self) -> Mapping[Circuit, int]:

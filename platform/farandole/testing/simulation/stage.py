@@ -277,8 +277,8 @@ class Stage:
             clock=process.clock,
         )
         keeper = self._keeper(service, running, broker, lanes.work_of)
-        running.runtime = Runtime(participant, database, disk.tables, lanes, broker, clock=process.clock)
-        process.spawn(running.runtime.listen())
+        running.runtime = Runtime(participant, database, disk.tables, lanes, clock=process.clock)
+        process.spawn(lanes.listen())
         broker.start()
         await self._work(keeper.run(), broker, process)
 
