@@ -45,6 +45,7 @@ from farandole.correlator.store import (
     refuse_outdated,
     refuse_step_back,
     without_history,
+    taken_in_beyond,
 )
 from farandole.deadlines import next_deadline
 from farandole.definition import Definition
@@ -104,23 +105,25 @@ class MemoryCorrelatorStore:
         """See `CorrelatorStore.claim`."""
         owned = frozenset(partitions)
         refuse_outdated(held, {partition: position.epoch for partition, position in self._positions.items()})
-        stored = [self._positions[partition] for partition in owned if partition in self._positions]
-        for position in stored:
-            if position.incarnation != incarnation:
-                raise refuse_other_incarnation(position.incarnation, incarnation)
-        lowest = min(stored, key=lambda position: position.position) if stored and len(stored) == len(owned) else None
-        claim = Claim(
+        new = _Position(0, 0, incarnation)
+        stored = {partition: self._positions.get(partition, new) for partition in owned}
+        for at in stored.values():
+            if at.incarnation != incarnation:
+                raise refuse_other_incarnation(at.incarnation, incarnation)
+        lowest = min(stored.values(), key=lambda at: at.position, default=new)
+        epoch = 1 + max((at.epoch for at in stored.values()), default=0)
+        self._positions |= {partition: replace(at, epoch=epoch) for partition, at in stored.items()}
+        return Claim(
             incarnation=incarnation,
-            epoch=1 + max((position.epoch for position in stored), default=0),
-            position=0 if lowest is None else lowest.position,
-            time=None if lowest is None else lowest.time,
+            epoch=epoch,
+            position=lowest.position,
+            time=lowest.time,
             partitions=owned,
         )
-        self._positions |= dict.fromkeys(owned, _Position(claim.epoch, claim.position, incarnation, claim.time))
-        return claim
 
     async def load(self, keys: Collection[str]) -> dict[str, tuple[Saga, ...]]:
         """See `CorrelatorStore.load`."""
+            taken_in=taken_in_beyond(lowest.position, {partition: at.position for partition, at in stored.items()}),
         found: dict[str, list[Saga]] = {key: [] for key in keys}
         for (key, _), record in sorted(self._records.items()) if found else ():
             if key in found:
@@ -130,13 +133,15 @@ class MemoryCorrelatorStore:
     async def commit(self, claim: Claim, batch: FoldedBatch) -> Committed:
         """See `CorrelatorStore.commit`."""
         refuse_step_back(claim, batch)
-        now = _Position(claim.epoch, claim.position, claim.incarnation, claim.time)
-        if any(self._positions.get(partition) != now for partition in claim.partitions):
-            raise FencedError("another correlator has claimed these partitions")
+        for partition in claim.partitions:
+            at = self._positions.get(partition)
+            if at is None or (at.epoch, at.position) != (claim.epoch, claim.position_of(partition)):
+                raise FencedError("another correlator has claimed these partitions")
         for change in batch.changes:
             self._refuse_stale(change)
         after = claim_after(claim, batch)
-        self._positions |= dict.fromkeys(claim.partitions, replace(now, position=after.position, time=after.time))
+        moved = _Position(claim.epoch, after.position, claim.incarnation, after.time)
+        self._positions |= dict.fromkeys(claim.partitions - after.taken_in.keys(), moved)
         for change in batch.changes:
             self._record(change, batch.payloads)
         letters = dead_letter_change(self._dead_letters, batch)
