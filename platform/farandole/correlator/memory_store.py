@@ -39,13 +39,14 @@ from farandole.correlator.store import (
     dead_letter_change,
     digest_of,
     history_change,
+    outdated_starts,
     refuse_changed_definitions,
     refuse_other_content,
     refuse_other_incarnation,
     refuse_outdated,
     refuse_step_back,
-    without_history,
     taken_in_beyond,
+    without_history,
 )
 from farandole.deadlines import next_deadline
 from farandole.definition import Definition
@@ -77,7 +78,7 @@ class MemoryCorrelatorStore:
     """Keeps everything in this process, for one event loop. Every method runs without a pause, so it is atomic."""
 
     def __init__(self) -> None:
-        self.leases: Leases = MemoryLeases(time.monotonic)
+        self._leases = MemoryLeases(time.monotonic)
         self._positions: dict[int, _Position] = {}
         self._records: dict[tuple[str, str], _Record] = {}
         """By (key, definition)."""
@@ -89,6 +90,11 @@ class MemoryCorrelatorStore:
         self._definitions: dict[tuple[str, int], StoredDefinition] = {}
         self._started: dict[str, str] = {}
         """By replica: the digest of the definitions with which it started."""
+
+    @property
+    def leases(self) -> Leases:
+        """See `CorrelatorStore.leases`."""
+        return self._leases
 
     async def open(self) -> None:
         """Nothing to make."""
@@ -119,11 +125,11 @@ class MemoryCorrelatorStore:
             position=lowest.position,
             time=lowest.time,
             partitions=owned,
+            taken_in=taken_in_beyond(lowest.position, {partition: at.position for partition, at in stored.items()}),
         )
 
     async def load(self, keys: Collection[str]) -> dict[str, tuple[Saga, ...]]:
         """See `CorrelatorStore.load`."""
-            taken_in=taken_in_beyond(lowest.position, {partition: at.position for partition, at in stored.items()}),
         found: dict[str, list[Saga]] = {key: [] for key in keys}
         for (key, _), record in sorted(self._records.items()) if found else ():
             if key in found:
@@ -167,13 +173,17 @@ class MemoryCorrelatorStore:
     async def activate(self, definitions: Collection[Definition], *, replica: str) -> bool:
         """See `CorrelatorStore.activate`."""
         digest = digest_of(definitions)
+        active = digest_of(one for one in self._definitions.values() if one.is_active)
         if self._started.get(replica) == digest:
-            return digest == digest_of(one for one in self._definitions.values() if one.is_active)
+            return digest == active
+        living = self._leases.living()
         refuse_changed_definitions(
             changed_definitions(definitions, self._definitions.values()),
             kept={(record.recorded.saga.definition, record.recorded.saga.version) for record in self._records.values()},
-            is_alone=not self._started.keys() - {replica},
+            is_alone=living <= {replica},
         )
+        for outdated in outdated_starts(self._started, active=active, activated=digest, living=living):
+            del self._started[outdated]
         self._definitions = {
             identity: replace(definition, is_active=False) for identity, definition in self._definitions.items()
         } | {(new.name, new.version): StoredDefinition.of(new) for new in definitions}

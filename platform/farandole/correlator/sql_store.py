@@ -48,13 +48,14 @@ from farandole.correlator.store import (
     dead_letter_change,
     digest_of,
     history_change,
+    outdated_starts,
     refuse_changed_definitions,
     refuse_other_content,
     refuse_other_incarnation,
     refuse_outdated,
     refuse_step_back,
-)
     taken_in_beyond,
+)
 from farandole.database import Database
 from farandole.database.columns import KEY_TEXT, ROW_NUMBER
 from farandole.deadlines import next_deadline
@@ -260,10 +261,10 @@ _TAKE_OVER = (
     .where(_POSITION.c.partition.in_(sa.bindparam("partitions", expanding=True)))
     .values(epoch=sa.bindparam("new_epoch"))
 )
-_ADVANCE = (
 _NEW_POSITION = sa.bindparam("new_position", type_=sa.BigInteger)
 _MOVES = _POSITION.c.position < _NEW_POSITION
 _NEW_TIME = sa.bindparam("new_time", type_=sa.BigInteger)
+_ADVANCE = (
     sa.update(_POSITION)
     .where(
         _POSITION.c.partition.in_(sa.bindparam("partitions", expanding=True)),
@@ -275,8 +276,8 @@ _NEW_TIME = sa.bindparam("new_time", type_=sa.BigInteger)
         position_time=sa.case((_MOVES, _NEW_TIME), else_=_POSITION.c.position_time),
     )
 )
-
 """Moves partitions that stand at one position, unless they are further."""
+
 _SAGA_COLUMNS = (
     _SAGA.c.definition, _SAGA.c.version, _SAGA.c.key, _SAGA.c.revision, _SAGA.c.status, _SAGA.c.cause,
     _SAGA.c.cause_detail, _SAGA.c.health, _SAGA.c.start_time, _SAGA.c.update_time, _SAGA.c.end_time,
@@ -613,8 +614,8 @@ def _claim(connection: sa.Connection, incarnation: str, owned: frozenset[int], h
         position=position,
         time=None if lowest is None else _maybe_time(lowest.position_time),
         partitions=owned,
-    )
         taken_in=taken_in_beyond(position, {row.partition: row.position for row in stored}),
+    )
     connection.execute(_TAKE_OVER, {"partitions": sorted(known), "new_epoch": claim.epoch})
     if owned - known:
         new = {"epoch": claim.epoch, "position": 0, "position_time": None, "incarnation": incarnation}
@@ -743,16 +744,18 @@ def _get_dead_letter(connection: sa.Connection, participant: str, sequence: int)
 def _activate(connection: sa.Connection, definitions: Collection[Definition], replica: str) -> bool:
     stored = _definitions(connection)
     started = {row.replica: row.definitions for row in connection.execute(_SELECT_STARTED)}
-    digest = digest_of(definitions)
+    digest, active = digest_of(definitions), digest_of(one for one in stored if one.is_active)
     if started.get(replica) == digest:
-        return digest == digest_of(one for one in stored if one.is_active)
+        return digest == active
+    living = _LEASES.living(connection)
     changed = changed_definitions(definitions, stored)
     refuse_changed_definitions(
         changed,
         kept={one for one in changed if connection.execute(_SELECT_KEPT, dict(zip(_NAMED, one, strict=True))).first()},
-        is_alone=not started.keys() - {replica},
+        is_alone=living <= {replica},
     )
-    connection.execute(_FORGET_START, {"by": replica})
+    for outdated in {replica, *outdated_starts(started, active=active, activated=digest, living=living)}:
+        connection.execute(_FORGET_START, {"by": outdated})
     connection.execute(_INSERT_START, {"replica": replica, "definitions": digest})
     known = {(old.name, old.version) for old in stored}
     connection.execute(_DEACTIVATE)

@@ -188,10 +188,11 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
 
         `replica` is the process that starts with them. Where it started with the same before and has not left since
         (`leave`), it only comes back, as after a crash: nothing is changed, since another replica may have been started
-        with newer ones meanwhile.
+        with newer ones meanwhile. Of a replica that does not live, by `leases`, that is forgotten once the definitions
+        have changed twice since: one under a new name each time would else never be.
 
         A (name, version) that is stored with another digest is replaced where no record keeps it, and no other replica
-        is there to start a saga under it. Otherwise raises `DefinitionError` that lists every such definition, and
+        lives that may start a saga under it. Otherwise raises `DefinitionError` that lists every such definition, and
         changes nothing.
         """
         ...
@@ -355,7 +356,7 @@ def refuse_changed_definitions(
     """Raises `DefinitionError` where definitions must not have another content than what is stored.
 
     `changed` are those that have it, by name and version; `kept` those of them that records keep; `is_alone` tells that
-    no other replica is there that could start sagas under them.
+    no other replica lives that could start sagas under them.
     """
     refused = [one for one in changed if one in kept or not is_alone]
     if refused:
@@ -364,16 +365,20 @@ def refuse_changed_definitions(
                 Fault(
                     f"saga definition {name} version {version}",
                     f"has another content than the version {version} that "
-                    + (
-                        "sagas keep"
-                        if (name, version) in kept
-                        else "another replica of the correlator was started with"
-                    )
+                    + ("sagas keep" if (name, version) in kept else "another replica of the correlator runs with")
                     + f"; raise the version to {version + 1}",
                 )
                 for name, version in refused
             ]
         )
+
+
+def outdated_starts(started: Mapping[str, str], *, active: str, activated: str, living: Collection[str]) -> list[str]:
+    """The replicas of which it need not be known any more with which definitions they started: they do not live, and
+    that is earlier than the change from the `active` ones to those that are `activated`. All but names are digests."""
+    if active == activated:
+        return []
+    return [replica for replica, of in started.items() if of not in (active, activated) and replica not in living]
 
 
 def refuse_other_content(
@@ -397,16 +402,16 @@ def refuse_outdated(held: Claim | None, epochs: Mapping[int, int]) -> None:
         raise FencedError("another correlator has claimed these partitions")
 
 
+def taken_in_beyond(lowest: int, positions: Mapping[int, int]) -> dict[int, int]:
+    """`Claim.taken_in`, of the positions by partition."""
+    return {partition: position for partition, position in positions.items() if position > lowest}
+
+
 def claim_after(claim: Claim, batch: FoldedBatch) -> Claim:
     """The claim once a batch is committed."""
     time = claim.time if batch.position == claim.position else batch.time
     ahead = taken_in_beyond(batch.position, claim.taken_in)
     return replace(claim, position=batch.position, time=time, taken_in=ahead)
-
-def taken_in_beyond(lowest: int, positions: Mapping[int, int]) -> dict[int, int]:
-    """`Claim.taken_in`, of the positions by partition."""
-    return {partition: position for partition, position in positions.items() if position > lowest}
-
 
 
 def refuse_step_back(claim: Claim, batch: FoldedBatch) -> None:

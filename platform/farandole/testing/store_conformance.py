@@ -1009,11 +1009,27 @@ class CorrelatorStoreConformance:
 
     async def test_a_definition_does_not_change_beside_a_replica_that_follows_it(self, store: CorrelatorStore) -> None:
         changed = definition(description="changed")
+        one = Replica("one", "1")
         await store.activate([definition()], replica="one")
+        await store.leases.join(one, 1, is_able=True)
         with pytest.raises(DefinitionError, match=r"another replica .* raise the version to 2"):
             await store.activate([changed], replica="two")
-        await store.leave("one")
-        assert await store.activate([changed], replica="two")
+        await store.leases.leave(one)
+        assert await store.activate([changed], replica="two"), "who died without leaving is no hindrance"
+
+    async def test_who_died_is_known_until_the_definitions_have_changed_twice(self, store: CorrelatorStore) -> None:
+        """It may come back as long as a deployment takes; a name that nobody has any more is forgotten at last."""
+        first, second, third = ([definition(version=version)] for version in (1, 2, 3))
+        for replica in ("lives", "dead"):
+            assert await store.activate(first, replica=replica)
+        for replica in ("two", "three"):
+            assert await store.activate(second, replica=replica)
+            assert not await store.activate(first, replica="dead")
+        await store.leases.join(Replica("lives", "1"), 1, is_able=True)
+        assert await store.activate(third, replica="four")
+        assert not await store.activate(second, replica="two")
+        assert not await store.activate(first, replica="lives")
+        assert await store.activate(first, replica="dead"), "it starts like any new one"
 
     async def test_a_definition_that_no_saga_keeps_may_change(self, store: CorrelatorStore) -> None:
         await record(store, saga("a", version=2), saga("a", definition="drone-delivery"))
