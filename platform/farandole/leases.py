@@ -116,6 +116,10 @@ class Register:
     holders: Mapping[int, str] = field(default_factory=dict)
     """By lane that somebody holds."""
 
+    def living(self, now: int) -> set[str]:
+        """The names of the replicas that live, in milliseconds of the store's clock."""
+        return {name for name, member in self.members.items() if member.expires > now}
+
 
 def shares(lanes: int, contenders: Collection[str], holders: Mapping[int, str]) -> dict[int, str]:
     """Who is to hold each lane: no one more than one above another, and as few lanes change hands as can be. Pure.

@@ -32,6 +32,10 @@ class MemoryLeases:
         """See `Leases.leave`."""
         self._register = left(self._register, replica)
 
+    def living(self) -> set[str]:
+        """The names of the replicas that live."""
+        return self._register.living(_milliseconds(self._clock()))
+
     def _renew(self, replica: Replica, lanes: int, *, is_able: bool, joins: bool) -> Tenure:
         now = self._clock()
         self._register, tenure = renewed(

@@ -80,6 +80,10 @@ class LeaseTables:
             {row.lane: row.holder for row in holders},
         )
 
+    def living(self, connection: sa.Connection) -> set[str]:
+        """The names of the replicas that live."""
+        return self.load(connection).living(self.now(connection))
+
     def save(self, connection: sa.Connection, before: Register, after: Register) -> None:
         """Writes what has changed."""
         replica, lease = self._replica, self._lease

@@ -181,6 +181,75 @@ async def test_other_lanes_go_on_where_one_is_taken_over() -> None:
     assert len(stream.of_type("SagaCompleted")) == 2
 
 
+# ---- lanes that come together, as where their number is changed, or a snapshot of several is restored
+
+
+DRONE_RELEASED = "drones.v1.DroneReleased"
+"""No order mentions it."""
+
+
+def tell_unmentioned(stream: MemoryStream, key: str) -> None:
+    body = {"parcelId": key, "droneId": "d", "reason": "it is worn"}
+    stream.publish(Publication(key, f"events.{key}.{DRONE_RELEASED}", {}, json.dumps(body).encode()))
+
+
+async def test_what_one_lane_had_folded_is_not_folded_again() -> None:
+    """It would be a part of the history now, and was none when it came: no saga was there."""
+    stream, store = MemoryStream(), MemoryCorrelatorStore()
+    _, right = await lanes_at_work(stream, store, 2)
+    key, behind = key_of(5), key_of(4)
+    stream.tell(behind, *HAPPY)
+    tell_unmentioned(stream, key)
+    stream.tell(key, *HAPPY)
+    await right.settle()
+    before = await right.saga(key)
+    together = await at_work(stream, store)
+    rebuilt = await at_work(stream)
+    assert await together.saga(key) == before
+    assert (await together.saga(behind)).status is Status.COMPLETED
+    for one in (key, behind):
+        assert await store.get_sagas(one) == await rebuilt.store.get_sagas(one)
+    assert len(set((await store.positions()).values())) == 1
+
+
+async def test_what_came_before_its_definition_was_active_stays_so() -> None:
+    stream, store = MemoryStream(), MemoryCorrelatorStore()
+    other = replace(ORDER_FULFILMENT, name="audit-flow")
+    _, right = await lanes_at_work(stream, store, 2, (other,))
+    key = key_of(5)
+    stream.tell(key, HAPPY[1])
+    await right.settle()
+    later = correlator(stream, store, (other, ORDER_FULFILMENT), replica="later", partitions=right.partitions)
+    await later.publish(await later.begin())
+    await later.settle()
+    stream.tell(key, HAPPY[0])
+    await later.settle()
+    before = await later.saga(key)
+    together = await at_work(stream, store, (other, ORDER_FULFILMENT))
+    rebuilt = await at_work(stream, definitions=(other, ORDER_FULFILMENT))
+    assert await together.saga(key) == before == await rebuilt.saga(key)
+
+
+async def test_what_is_passed_over_is_neither_told_nor_a_dead_letter_again_but_found_to_be_stored() -> None:
+    stream, store = MemoryStream(), MemoryCorrelatorStore()
+    _, right = await lanes_at_work(stream, store, 2)
+    key = key_of(5)
+    misplaced(stream, key_of(4), 7)
+    stream.tell(key, *HAPPY)
+    stream.publish_all(await right.read())  # it ends before it knows that they are stored
+    await right.read()
+    letters = await dead_letters(store)
+    waiting = {row.publication.headers["Nats-Msg-Id"] for row in await store.waiting_publications(right.partitions)}
+    together = correlator(stream, store)
+    assert published(await together.begin()) == []
+    handled = await together.read()
+    assert published(handled) == []
+    told = {identity for identity in waiting if any(m.headers.get("Nats-Msg-Id") == identity for m in stream.messages)}
+    assert len(told) == 2, "SagaCompleted and EventUnreadable"
+    assert told <= {identity for _, identity in handled.read_back}
+    assert await dead_letters(store) == letters
+
+
 # ---- definitions, where replicas have different ones
 
 

@@ -3,7 +3,8 @@
 A handler has some of the stream's partitions, those of its lane: it reads, tells and times out nothing else.
 
 One batch is one commit: the records with their history, the dead letters, the lifecycle events that the records call
-for, and the position.
+for, and the position. Where partitions come together that have been folded differently far, reading begins behind the
+lowest position, and what the others have taken in is passed over: to fold it at a later time would make other records.
 
 Time is judged in the stream. Where a deadline seems to have passed, the partition is asked by a `PartitionTick`; once
 that is read back and all before it is committed, what is due by its time is published. All of this is *attempts*: it
@@ -277,10 +278,13 @@ class CorrelatorBatchHandler:
     async def handle(self, messages: Sequence[StoredMessage], published: Collection[int]) -> Handled:
         """See `BatchHandler.handle`."""
         assert self._claim is not None, "claim() comes first"
-        decoded = [self._decode(message) for message in messages]
-        records = await self._load({event.key for event in decoded if isinstance(event, Event)})
+        decoded = [(self._decode(message), self._is_taken_in(message)) for message in messages]
+        records = await self._load({event.key for event, old in decoded if isinstance(event, Event) and not old})
         folding = _Folding(self._telemetry.account(), records={key: dict(sagas) for key, sagas in records.items()})
-        for event in decoded:
+        for event, is_taken_in in decoded:
+            if is_taken_in:
+                self._pass_over(folding, event)
+                continue
             if isinstance(event, Unreadable):
                 self._give_up(folding, event)
             elif event.key in PLATFORM_KEYS:
@@ -438,6 +442,21 @@ class CorrelatorBatchHandler:
             publications.append(unreadable_publication(self._registry, dead_letter, time=self._clock()))
         folding.dead_letters.append(NewDeadLetter(dead_letter, publications))
         folding.account.put_off(unreadable, "DEAD_LETTERED")
+
+    def _is_taken_in(self, message: StoredMessage) -> bool:
+        """Whether a message's partition had been folded as far when this handler claimed it."""
+        assert self._claim is not None, "claim() comes first"
+        return message.partition is not None and message.sequence <= self._claim.taken_in.get(message.partition, 0)
+
+    def _pass_over(self, folding: _Folding, event: Event | Unreadable) -> None:
+        """Makes nothing of an event that has been folded, but for what this session has to know: which definitions are
+        active, and which of its own events, that may wait in the outbox, are stored."""
+        if not isinstance(event, Event):
+            return
+        if activation := activation_of(event):
+            self._definitions.read(activation)
+        if event.source == CORRELATOR:
+            folding.read_back.append((event.key, message_id(event.source, event.id)))
 
     def _take_in(self, folding: _Folding, event: Event) -> None:
         """What the platform says to a whole partition."""

@@ -39,11 +39,13 @@ from farandole.correlator.store import (
     dead_letter_change,
     digest_of,
     history_change,
+    outdated_starts,
     refuse_changed_definitions,
     refuse_other_content,
     refuse_other_incarnation,
     refuse_outdated,
     refuse_step_back,
+    taken_in_beyond,
     without_history,
 )
 from farandole.deadlines import next_deadline
@@ -76,7 +78,7 @@ class MemoryCorrelatorStore:
     """Keeps everything in this process, for one event loop. Every method runs without a pause, so it is atomic."""
 
     def __init__(self) -> None:
-        self.leases: Leases = MemoryLeases(time.monotonic)
+        self._leases = MemoryLeases(time.monotonic)
         self._positions: dict[int, _Position] = {}
         self._records: dict[tuple[str, str], _Record] = {}
         """By (key, definition)."""
@@ -88,6 +90,11 @@ class MemoryCorrelatorStore:
         self._definitions: dict[tuple[str, int], StoredDefinition] = {}
         self._started: dict[str, str] = {}
         """By replica: the digest of the definitions with which it started."""
+
+    @property
+    def leases(self) -> Leases:
+        """See `CorrelatorStore.leases`."""
+        return self._leases
 
     async def open(self) -> None:
         """Nothing to make."""
@@ -104,20 +111,22 @@ class MemoryCorrelatorStore:
         """See `CorrelatorStore.claim`."""
         owned = frozenset(partitions)
         refuse_outdated(held, {partition: position.epoch for partition, position in self._positions.items()})
-        stored = [self._positions[partition] for partition in owned if partition in self._positions]
-        for position in stored:
-            if position.incarnation != incarnation:
-                raise refuse_other_incarnation(position.incarnation, incarnation)
-        lowest = min(stored, key=lambda position: position.position) if stored and len(stored) == len(owned) else None
-        claim = Claim(
+        new = _Position(0, 0, incarnation)
+        stored = {partition: self._positions.get(partition, new) for partition in owned}
+        for at in stored.values():
+            if at.incarnation != incarnation:
+                raise refuse_other_incarnation(at.incarnation, incarnation)
+        lowest = min(stored.values(), key=lambda at: at.position, default=new)
+        epoch = 1 + max((at.epoch for at in stored.values()), default=0)
+        self._positions |= {partition: replace(at, epoch=epoch) for partition, at in stored.items()}
+        return Claim(
             incarnation=incarnation,
-            epoch=1 + max((position.epoch for position in stored), default=0),
-            position=0 if lowest is None else lowest.position,
-            time=None if lowest is None else lowest.time,
+            epoch=epoch,
+            position=lowest.position,
+            time=lowest.time,
             partitions=owned,
+            taken_in=taken_in_beyond(lowest.position, {partition: at.position for partition, at in stored.items()}),
         )
-        self._positions |= dict.fromkeys(owned, _Position(claim.epoch, claim.position, incarnation, claim.time))
-        return claim
 
     async def load(self, keys: Collection[str]) -> dict[str, tuple[Saga, ...]]:
         """See `CorrelatorStore.load`."""
@@ -130,13 +139,15 @@ class MemoryCorrelatorStore:
     async def commit(self, claim: Claim, batch: FoldedBatch) -> Committed:
         """See `CorrelatorStore.commit`."""
         refuse_step_back(claim, batch)
-        now = _Position(claim.epoch, claim.position, claim.incarnation, claim.time)
-        if any(self._positions.get(partition) != now for partition in claim.partitions):
-            raise FencedError("another correlator has claimed these partitions")
+        for partition in claim.partitions:
+            at = self._positions.get(partition)
+            if at is None or (at.epoch, at.position) != (claim.epoch, claim.position_of(partition)):
+                raise FencedError("another correlator has claimed these partitions")
         for change in batch.changes:
             self._refuse_stale(change)
         after = claim_after(claim, batch)
-        self._positions |= dict.fromkeys(claim.partitions, replace(now, position=after.position, time=after.time))
+        moved = _Position(claim.epoch, after.position, claim.incarnation, after.time)
+        self._positions |= dict.fromkeys(claim.partitions - after.taken_in.keys(), moved)
         for change in batch.changes:
             self._record(change, batch.payloads)
         letters = dead_letter_change(self._dead_letters, batch)
@@ -162,13 +173,17 @@ class MemoryCorrelatorStore:
     async def activate(self, definitions: Collection[Definition], *, replica: str) -> bool:
         """See `CorrelatorStore.activate`."""
         digest = digest_of(definitions)
+        active = digest_of(one for one in self._definitions.values() if one.is_active)
         if self._started.get(replica) == digest:
-            return digest == digest_of(one for one in self._definitions.values() if one.is_active)
+            return digest == active
+        living = self._leases.living()
         refuse_changed_definitions(
             changed_definitions(definitions, self._definitions.values()),
             kept={(record.recorded.saga.definition, record.recorded.saga.version) for record in self._records.values()},
-            is_alone=not self._started.keys() - {replica},
+            is_alone=living <= {replica},
         )
+        for outdated in outdated_starts(self._started, active=active, activated=digest, living=living):
+            del self._started[outdated]
         self._definitions = {
             identity: replace(definition, is_active=False) for identity, definition in self._definitions.items()
         } | {(new.name, new.version): StoredDefinition.of(new) for new in definitions}

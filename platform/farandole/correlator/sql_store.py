@@ -48,11 +48,13 @@ from farandole.correlator.store import (
     dead_letter_change,
     digest_of,
     history_change,
+    outdated_starts,
     refuse_changed_definitions,
     refuse_other_content,
     refuse_other_incarnation,
     refuse_outdated,
     refuse_step_back,
+    taken_in_beyond,
 )
 from farandole.database import Database
 from farandole.database.columns import KEY_TEXT, ROW_NUMBER
@@ -257,13 +259,12 @@ _SELECT_POSITIONS = (
 _INSERT_POSITION = sa.insert(_POSITION)
 _TAKE_OVER = (
     sa.update(_POSITION)
-    .where(_POSITION.c.partition == sa.bindparam("owned"))
-    .values(
-        epoch=sa.bindparam("new_epoch"),
-        position=sa.bindparam("new_position"),
-        position_time=sa.bindparam("new_time"),
-    )
+    .where(_POSITION.c.partition.in_(sa.bindparam("partitions", expanding=True)))
+    .values(epoch=sa.bindparam("new_epoch"))
 )
+_NEW_POSITION = sa.bindparam("new_position", type_=sa.BigInteger)
+_MOVES = _POSITION.c.position < _NEW_POSITION
+_NEW_TIME = sa.bindparam("new_time", type_=sa.BigInteger)
 _ADVANCE = (
     sa.update(_POSITION)
     .where(
@@ -272,10 +273,11 @@ _ADVANCE = (
         _POSITION.c.position == sa.bindparam("old_position"),
     )
     .values(
-        position=sa.bindparam("new_position"),
-        position_time=sa.bindparam("new_time"),
+        position=sa.case((_MOVES, _NEW_POSITION), else_=_POSITION.c.position),
+        position_time=sa.case((_MOVES, _NEW_TIME), else_=_POSITION.c.position_time),
     )
 )
+"""Moves partitions that stand at one position, unless they are further."""
 
 _SAGA_COLUMNS = (
     _SAGA.c.definition, _SAGA.c.version, _SAGA.c.key, _SAGA.c.revision, _SAGA.c.status, _SAGA.c.cause,
@@ -606,17 +608,16 @@ def _claim(connection: sa.Connection, incarnation: str, owned: frozenset[int], h
             raise refuse_other_incarnation(row.incarnation, incarnation)
     known = {row.partition for row in stored}
     lowest = min(stored, key=lambda row: row.position) if known == owned and stored else None
-    micros = None if lowest is None else lowest.position_time
+    position = 0 if lowest is None else lowest.position
     claim = Claim(
         incarnation=incarnation,
         epoch=1 + max((row.epoch for row in stored), default=0),
-        position=0 if lowest is None else lowest.position,
-        time=None if micros is None else _time(micros),
+        position=position,
+        time=None if lowest is None else _maybe_time(lowest.position_time),
         partitions=owned,
+        taken_in=taken_in_beyond(position, {row.partition: row.position for row in stored}),
     )
-    taken = {"new_epoch": claim.epoch, "new_position": claim.position, "new_time": micros}
-    if known:
-        connection.execute(_TAKE_OVER, [{"owned": partition, **taken} for partition in sorted(known)])
+    connection.execute(_TAKE_OVER, {"partitions": sorted(known), "new_epoch": claim.epoch})
     if owned - known:
         new = {"epoch": claim.epoch, "position": 0, "position_time": None, "incarnation": incarnation}
         connection.execute(_INSERT_POSITION, [{"partition": partition, **new} for partition in sorted(owned - known)])
@@ -651,18 +652,22 @@ def _recorded(connection: sa.Connection, key: str) -> tuple[RecordedSaga, ...]:
 
 def _commit(connection: sa.Connection, claim: Claim, batch: FoldedBatch) -> Committed:
     after = claim_after(claim, batch)
-    advanced = connection.execute(
-        _ADVANCE,
-        {
-            "partitions": sorted(claim.partitions),
-            "old_epoch": claim.epoch,
-            "old_position": claim.position,
-            "new_position": batch.position,
-            "new_time": None if after.time is None else _micros(after.time),
-        },
-    )
-    if advanced.rowcount != len(claim.partitions):
-        raise FencedError("another correlator has claimed these partitions")
+    standing: dict[int, list[int]] = {}
+    for partition in sorted(claim.partitions):
+        standing.setdefault(claim.position_of(partition), []).append(partition)
+    for position, partitions in standing.items():
+        advanced = connection.execute(
+            _ADVANCE,
+            {
+                "partitions": partitions,
+                "old_epoch": claim.epoch,
+                "old_position": position,
+                "new_position": batch.position,
+                "new_time": _maybe_micros(after.time),
+            },
+        )
+        if advanced.rowcount != len(partitions):
+            raise FencedError("another correlator has claimed these partitions")
     _write_sagas(connection, batch.changes)
     _write_history(connection, batch.changes, batch.payloads)
     publications = [*batch.publications, *_write_dead_letters(connection, batch)]
@@ -740,16 +745,18 @@ def _get_dead_letter(connection: sa.Connection, participant: str, sequence: int)
 def _activate(connection: sa.Connection, definitions: Collection[Definition], replica: str) -> bool:
     stored = _definitions(connection)
     started = {row.replica: row.definitions for row in connection.execute(_SELECT_STARTED)}
-    digest = digest_of(definitions)
+    digest, active = digest_of(definitions), digest_of(one for one in stored if one.is_active)
     if started.get(replica) == digest:
-        return digest == digest_of(one for one in stored if one.is_active)
+        return digest == active
+    living = _LEASES.living(connection)
     changed = changed_definitions(definitions, stored)
     refuse_changed_definitions(
         changed,
         kept={one for one in changed if connection.execute(_SELECT_KEPT, dict(zip(_NAMED, one, strict=True))).first()},
-        is_alone=not started.keys() - {replica},
+        is_alone=living <= {replica},
     )
-    connection.execute(_FORGET_START, {"by": replica})
+    for outdated in {replica, *outdated_starts(started, active=active, activated=digest, living=living)}:
+        connection.execute(_FORGET_START, {"by": outdated})
     connection.execute(_INSERT_START, {"replica": replica, "definitions": digest})
     known = {(old.name, old.version) for old in stored}
     connection.execute(_DEACTIVATE)

@@ -35,10 +35,18 @@ class Claim:
     """The stream that the position points into; see `StreamState.incarnation`."""
     epoch: int
     position: int
-    """Stream sequence of the last event folded; 0 before the first. Reading goes on after it."""
+    """Stream sequence up to which all of the partitions have been folded; 0 before the first event. Reading goes on
+    after it."""
     partitions: frozenset[int] = ALL_PARTITIONS
     time: datetime | None = None
     """When the stream stored the event at the position, where that is known."""
+    taken_in: Mapping[int, int] = field(default_factory=dict)
+    """By partition that is further than the position: the sequence up to which it has been folded. What is read again
+    up to there is passed over."""
+
+    def position_of(self, partition: int) -> int:
+        """The sequence up to which one of the partitions has been folded."""
+        return self.taken_in.get(partition, self.position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,8 @@ class FoldedBatch:
     """What came of a batch of events, to be committed as one."""
 
     position: int
-    """Stream sequence of the batch's last event; that of the claim where the batch only cleans up."""
+    """Stream sequence of the batch's last event; that of the claim where the batch only cleans up. A partition that is
+    further stays where it is."""
     changes: Sequence[SagaChange] = ()
     """At most one for each (definition, key)."""
     payloads: Mapping[int, bytes] = field(default_factory=dict)
@@ -124,9 +133,10 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
     ) -> Claim:
         """Takes partitions over, in one transaction: raises their epoch above every epoch that any of them had.
 
-        The claim's position is the lowest that any of them had, 0 where one is new, and becomes that of all: events
-        between are read again, which the fold makes nothing of. Raises `StreamIncarnationError`, and changes
-        nothing, where a stored position belongs to another incarnation of the stream.
+        Each keeps its own position. The claim's is the lowest of them, 0 where one is new, and `Claim.taken_in` tells
+        which are further: their events between are read again, and are not to be folded again. Raises
+        `StreamIncarnationError`, and changes nothing, where a stored position belongs to another incarnation of the
+        stream.
 
         `held` is the caller's own last claim: raises `FencedError`, and changes nothing, where another owner has
         claimed any of its partitions since. Who has never claimed takes over from anyone.
@@ -144,7 +154,8 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         """Writes a batch in one transaction: all of it or nothing.
 
         - Fencing: the stored epoch and position of every partition of the claim must be those of the claim. Raises
-          `FencedError` otherwise. `Committed.claim` replaces the claim.
+          `FencedError` otherwise. Each partition goes to the batch's position, unless it is further.
+          `Committed.claim` replaces the claim.
         - Records: `after` replaces `before`. Raises `StoreError` where `before` is not what is stored (its revision
           tells), or where it is None and there is a record. History entries are compared: only those that are new,
           changed or gone are written, and a changed one keeps its payload. The version may change too.
@@ -177,10 +188,11 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
 
         `replica` is the process that starts with them. Where it started with the same before and has not left since
         (`leave`), it only comes back, as after a crash: nothing is changed, since another replica may have been started
-        with newer ones meanwhile.
+        with newer ones meanwhile. Of a replica that does not live, by `leases`, that is forgotten once the definitions
+        have changed twice since: one under a new name each time would else never be.
 
         A (name, version) that is stored with another digest is replaced where no record keeps it, and no other replica
-        is there to start a saga under it. Otherwise raises `DefinitionError` that lists every such definition, and
+        lives that may start a saga under it. Otherwise raises `DefinitionError` that lists every such definition, and
         changes nothing.
         """
         ...
@@ -344,7 +356,7 @@ def refuse_changed_definitions(
     """Raises `DefinitionError` where definitions must not have another content than what is stored.
 
     `changed` are those that have it, by name and version; `kept` those of them that records keep; `is_alone` tells that
-    no other replica is there that could start sagas under them.
+    no other replica lives that could start sagas under them.
     """
     refused = [one for one in changed if one in kept or not is_alone]
     if refused:
@@ -353,16 +365,20 @@ def refuse_changed_definitions(
                 Fault(
                     f"saga definition {name} version {version}",
                     f"has another content than the version {version} that "
-                    + (
-                        "sagas keep"
-                        if (name, version) in kept
-                        else "another replica of the correlator was started with"
-                    )
+                    + ("sagas keep" if (name, version) in kept else "another replica of the correlator runs with")
                     + f"; raise the version to {version + 1}",
                 )
                 for name, version in refused
             ]
         )
+
+
+def outdated_starts(started: Mapping[str, str], *, active: str, activated: str, living: Collection[str]) -> list[str]:
+    """The replicas of which it need not be known any more with which definitions they started: they do not live, and
+    that is earlier than the change from the `active` ones to those that are `activated`. All but names are digests."""
+    if active == activated:
+        return []
+    return [replica for replica, of in started.items() if of not in (active, activated) and replica not in living]
 
 
 def refuse_other_content(
@@ -386,10 +402,16 @@ def refuse_outdated(held: Claim | None, epochs: Mapping[int, int]) -> None:
         raise FencedError("another correlator has claimed these partitions")
 
 
+def taken_in_beyond(lowest: int, positions: Mapping[int, int]) -> dict[int, int]:
+    """`Claim.taken_in`, of the positions by partition."""
+    return {partition: position for partition, position in positions.items() if position > lowest}
+
+
 def claim_after(claim: Claim, batch: FoldedBatch) -> Claim:
     """The claim once a batch is committed."""
     time = claim.time if batch.position == claim.position else batch.time
-    return replace(claim, position=batch.position, time=time)
+    ahead = taken_in_beyond(batch.position, claim.taken_in)
+    return replace(claim, position=batch.position, time=time, taken_in=ahead)
 
 
 def refuse_step_back(claim: Claim, batch: FoldedBatch) -> None:

@@ -362,10 +362,47 @@ class CorrelatorStoreConformance:
         assert (await store.commit(whole, FoldedBatch(30))).claim.position == 30
         assert (await store.claim(INCARNATION, low)).position == 30
 
+    async def test_partitions_that_come_together_keep_what_each_has_taken_in(self, store: CorrelatorStore) -> None:
+        """As where the number of lanes has changed: what is folded twice is folded at the wrong time."""
+        low, high = frozenset(range(8)), frozenset(range(8, 16))
+        await store.commit(await store.claim(INCARNATION, low), FoldedBatch(20, time=at(20)))
+        await store.commit(await store.claim(INCARNATION, high), FoldedBatch(12, time=at(12)))
+
+        async def places() -> set[tuple[bool, int, datetime | None]]:
+            found = [item for item in await exported(store) if isinstance(item, PartitionPosition)]
+            return {(one.partition in low, one.position, one.time) for one in found}
+
+        whole = await store.claim(INCARNATION)
+        assert (whole.position, whole.time, whole.taken_in) == (12, at(12), dict.fromkeys(low, 20))
+        assert await places() == {(True, 20, at(20)), (False, 12, at(12))}, "a claim moves nothing"
+        whole = (await store.commit(whole, FoldedBatch(15, time=at(15)))).claim
+        assert (whole.position, whole.time, whole.taken_in) == (15, at(15), dict.fromkeys(low, 20))
+        assert await places() == {(True, 20, at(20)), (False, 15, at(15))}
+        again = await store.claim(INCARNATION, held=whole)
+        assert (again.position, again.time, again.taken_in) == (15, at(15), dict.fromkeys(low, 20))
+        assert (await store.commit(again, FoldedBatch(15, publications=(publication("a"),)))).claim == again
+        level = (await store.commit(again, FoldedBatch(30, time=at(30)))).claim
+        assert (level.position, level.taken_in) == (30, {})
+        assert await places() == {(True, 30, at(30)), (False, 30, at(30))}
+
+    @pytest.mark.parametrize("partition", [1, 9])
+    async def test_who_lost_one_partition_commits_nothing_of_any(self, store: CorrelatorStore, partition: int) -> None:
+        """Whether it is one of those that are further or not."""
+        await store.commit(await store.claim(INCARNATION, {0, 1}), FoldedBatch(20))
+        whole = await store.claim(INCARNATION, {0, 1, 8, 9})
+        await store.claim(INCARNATION, {partition})
+        before = await store.positions()
+        with pytest.raises(FencedError):
+            await store.commit(whole, FoldedBatch(30, new(saga("a"))))
+        assert await store.positions() == before
+        assert await store.load("a") == {"a": ()}
+
     async def test_a_claim_of_partitions_of_which_one_is_new_begins_at_zero(self, store: CorrelatorStore) -> None:
         first = await store.claim(INCARNATION, {1})
         await store.commit(first, FoldedBatch(9))
-        assert (await store.claim(INCARNATION, {1, 2})).position == 0
+        claim = await store.claim(INCARNATION, {1, 2})
+        assert (claim.position, claim.taken_in) == (0, {1: 9})
+        assert await store.positions() == {1: 9, 2: 0}
 
     async def test_who_lost_the_claim_commits_nothing(self, store: CorrelatorStore) -> None:
         older = await record(store, saga("a"))
@@ -972,11 +1009,27 @@ class CorrelatorStoreConformance:
 
     async def test_a_definition_does_not_change_beside_a_replica_that_follows_it(self, store: CorrelatorStore) -> None:
         changed = definition(description="changed")
+        one = Replica("one", "1")
         await store.activate([definition()], replica="one")
+        await store.leases.join(one, 1, is_able=True)
         with pytest.raises(DefinitionError, match=r"another replica .* raise the version to 2"):
             await store.activate([changed], replica="two")
-        await store.leave("one")
-        assert await store.activate([changed], replica="two")
+        await store.leases.leave(one)
+        assert await store.activate([changed], replica="two"), "who died without leaving is no hindrance"
+
+    async def test_who_died_is_known_until_the_definitions_have_changed_twice(self, store: CorrelatorStore) -> None:
+        """It may come back as long as a deployment takes; a name that nobody has any more is forgotten at last."""
+        first, second, third = ([definition(version=version)] for version in (1, 2, 3))
+        for replica in ("lives", "dead"):
+            assert await store.activate(first, replica=replica)
+        for replica in ("two", "three"):
+            assert await store.activate(second, replica=replica)
+            assert not await store.activate(first, replica="dead")
+        await store.leases.join(Replica("lives", "1"), 1, is_able=True)
+        assert await store.activate(third, replica="four")
+        assert not await store.activate(second, replica="two")
+        assert not await store.activate(first, replica="lives")
+        assert await store.activate(first, replica="dead"), "it starts like any new one"
 
     async def test_a_definition_that_no_saga_keeps_may_change(self, store: CorrelatorStore) -> None:
         await record(store, saga("a", version=2), saga("a", definition="drone-delivery"))
@@ -1193,8 +1246,9 @@ class CorrelatorStoreConformance:
         restored = await exported(store)
         inactive = [replace(one, is_active=False) if isinstance(one, StoredDefinition) else one for one in items]
         assert restored == inactive
-        assert (await store.claim(INCARNATION)).position == 9
-        assert (await store.claim(INCARNATION, {2, 5})).position == 9, "reading goes on where the last one stood"
+        whole = await store.claim(INCARNATION)
+        assert (whole.position, whole.taken_in) == (9, {2: 12, 5: 12}), "each goes on where it stood"
+        assert (await store.claim(INCARNATION, {2, 5})).position == 12
         [page] = [await store.list_sagas(SagaQuery(limit=10))]
         assert len(page.sagas) == 3
         assert await store.due(at(2000), 10, partition_of("b"))

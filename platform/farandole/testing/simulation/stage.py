@@ -407,9 +407,12 @@ class Stage:
                 service.owners[partition] = process.name
             elif service.owners[partition] != process.name:
                 self.violations.append(f"{process.name} committed after {service.owners[partition]} had taken over")
-            if claim.position < position:
-                self.violations.append(f"{process.name} moved the position back from {position} to {claim.position}")
-            service.positions[partition] = (max(epoch, claim.epoch), claim.position)
+            now = claim.position_of(partition)
+            if now < position:
+                self.violations.append(
+                    f"{process.name} moved the position back from {position} to {now} in partition {partition}"
+                )
+            service.positions[partition] = (max(epoch, claim.epoch), now)
         if self.trace.wanted and what == "commit":
             self.note(process.name, f"has folded all up to {claim.position}")
 
