@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from farandole.broker.connection import Broker
-from farandole.broker.consumers import remove_consumers
+from farandole.broker.consumers import description_of, remove_consumers
 from farandole.broker.relay import Refused
 from farandole.database import Database
 from farandole.lanes import Lanes
@@ -64,7 +64,7 @@ class LanesAtWork:
         self._batch_size = batch_size
         self._clock = clock
         self._telemetry = telemetry
-        self._description = f"Farandole participant {participant.name}"
+        self._description = description_of(participant.name)
         self._alone = asyncio.Lock()
         self._at_work: dict[int, LaneAtWork] = {}
 
