@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from choreography.v1 import participant_pb2, participant_service_pb2
+from farandole.broker import pruned as pruned_module
 from farandole.broker.connection import Broker
-from farandole.broker.pruned import check_not_pruned, forget_reader, pruned_of
+from farandole.broker.pruned import check_not_pruned, forget_reader, pruned_of, purge
 from farandole.broker.publisher import Publisher
 from farandole.broker.responder import respond, status_subject
 from farandole.broker.stored import events_behind
@@ -413,3 +415,28 @@ async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stay
     verified = await scene.replay()
     assert verified.comparison.are_identical
     assert (verified.comparison.sagas, verified.folded.after) == (5, until)
+
+
+async def test_a_run_that_follows_a_whole_one_begins_where_that_ended(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until = await scene.prune()
+    request = scene.broker.request
+    purged: list[int] = []
+
+    async def noting(subject: str, body: Any = None) -> dict[str, Any]:
+        if ".PURGE.EVENTS" in subject:
+            purged.append(body["seq"])
+        return await request(subject, body)
+
+    monkeypatch.setattr(scene.broker, "request", noting)
+    monkeypatch.setattr(pruned_module, "_PURGED_AT_ONCE", 5)
+    assert await purge(scene.broker, keep=KEPT_TYPES) == 0
+    assert purged == [], "nothing is asked for where nothing is to be done"
+    await tell(scene.broker, "next")
+    await scene.correlator.until("next", Status.COMPLETED)
+    await scene.settled()
+    second = await scene.prune()
+    assert await scene.left_of_sagas() == []
+    assert until < min(purged) <= until + 6
+    assert max(purged) == second + 1
