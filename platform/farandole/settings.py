@@ -64,11 +64,13 @@ def sql_database_url(value: str, info: ValidationInfo) -> str:
             "postgresql://USER@HOST:PORT/NAME"
         )
     if (password_file := info.data.get("database_password_file")) is not None:
-        return _with_password(value, password_file)
+        return with_password(value, password_file)
     return value
 
 
-def _with_password(url: str, file: Path) -> str:
+def with_password(url: str, file: Path) -> str:
+    """The URL of a server's database with the password that is in a file. Raises `ValueError` that says what is wrong:
+    `must be …`, or that the file can't be read."""
     parts = urlsplit(url)
     if parts.scheme != "postgresql" or parts.password is not None:
         raise ValueError("must be a postgresql:// without a password, which FARANDOLE_DATABASE_PASSWORD_FILE has")

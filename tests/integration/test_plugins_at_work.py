@@ -225,6 +225,10 @@ async def test_an_installed_package_of_every_kind_is_found_and_used(place: Place
     assert positions == sorted(positions)
     assert positions[-1] > 0
 
+    for command in ("replay", "prune"):
+        said = correlator.farandole(command).stderr
+        assert "journal only says how far its correlator is: it can't be read beside that" in said
+
     done = correlator.farandole("plugins", "--json")
     assert done.returncode == 0, "what is broken is not in use"
     found = {(row["kind"], row["name"]): row for row in json.loads(done.stdout)["plugins"]}

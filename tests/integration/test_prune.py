@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from choreography.v1 import participant_pb2, participant_service_pb2
+from farandole.broker import pruned as pruned_module
 from farandole.broker.connection import Broker
-from farandole.broker.pruned import check_not_pruned, forget_reader, pruned_of
+from farandole.broker.pruned import check_not_pruned, forget_reader, pruned_of, purge
 from farandole.broker.publisher import Publisher
 from farandole.broker.responder import respond, status_subject
 from farandole.broker.stored import events_behind
@@ -51,6 +53,7 @@ from tests.integration.correlators import (
 from tests.integration.farandole_command import Command
 
 PARTICIPANTS = ("orders", "inventory", "payments", "shipping")
+RESERVED, SHIPPING_FAILED = "events.*.inventory.v1.ItemsReserved", "events.*.shipping.v1.ShippingFailed"
 
 
 @dataclass
@@ -62,6 +65,8 @@ class Scene:
     farandole: Command
     positions: dict[str, int | None] = field(default_factory=dict)
     """By participant; None where it does not answer. Missing: it is as far as the stream."""
+    lanes: int = 0
+    """As every participant tells: 0 where it is of a version that did not tell."""
 
     @property
     def store(self) -> CorrelatorStore:
@@ -71,7 +76,7 @@ class Scene:
         position = self.positions.get(name, await self.end())
         if position is None:
             raise QueryError("nobody is here")
-        status = participant_pb2.ParticipantStatus(participant=name, position=position)
+        status = participant_pb2.ParticipantStatus(participant=name, position=position, lanes=self.lanes)
         return participant_service_pb2.GetStatusResponse(status=status).SerializeToString()
 
     async def end(self) -> int:
@@ -112,6 +117,24 @@ class Scene:
         async with asyncio.timeout(20):
             while min((await self.store.positions()).values()) < await self.end():  # noqa: ASYNC110 - no one tells
                 await asyncio.sleep(0.02)
+
+    async def consumer(self, durable: str, *filters: str, description: str = "", after: int | None = None) -> None:
+        """Makes a durable consumer to which everything behind a sequence is to be given, by default nothing yet."""
+        start = (await self.end() if after is None else after) + 1
+        await self.broker.request(
+            f"$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.{durable}",
+            {
+                "stream_name": EVENTS,
+                "config": {
+                    "durable_name": durable,
+                    "description": description,
+                    "ack_policy": "all",
+                    "deliver_policy": "by_start_sequence",
+                    "opt_start_seq": start,
+                    "filter_subjects": list(filters),
+                },
+            },
+        )
 
     async def first_of(self, key: str) -> int:
         [recorded] = await self.store.get_sagas(key)
@@ -208,19 +231,7 @@ async def test_a_correlator_with_an_empty_database_begins_from_the_snapshot(
 async def test_who_has_not_read_so_far_holds_what_it_needs(scene: Scene) -> None:
     end, stored = await scene.end(), await scene.stored()
     second = await scene.first_of("done-1")
-    await scene.broker.request(
-        "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.payments",
-        {
-            "stream_name": EVENTS,
-            "config": {
-                "durable_name": "payments",
-                "ack_policy": "all",
-                "deliver_policy": "by_start_sequence",
-                "opt_start_seq": end + 1,
-                "filter_subjects": ["events.*.inventory.v1.ItemsReserved", "events.*.shipping.v1.ShippingFailed"],
-            },
-        },
-    )
+    await scene.consumer("payments", RESERVED, SHIPPING_FAILED, description="Farandole participant payments")
     assert (await scene.holds()).until == end
     # its consumer says that it has read everything; its database, restored from a backup, says otherwise
     scene.positions["payments"] = second
@@ -235,12 +246,62 @@ async def test_who_has_not_read_so_far_holds_what_it_needs(scene: Scene) -> None
     third = await scene.first_of("done-2")
     assert (await scene.holds()).until == third
     # a consumer that nobody declared is respected too
-    config = {"durable_name": "audit", "ack_policy": "explicit", "deliver_policy": "all"}
-    await scene.broker.request(
-        "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.audit", {"stream_name": EVENTS, "config": config}
-    )
+    await scene.consumer("audit", "events.>", after=0)
     holds = await scene.holds()
     assert (holds.found[0].what, holds.until) == ("consumer audit", 0)
+
+
+@pytest.mark.parametrize(
+    ("durable", "description"),
+    [
+        ("orders-2025", ""),
+        ("orders-3", "the orders of 2025"),
+        ("orders-16", "Farandole participant orders"),
+        ("correlator-7", ""),
+    ],
+)
+async def test_a_consumer_that_only_looks_like_a_lane_holds_what_it_has_not_been_given(
+    scene: Scene, durable: str, description: str
+) -> None:
+    await scene.consumer(durable, "events.>", description=description, after=0)
+    holds = await scene.holds()
+    assert (holds.found[0].what, holds.until) == (f"consumer {durable}", 0)
+
+
+async def test_while_a_lane_has_no_consumer_nobody_knows_what_it_needs(scene: Scene) -> None:
+    scene.lanes = 2
+    second = await scene.first_of("done-1")
+    scene.positions["payments"] = second
+    await scene.consumer("payments-0", SHIPPING_FAILED, description="Farandole participant payments")
+    holds = await scene.holds()
+    assert (holds.found[0].what, holds.until) == ("participant payments", second)
+    await scene.consumer("payments-1", SHIPPING_FAILED, description="Farandole participant payments")
+    assert (await scene.holds()).until == await scene.end()
+
+
+async def test_a_participant_that_no_definition_names_is_a_reader_too(scene: Scene) -> None:
+    end = await scene.end()
+    await scene.consumer("audit", "events.>", description="Farandole participant audit")
+    with pytest.raises(PreconditionError, match="audit did not tell how far it has read"):
+        await scene.prune()
+    answering = asyncio.create_task(
+        respond(scene.broker, status_subject("audit"), queue="audit", answer=partial(scene.answer, "audit"))
+    )
+    try:
+        async with asyncio.timeout(20):
+            while (await scene.holds()).silent:  # noqa: ASYNC110 - no one tells
+                await asyncio.sleep(0.02)
+        scene.positions["audit"] = end - 2
+        holds = await scene.holds()
+        assert (holds.found[0].what, holds.until) == ("participant audit", end - 2)
+        await scene.prune()
+    finally:
+        answering.cancel()
+        await asyncio.gather(answering, return_exceptions=True)
+    state = await events_state(scene.broker)
+    check_not_pruned(state, "audit", end - 2)
+    with pytest.raises(StreamPrunedError, match="`farandole prune --forget audit "):
+        check_not_pruned(state, "audit", end - 3)
 
 
 async def test_who_does_not_answer_is_passed_over_only_with_a_reason(scene: Scene) -> None:
@@ -354,3 +415,28 @@ async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stay
     verified = await scene.replay()
     assert verified.comparison.are_identical
     assert (verified.comparison.sagas, verified.folded.after) == (5, until)
+
+
+async def test_a_run_that_follows_a_whole_one_begins_where_that_ended(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until = await scene.prune()
+    request = scene.broker.request
+    purged: list[int] = []
+
+    async def noting(subject: str, body: Any = None) -> dict[str, Any]:
+        if ".PURGE.EVENTS" in subject:
+            purged.append(body["seq"])
+        return await request(subject, body)
+
+    monkeypatch.setattr(scene.broker, "request", noting)
+    monkeypatch.setattr(pruned_module, "_PURGED_AT_ONCE", 5)
+    assert await purge(scene.broker, keep=KEPT_TYPES) == 0
+    assert purged == [], "nothing is asked for where nothing is to be done"
+    await tell(scene.broker, "next")
+    await scene.correlator.until("next", Status.COMPLETED)
+    await scene.settled()
+    second = await scene.prune()
+    assert await scene.left_of_sagas() == []
+    assert until < min(purged) <= until + 6
+    assert max(purged) == second + 1

@@ -1,4 +1,4 @@
-"""The durable consumers of one service: which of them are left from another number of lanes."""
+"""The durable consumers of services: whose one is, and which are left from another number of lanes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,31 @@ import structlog
 from farandole.broker.connection import Broker
 from farandole.broker.streams import EVENTS
 from farandole.errors import BrokerError, BrokerUnavailableError
+from farandole.lanes import Lanes
+from farandole.lifecycle import CORRELATOR
 
 _CONSUMER_NOT_FOUND = 10014
 _RETRY_SECONDS = 1.0
 
+_PARTICIPANT = "Farandole participant "
+
 _log = structlog.get_logger(__name__)
+
+
+def description_of(service: str) -> str:
+    """The description of a service's durable consumers. Nobody else's have it: the name alone, as `orders-2025`, tells
+    nothing."""
+    return "Farandole correlator" if service == CORRELATOR else f"{_PARTICIPANT}{service}"
+
+
+def service_of(name: str, description: str) -> str | None:
+    """Whose a durable consumer is, or one of its lanes: a participant, or the correlator; None for anybody else."""
+    service = CORRELATOR
+    if description != description_of(CORRELATOR):
+        service = description.removeprefix(_PARTICIPANT)
+        if description != description_of(service):
+            return None
+    return service if name == service or name in Lanes().left_over(service) else None
 
 
 async def remove_consumers(broker: Broker, names: Collection[str], *, description: str) -> None:

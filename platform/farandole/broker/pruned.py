@@ -19,7 +19,7 @@ from farandole.lifecycle import CORRELATOR
 PRUNED_METADATA = "farandole.pruned"
 _PURGED_AT_ONCE = 20_000
 """So many sequences: each answer comes well before the broker would seem not to answer."""
-_LANE = re.compile(r"-\d{1,2}\Z")
+_LANE = re.compile(r"-(\d|1[0-5])\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class Pruned:
     in then all that is gone."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """By participant: why an operator had it passed over, or forgotten."""
+    removed: int = 0
+    """Up to here everything that was to go has gone: less than `until` while a run is under way, or was interrupted."""
 
     def text(self) -> str:
         """As it stands in the metadata."""
@@ -55,7 +57,7 @@ def pruned_of(state: StreamState) -> Pruned | None:
         told = json.loads(text)
         readers = {str(name): int(position) for name, position in told["readers"].items()}
         reasons = {str(name): str(reason) for name, reason in told["reasons"].items()}
-        return Pruned(int(told["until"]), str(told["snapshot"]), readers, reasons)
+        return Pruned(int(told["until"]), str(told["snapshot"]), readers, reasons, int(told.get("removed", 0)))
     except (ValueError, TypeError, KeyError, AttributeError):
         raise StreamDriftError(
             f"the metadata {PRUNED_METADATA} of the stream {EVENTS} can't be read: {text!r}; restore the stream from "
@@ -98,20 +100,29 @@ async def forget_reader(broker: Broker, participant: str, reason: str) -> bool:
 
 
 async def purge(
-    broker: Broker, until: int, *, keep: Collection[str], report: Callable[[int, int], None] = lambda _done, _all: None
+    broker: Broker,
+    *,
+    keep: Collection[str],
+    report: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> int:
-    """Removes what `EVENTS` holds up to a sequence, but for the event types to keep; returns how many events went.
+    """Removes what `EVENTS` is marked as pruned of, but for the event types to keep; returns how many events went.
 
-    Doing it again is fine: where it was interrupted it goes on. Raises what `Broker.request` does.
+    Where a run was interrupted it does that again, and where none was there is nothing to do. Raises what
+    `Broker.request` does.
     """
+    pruned = pruned_of(await events_state(broker))
+    if pruned is None or pruned.removed >= pruned.until:
+        return 0
     info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}", {"subjects_filter": "events.>"})
     subjects = [one for one in info["state"].get("subjects") or {} if one.split(".", 2)[2] not in keep]
-    first = info["state"]["first_seq"]
+    first = max(info["state"]["first_seq"], pruned.removed + 1)  # what is kept stands first, for ever
     removed = 0
-    while first <= until:
-        first = min(first + _PURGED_AT_ONCE, until + 1)
+    while first <= pruned.until:
+        first = min(first + _PURGED_AT_ONCE, pruned.until + 1)
         for subject in subjects:
             answer = await broker.request(f"$JS.API.STREAM.PURGE.{EVENTS}", {"filter": subject, "seq": first})
             removed += answer["purged"]
-        report(first, until)
+        report(first, pruned.until)
+    latest = pruned_of(await events_state(broker)) or pruned  # a participant may have been forgotten meanwhile
+    await mark_pruned(broker, replace(latest, removed=pruned.until))
     return removed

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -161,8 +162,21 @@ def _given(stores: list[str] | None) -> dict[str, str]:
             raise InvalidArgumentError(
                 "--store", f"must be SERVICE=URL, such as payments=sqlite:///payments.db: {text}"
             )
-        found[name] = url
+        found[name] = _with_password(url)
     return found
+
+
+def _with_password(url: str) -> str:
+    from farandole.settings import with_password
+
+    file = os.environ.get("FARANDOLE_DATABASE_PASSWORD_FILE")
+    parts = urlsplit(url)
+    if not file or parts.scheme != "postgresql" or parts.password is not None:
+        return url
+    try:
+        return with_password(url, Path(file))
+    except ValueError as error:
+        raise InvalidArgumentError("--store", str(error)) from None
 
 
 def _print_manifest(manifest: Manifest) -> None:

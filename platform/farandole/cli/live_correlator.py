@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from farandole.broker.connection import Broker
 from farandole.correlator.main import read_registry
+from farandole.correlator.plugins_in_use import make_store
+from farandole.correlator.settings import CorrelatorSettings
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import CorrelatorStore
-from farandole.database import Database
 from farandole.errors import ConfigurationError, Fault
 from farandole.lifecycle import CORRELATOR
 from farandole.registry import Registry
-from farandole.settings import Settings
 from farandole.stack.planning import make_plan
 from farandole.stack.ports import CORRELATOR_PORT, default_nats_url
 from farandole.stack.provisioning import connect
@@ -39,13 +40,17 @@ class LiveCorrelator:
 async def live_correlator(database: str | None) -> AsyncIterator[LiveCorrelator]:
     """The correlator's store, its broker, and its events.
 
-    Raises `ConfigurationError` where a setting is wrong or there is no such database, and what connecting does.
+    Raises `ConfigurationError` where a setting is wrong or there is no such database, `PluginError` where its store
+    can't be loaded, and what connecting does.
     """
-    settings = _settings(database)
+    url = database or os.environ.get("FARANDOLE_DATABASE_URL") or _stacks_database()
+    settings = _settings() if url is None else _settings(database_url=url)
     registry = read_registry(settings.descriptors)
     _refuse_missing(settings.database_url)
-    store = SqlCorrelatorStore(Database(settings.database_url))
+    store = await make_store(settings.database_url, application_name="farandole")
     try:
+        if not isinstance(store, SqlCorrelatorStore):  # which would bring the tables up to date
+            await store.open()
         async with connected_broker() as broker:
             yield LiveCorrelator(store, broker, registry)
     finally:
@@ -55,7 +60,7 @@ async def live_correlator(database: str | None) -> AsyncIterator[LiveCorrelator]
 @asynccontextmanager
 async def connected_broker() -> AsyncIterator[Broker]:
     """The broker that the command line means. Raises `BrokerUnavailableError`."""
-    broker = await connect(_settings(None))
+    broker = await connect(_settings(database_password_file=None))  # that of databases which others name
     try:
         yield broker
     finally:
@@ -64,15 +69,13 @@ async def connected_broker() -> AsyncIterator[Broker]:
 
 def event_registry() -> Registry:
     """The events of the descriptor set. Raises `ConfigurationError`."""
-    return read_registry(_settings(None).descriptors)
+    return read_registry(_settings(database_password_file=None).descriptors)
 
 
-def _settings(database: str | None) -> Settings:
-    given = {"nats_url": default_nats_url(os.environ)}
-    url = database or os.environ.get("FARANDOLE_DATABASE_URL") or _stacks_database()
-    if url is not None:
-        given["database_url"] = url
-    return Settings.load(CORRELATOR, grpc_port=CORRELATOR_PORT, **given)
+def _settings(**given: Any) -> CorrelatorSettings:  # noqa: ANN401 - pydantic's own fields
+    return CorrelatorSettings.load(
+        CORRELATOR, grpc_port=CORRELATOR_PORT, nats_url=default_nats_url(os.environ), **given
+    )
 
 
 def _stacks_database() -> str | None:
@@ -83,7 +86,7 @@ def _stacks_database() -> str | None:
     except ConfigurationError:
         return None
     if plan.postgres is not None:
-        os.environ.setdefault("PGPASSFILE", str(plan.postgres.passwords))
+        os.environ["PGPASSFILE"] = str(plan.postgres.passwords)
     services = (service for service in plan.services if service.kind == "service" and service.database == CORRELATOR)
     return next((service.environment["FARANDOLE_DATABASE_URL"] for service in services), None)
 

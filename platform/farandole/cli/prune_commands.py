@@ -85,7 +85,7 @@ async def _prune(
             with progress("pruning") as report:
                 pruning = Pruning(broker, correlator.store, correlator.registry, report=report)
                 if until <= done:
-                    removed = await pruning.remove(done)
+                    removed = await pruning.remove()
                     _print_nothing(done, removed, holds, as_json=as_json)
                     return
                 outcome = await pruning.prune(live, holds, until, reasons=reasons)

@@ -17,7 +17,7 @@ from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceSe
 from choreography.v1.plugin_service_pb2_grpc import add_PluginServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
-from farandole.broker.consumers import remove_consumers
+from farandole.broker.consumers import description_of, remove_consumers
 from farandole.broker.nudges import Nudges
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
 from farandole.correlator.changes import CHANGES_SUBJECT, SagaChanges
@@ -52,8 +52,6 @@ from farandole.worker_readings import of_lag, of_outbox
 
 GRPC_PORT = 50051
 
-_DESCRIPTION = "Farandole correlator"
-"""Of its durable consumers."""
 _LEAVING_SECONDS = 2.0
 
 _log = structlog.get_logger(__name__)
@@ -172,7 +170,7 @@ async def _serve_observed(
 
 async def _tidy(keeper: LaneKeeper, broker: Broker, lanes: Lanes) -> None:
     await keeper.joined()
-    await remove_consumers(broker, lanes.left_over(CORRELATOR), description=_DESCRIPTION)
+    await remove_consumers(broker, lanes.left_over(CORRELATOR), description=description_of(CORRELATOR))
 
 
 async def _leave(store: CorrelatorStore, keeper: LaneKeeper) -> None:
@@ -268,7 +266,7 @@ def correlator_worker(
     return Worker(
         broker=broker,
         durable=durable,
-        description=_DESCRIPTION,
+        description=description_of(CORRELATOR),
         filters=["events.>"] if is_alone else [f"events.{partition}.>" for partition in sorted(handler.partitions)],
         handler=handler,
         batch_size=batch_size,

@@ -71,7 +71,7 @@ async def use_plugins(settings: CorrelatorSettings, *, application_name: str) ->
     faults: list[Fault] = []
     tries = settings.deadline_action_tries
     async with asyncio.TaskGroup() as tasks:
-        making = _store(store_plugin, settings.database_url, application_name)
+        making = make_store(settings.database_url, application_name=application_name)
         storing = tasks.create_task(_unless_faulty(_DATABASE_URL, making, faults))
         acting = [
             tasks.create_task(_unless_faulty(_DEADLINE_ACTIONS, _deadline_action(name, tries), faults))
@@ -104,8 +104,13 @@ async def _unless_faulty(variable: str, work: Awaitable[T], faults: list[Fault])
     return None
 
 
-async def _store(plugin: Plugin, url: str, application_name: str) -> CorrelatorStore:
-    factory: StoreFactory = await load(plugin)
+async def make_store(url: str, *, application_name: str) -> CorrelatorStore:
+    """The store that the scheme of a URL names, see `StoreFactory`: it is not opened yet.
+
+    Raises `PluginError` where there is no such one, or it can't be loaded, and `ConfigurationError` where the URL is
+    wrong.
+    """
+    factory: StoreFactory = await load(find(Kind.STORE, scheme_of(url)))
     try:
         return factory(url, application_name=application_name)
     except ValueError as error:

@@ -224,6 +224,9 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         In this order: positions, by partition; definitions; sagas, by key and definition as bytes compare; dead
         letters, in the order in which they were recorded; what waits in the outbox, in order. `take` may run in
         another thread, and never twice at once. Memory does not grow with the number of sagas.
+
+        `farandole replay` and `prune` call it in a process of their own, beside the correlator that writes. Raises
+        `StoreError` that says so where a store can't be read in that way.
         """
         ...
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
 from farandole.broker.connection import Broker
-from farandole.broker.consumers import remove_consumers
+from farandole.broker.consumers import description_of, remove_consumers
 from farandole.broker.nudges import Nudges
 from farandole.broker.relay import Refused
 from farandole.database import Database
@@ -66,7 +66,7 @@ class LanesAtWork:
         self._clock = clock
         self._telemetry = telemetry
         self._nudges = Nudges(broker, f"participants.{participant.name}.outbox")
-        self._description = f"Farandole participant {participant.name}"
+        self._description = description_of(participant.name)
         self._alone = asyncio.Lock()
         self._at_work: dict[int, LaneAtWork] = {}
 

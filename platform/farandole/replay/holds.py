@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import Any
 
-from choreography.v1 import saga_definition_pb2
+from choreography.v1 import participant_pb2, saga_definition_pb2
 from farandole.broker.connection import Broker
+from farandole.broker.consumers import service_of
 from farandole.broker.stored import next_stored
 from farandole.broker.streams import EVENTS, StreamState
 from farandole.correlator.contents import reading
 from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.inquiry import Inquiry
 from farandole.correlator.queries import RecordedSaga, StoredDefinition
+from farandole.lanes import Lanes
 from farandole.lifecycle import CORRELATOR
 from farandole.replay.replaying import LiveView
 from farandole.replay.trial import is_open
@@ -63,6 +65,8 @@ class _Consumer:
     """A durable consumer, as the broker tells."""
 
     name: str
+    service: str | None
+    """Whose it is: a participant's, or the correlator's; None where another program made it."""
     filters: Sequence[str]
     acknowledged: int
     """Everything that it was to get up to here was acknowledged."""
@@ -76,21 +80,19 @@ async def find_holds(broker: Broker, live: LiveView, *, inquiry: Inquiry, withou
     state = live.state  # older than what consumers and participants tell now: what came since is not let go
     holds = Holds()
     holds.found.append(Hold(CORRELATOR, live.first_position, "has folded so far"))
-    participants, known = _hold_records(holds, live)
-    consumers = await _durable_consumers(broker)
-    by_participant: dict[str, list[_Consumer]] = {name: [] for name in participants}
-    for consumer in consumers:
-        name = _participant_of(consumer.name, known)
-        if name is not None:
-            by_participant.setdefault(name, []).append(consumer)
-        elif consumer.name != CORRELATOR and _participant_of(consumer.name, {CORRELATOR}) is None:
+    by_participant: dict[str, list[_Consumer]] = {name: [] for name in _hold_records(holds, live)}
+    for consumer in await _durable_consumers(broker):
+        if consumer.service is None:
             until = state.last_sequence if consumer.is_done else consumer.acknowledged
             holds.found.append(Hold(f"consumer {consumer.name}", until, "nobody else knows how far its reader is"))
+        elif consumer.service != CORRELATOR:
+            by_participant.setdefault(consumer.service, []).append(consumer)
     standings = await inquiry.ask(by_participant, "")
     for name, own in sorted(by_participant.items()):
         status = standings[name].status
         if status is not None:
-            await _hold_participant(broker, holds, name, status.position, own, state)
+            holds.readers[name] = status.position
+            holds.found.append(await _participant_hold(broker, status, own, state))
         elif name in without:
             holds.readers[name] = _last_known(own, state)
         else:
@@ -107,38 +109,40 @@ def _last_known(consumers: Sequence[_Consumer], state: StreamState) -> int:
     return min((consumer.acknowledged for consumer in consumers if consumer.acknowledged), default=0)
 
 
-async def _hold_participant(
-    broker: Broker, holds: Holds, name: str, position: int, consumers: Iterable[_Consumer], state: StreamState
-) -> None:
-    """A participant's position moves with the events that it reads: up to the next such one it needs nothing."""
+async def _participant_hold(
+    broker: Broker, status: participant_pb2.ParticipantStatus, consumers: Sequence[_Consumer], state: StreamState
+) -> Hold:
+    """A participant's position moves with the events that it reads: up to the next such one it needs nothing.
+
+    What it reads its lanes' consumers tell. Where one is not there, as between two owners of a lane, nobody knows. The
+    position is the lowest of its lanes: that is what it may come back with, as the mark has it.
+    """
+    what, position, lanes = f"participant {status.participant}", status.position, Lanes(status.lanes or 1)
+    durables = {lanes.durable(status.participant, lane) for lane in lanes.all}
+    if not durables <= {consumer.name for consumer in consumers}:
+        return Hold(what, position, "has read so far")
     filters = {subject for consumer in consumers for subject in consumer.filters}
-    until, why = position, "has read so far"
-    if filters:
-        behind = [await next_stored(broker, subject, position) for subject in sorted(filters)]
-        following = min((sequence for sequence in behind if sequence is not None), default=None)
-        until = state.last_sequence if following is None else min(following - 1, state.last_sequence)
-        why = f"has read up to {position}" + ("; nothing is left for it" if following is None else "")
-    holds.readers[name] = position
-    holds.found.append(Hold(f"participant {name}", until, why))
+    behind = [await next_stored(broker, subject, position) for subject in sorted(filters)]
+    following = min((sequence for sequence in behind if sequence is not None), default=None)
+    if following is None:
+        return Hold(what, state.last_sequence, f"has read up to {position}; nothing is left for it")
+    return Hold(what, min(following - 1, state.last_sequence), f"has read up to {position}")
 
 
-def _hold_records(holds: Holds, live: LiveView) -> tuple[set[str], set[str]]:
-    """Holds for what is open; returns the participants of active definitions, and those of any.
+def _hold_records(holds: Holds, live: LiveView) -> set[str]:
+    """Holds for what is open; returns the participants of active definitions.
 
     What waits for an initiating event that never came holds nothing: its record has all that it will ever be folded
     from, and a stray event must not keep a stream for ever.
     """
     active: set[str] = set()
-    known: set[str] = set()
     sagas: list[Hold] = []
     letters: list[Hold] = []
     for item in reading(live.contents):
         match item:
-            case StoredDefinition():
+            case StoredDefinition() if item.is_active:
                 message = saga_definition_pb2.SagaDefinition.FromString(item.message)
-                names = {step.participant for step in message.steps}
-                known |= names
-                active |= names if item.is_active else set()
+                active |= {step.participant for step in message.steps}
             case RecordedSaga() if is_open(item.saga):
                 holds.open_sagas += 1
                 sagas.append(_saga_hold(item))
@@ -150,7 +154,7 @@ def _hold_records(holds: Holds, live: LiveView) -> tuple[set[str], set[str]]:
         if len(letters) > 2 * _MOST_OF_A_KIND:
             letters = _tightest(letters)
     holds.found += _tightest(sagas) + _tightest(letters)
-    return active, known
+    return active
 
 
 def _saga_hold(recorded: RecordedSaga) -> Hold:
@@ -162,14 +166,6 @@ def _saga_hold(recorded: RecordedSaga) -> Hold:
 
 def _tightest(holds: Iterable[Hold]) -> list[Hold]:
     return nsmallest(_MOST_OF_A_KIND, holds, key=lambda hold: hold.until)
-
-
-def _participant_of(durable: str, names: Collection[str]) -> str | None:
-    """Whose consumer a durable one is: its participant's own, or that of one of its lanes, as `payments-3`."""
-    if durable in names:
-        return durable
-    name, _, lane = durable.rpartition("-")
-    return name if name in names and lane.isdecimal() else None
 
 
 async def _durable_consumers(broker: Broker) -> list[_Consumer]:
@@ -191,6 +187,7 @@ def _consumer(info: Mapping[str, Any]) -> _Consumer:
     place = info.get("ack_floor" if acknowledges else "delivered") or {}
     return _Consumer(
         name=info["name"],
+        service=service_of(info["name"], config.get("description") or ""),
         filters=filters,
         acknowledged=place.get("stream_seq", 0),
         is_done=not info.get("num_pending", 0) and not (acknowledges and info.get("num_ack_pending", 0)),

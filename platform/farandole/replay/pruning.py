@@ -67,17 +67,16 @@ class Pruning:
         snapshot = await store_snapshot(self._broker, live.contents, state=live.state, position=live.first_position)
         await self._prove(snapshot, needed=until)
         before = pruned_of(await events_state(self._broker))
-        readers, told = (before.readers, before.reasons) if before else ({}, {})
+        readers, told, gone = (before.readers, before.reasons, before.removed) if before else ({}, {}, 0)
         known = {**readers, **holds.readers, CORRELATOR: until}
-        pruned = Pruned(until, snapshot.id, known, {**told, **reasons})
-        await mark_pruned(self._broker, pruned)
-        removed = await self.remove(until)
+        await mark_pruned(self._broker, Pruned(until, snapshot.id, known, {**told, **reasons}, gone))
+        removed = await self.remove()
         await remove_other_snapshots(self._broker, snapshot.id)
         return PrunedStream(until, snapshot, removed)
 
-    async def remove(self, until: int) -> int:
+    async def remove(self) -> int:
         """Removes what is marked as pruned: all of it, or what an interrupted run has left. Returns how many events."""
-        return await purge(self._broker, until, keep=KEPT_TYPES, report=self._report)
+        return await purge(self._broker, keep=KEPT_TYPES, report=self._report)
 
     async def _prove(self, snapshot: Snapshot, *, needed: int) -> None:
         """That whoever begins from the snapshot, as the stream has it, comes to the live records."""

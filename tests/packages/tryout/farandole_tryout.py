@@ -12,11 +12,12 @@ import sys
 import threading
 from pathlib import Path
 
+from farandole.correlator.contents import Take
 from farandole.correlator.deadline_actions import PassedDeadline
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.observers import Transition
 from farandole.correlator.store import Claim, Committed, CorrelatorStore, FoldedBatch
-from farandole.errors import ConfigurationError, Fault
+from farandole.errors import ConfigurationError, Fault, StoreError
 
 NOTHING = "this is no factory"
 
@@ -84,6 +85,9 @@ class JournalStore(MemoryCorrelatorStore):
         with self._path.open("a", encoding="utf-8") as file:
             file.write(f"{committed.claim.position}\n")
         return committed
+
+    async def export(self, take: Take) -> None:
+        raise StoreError(f"{self._path} only says how far its correlator is: it can't be read beside that")
 
 
 def journal_store(url: str, *, application_name: str) -> CorrelatorStore:
