@@ -193,6 +193,7 @@ def second_correlator(stack: Stack, log: Path) -> Iterator[subprocess.Popen[byte
         "FARANDOLE_DATABASE_URL": f"sqlite:///{stack.home}/data/correlator.db",
         "FARANDOLE_NATS_URL": stack.nats.url,
         "FARANDOLE_GRPC_ADDRESS": f"127.0.0.1:{stack.ports['nats_monitoring'] + 1}",
+        "FARANDOLE_REPLICA": "correlator",  # in the first one's place, and not a replica beside it
         "FARANDOLE_DESCRIPTORS": str(ROOT / "generated/descriptors.binpb"),
     }
     farandole = Path(sys.executable).with_name("farandole")

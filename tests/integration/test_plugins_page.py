@@ -86,6 +86,6 @@ def test_the_page_s_numbers_are_the_code_s() -> None:
     assert tries == 12
     assert "twelve times in all" in TEXT
     assert AT_ONCE == 8
-    assert "Eight\nposts are under way" in TEXT
+    assert "Eight posts are\nunder way" in TEXT
     assert f"{QUEUE_LENGTH:,} transitions" in TEXT
     assert consumer_of("webhook") in TEXT
