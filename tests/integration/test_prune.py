@@ -310,6 +310,8 @@ async def test_who_does_not_answer_is_passed_over_only_with_a_reason(scene: Scen
         await scene.prune()
     with pytest.raises(InvalidArgumentError, match="is needed with --without"):
         prune(without=["shipping"])
+    with pytest.raises(InvalidArgumentError, match=r"shiping is no participant; .*did you mean shipping"):
+        await scene.holds("shiping")
     told = await asyncio.to_thread(scene.farandole.json, "prune", "--without", "shipping", "--reason", "never deployed")
     state = await events_state(scene.broker)
     pruned = pruned_of(state)

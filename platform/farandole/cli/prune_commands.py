@@ -96,7 +96,10 @@ def _print_holds(holds: Holds, until: int, done: int, until_sequence: int | None
     from farandole.cli.output import console, printable, table
 
     before = f"; up to {done} it was pruned before" if done else ""
-    typer.echo(f"what stands up to {until} may go{before}")
+    if holds.silent:
+        typer.echo(f"nothing may go while {holds.silent[0]} does not tell how far it has read{before}")
+    else:
+        typer.echo(f"what stands up to {until} may go{before}")
     made = table("HOLDS WHAT STANDS BEHIND", "WHO", "WHY")
     rows = [(hold.until, hold.what, hold.why) for hold in holds.found]
     rows += [(0, f"participant {name}", "did not tell how far it has read") for name in holds.silent]

@@ -21,6 +21,8 @@ from farandole.correlator.contents import reading
 from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.inquiry import Inquiry
 from farandole.correlator.queries import RecordedSaga, StoredDefinition
+from farandole.definition import did_you_mean
+from farandole.errors import InvalidArgumentError
 from farandole.lanes import Lanes
 from farandole.lifecycle import CORRELATOR
 from farandole.replay.replaying import LiveView
@@ -75,8 +77,10 @@ class _Consumer:
 
 
 async def find_holds(broker: Broker, live: LiveView, *, inquiry: Inquiry, without: Collection[str]) -> Holds:
-    """What holds pruning back now; `without` names the participants that need not answer. Raises what the broker
-    does."""
+    """What holds pruning back now; `without` names the participants that need not answer.
+
+    Raises `InvalidArgumentError` where it names one that nobody knows, and what the broker does.
+    """
     state = live.state  # older than what consumers and participants tell now: what came since is not let go
     holds = Holds()
     holds.found.append(Hold(CORRELATOR, live.first_position, "has folded so far"))
@@ -87,6 +91,8 @@ async def find_holds(broker: Broker, live: LiveView, *, inquiry: Inquiry, withou
             holds.found.append(Hold(f"consumer {consumer.name}", until, "nobody else knows how far its reader is"))
         elif consumer.service != CORRELATOR:
             by_participant.setdefault(consumer.service, []).append(consumer)
+    if unknown := sorted(set(without) - by_participant.keys()):
+        raise InvalidArgumentError("--without", _unknown(unknown[0], by_participant))
     standings = await inquiry.ask(by_participant, "")
     for name, own in sorted(by_participant.items()):
         status = standings[name].status
@@ -99,6 +105,11 @@ async def find_holds(broker: Broker, live: LiveView, *, inquiry: Inquiry, withou
             holds.silent.append(name)
     holds.found.sort(key=lambda hold: (hold.until, hold.what))
     return holds
+
+
+def _unknown(name: str, participants: Collection[str]) -> str:
+    known = ", ".join(sorted(participants)) or "none"
+    return f"{name} is no participant; definitions and consumers tell of {known}{did_you_mean(name, participants)}"
 
 
 def _last_known(consumers: Sequence[_Consumer], state: StreamState) -> int:
