@@ -7,7 +7,8 @@ TOOLS := .tools/bin
 
 .DEFAULT_GOAL := help
 
-# The shape of the stack that `up` and `chaos` run; what is not given is one process a service, SQLite, one nats-server.
+# The shape of the stack that `up` and `chaos` run; what is not given is as `up` ran last, and at first, as for `chaos`,
+# one process a service, SQLite, one nats-server.
 ifdef REPLICAS
 export FARANDOLE_STACK_REPLICAS = $(REPLICAS)
 endif

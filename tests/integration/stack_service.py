@@ -1,5 +1,6 @@
 """A service as small as a service can be: it answers `grpc.health.v1`, and does as its environment says.
 
+FARANDOLE_TEST_FAILS         it ends at once, with this as its last word
 FARANDOLE_TEST_UNWELL        NOT_SERVING, with this reason
 FARANDOLE_TEST_DEAF          SIGTERM does nothing
 FARANDOLE_TEST_SHOWS         the names of variables that it writes into its log, with what they are
@@ -40,6 +41,8 @@ def broker_listens() -> bool:
 
 
 def main(name: str) -> None:
+    if fails := os.environ.get("FARANDOLE_TEST_FAILS"):
+        sys.exit(fails)
     ending = threading.Event()
 
     def end(*_: object) -> None:

@@ -105,6 +105,12 @@ def test_a_second_up_leaves_everything_running_as_it_is(running: StackUnderTest)
     assert {name: service["pid"] for name, service in running.status().items()} == before
 
 
+def test_a_variable_that_counts_for_no_service_is_told(running: StackUnderTest) -> None:
+    passed_over = "passed over, since the stack sets them for each service: "
+    assert passed_over not in running.printed
+    assert f"{passed_over}FARANDOLE_DATABASE_URL\n" in running.up(environment={"FARANDOLE_DATABASE_URL": "sqlite:///x"})
+
+
 def test_two_at_once_make_one_stack(stack: StackUnderTest) -> None:
     command = [sys.executable, "-m", "farandole", "up"]
     both = [subprocess.Popen(command, cwd=stack.directory, env=stack.environment) for _ in range(2)]
@@ -185,6 +191,16 @@ def test_start_hands_on_the_callers_settings(stack: StackUnderTest) -> None:
     stack.farandole("stop", "alpha")
     well = stack.farandole("start", "alpha")
     assert well.returncode == 0, "what one start was given is not kept for the next"
+
+
+def test_what_fails_at_its_start_is_started_anew_with_what_was_mended(stack: StackUnderTest) -> None:
+    stack.up()
+    stack.farandole("stop", "alpha")
+    wrong = stack.farandole("start", "alpha", environment={"FARANDOLE_TEST_FAILS": "no such ink"})
+    assert (wrong.returncode, "no such ink" in wrong.stderr) == (1, True), wrong.stderr
+    assert stack.status()["alpha"]["state"] == "restarting"
+    assert stack.farandole("start", "alpha").stdout == "started alpha\n"
+    assert stack.status()["alpha"]["health"] == "SERVING"
 
 
 def test_a_service_that_ignores_sigterm_is_killed_in_time(stack: StackUnderTest) -> None:

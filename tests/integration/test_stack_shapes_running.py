@@ -101,22 +101,28 @@ def test_what_dies_is_started_again(stack: StackUnderTest, service: str) -> None
 
 
 def test_one_of_several_stops_and_starts_alone(stack: StackUnderTest) -> None:
-    for service in ("nats-2", "alpha-2"):
-        assert stack.farandole("stop", service).stdout == f"stopped {service}\n"
+    for service, beside in (("nats-2", ""), ("alpha-2", "; its work is done by alpha")):
+        assert stack.farandole("stop", service).stdout == f"stopped {service}{beside}\n"
         assert serving(stack) == [name for name in EVERYTHING if name != service]
         assert stack.farandole("start", service).stdout == f"started {service}\n"
         assert service in stack.farandole("logs").stdout
     assert serving(stack) == EVERYTHING
 
 
+def test_up_goes_on_with_the_shape_that_the_data_have(stack: StackUnderTest) -> None:
+    assert "everything is running already" in stack.up()
+    stack.farandole("down")
+    assert "it runs as 2 replicas of each service, PostgreSQL, a cluster of three" in stack.up()
+    assert serving(stack) == EVERYTHING
+
+
 def test_another_shape_is_refused_with_the_remedy_while_it_runs_and_after(stack: StackUnderTest) -> None:
     goes_on = "`farandole up --replicas 2 --database postgres --nats cluster` goes on with"
-    refused = stack.farandole("up")
+    refused = stack.farandole("up", "--nats", "single")
     assert (refused.returncode, "the stack runs as" in refused.stderr, goes_on in refused.stderr) == (1, True, True)
     stack.farandole("down")
-    for options in ((), ("--nats", "cluster"), ("--database", "postgres")):
+    for options in (("--nats", "single"), ("--database", "sqlite")):
         refused = stack.farandole("up", *options)
         assert (refused.returncode, "the data in" in refused.stderr, goes_on in refused.stderr) == (1, True, True)
-    fewer = {"FARANDOLE_STACK_NATS": "cluster", "FARANDOLE_STACK_DATABASE": "postgres"}
-    assert "it runs as one process a service, PostgreSQL" in stack.up(environment=fewer)
+    assert "it runs as one process a service, PostgreSQL" in stack.up(environment={"FARANDOLE_STACK_REPLICAS": "1"})
     assert serving(stack) == [name for name in EVERYTHING if name != "alpha-2"]

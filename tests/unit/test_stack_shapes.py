@@ -10,7 +10,7 @@ from farandole.errors import ConfigurationError, StackError
 from farandole.stack.home import Home
 from farandole.stack.plan import Plan
 from farandole.stack.planning import make_plan
-from farandole.stack.shape import Shape, keep_shape, kept_shape
+from farandole.stack.shape import Shape, asked_shape, keep_shape, kept_shape
 
 STACK = """\
 services:
@@ -140,6 +140,24 @@ def test_a_plan_without_a_shape_is_that_of_the_data(tmp_path: Path) -> None:
     file = tmp_path / "farandole.yaml"
     file.write_text(STACK)
     assert make_plan(file, {}).shape == CLUSTER
+
+
+def test_what_is_not_asked_for_is_as_the_data_have_it(tmp_path: Path) -> None:
+    home = prepared(tmp_path)
+    assert asked_shape(home, None, None, None) == Shape()
+    assert asked_shape(home, 3, "postgres", None) == SEVERAL
+    keep_shape(home, SEVERAL)
+    assert asked_shape(home, None, None, None) == SEVERAL
+    assert asked_shape(home, 2, None, None) == Shape(replicas=2, database="postgres")
+    assert asked_shape(home, None, "postgres", "single") == SEVERAL
+
+
+def test_nothing_of_the_datas_shape_counts_where_they_are_not_asked_for(tmp_path: Path) -> None:
+    home = prepared(tmp_path)
+    keep_shape(home, SEVERAL)
+    for asked in (asked_shape(home, None, "sqlite", None), asked_shape(home, None, None, "cluster")):
+        with pytest.raises(StackError, match="`farandole up --replicas 3 --database postgres` goes on with them"):
+            keep_shape(home, asked)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def restore(
     directory: DirectoryArgument,
     store: StoreOption = None,
     file: FileOption = None,
-    nats: NatsOption = "single",
+    nats: NatsOption = None,
     stream_replicas: Annotated[
         int | None,
         typer.Option(
@@ -68,7 +68,7 @@ def restore(
     quiet_logs()
     manifest = read_backup(directory)
     given = _given(store)
-    plan = None if given else _plan(file, _shape(manifest, nats))
+    plan = None if given else _plan(file, _shape(manifest, nats or "single"))
     with _progress() as report:
         if plan is None:
             _restore_into(directory, manifest, given, stream_replicas, report)

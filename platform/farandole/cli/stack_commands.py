@@ -15,7 +15,6 @@ import typer
 if TYPE_CHECKING:
     from farandole.stack.bring_up import BroughtUp, Progress
     from farandole.stack.plan import Plan
-    from farandole.stack.shape import Shape
     from farandole.stack.status import ServiceStatus, StackStatus
 
 FileOption = Annotated[
@@ -28,18 +27,24 @@ UpTimeoutOption = Annotated[
 ]
 ServiceArgument = Annotated[str, typer.Argument(help="A service of the stack file.", show_default=False)]
 ReplicasOption = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--replicas", min=1, max=16, envvar="FARANDOLE_STACK_REPLICAS", help="Of each service; several need postgres."
+        "--replicas",
+        min=1,
+        max=16,
+        envvar="FARANDOLE_STACK_REPLICAS",
+        help="Of each service; several need postgres. As last time where it is not given; 1 the first time.",
     ),
 ]
 DatabaseOption = Annotated[
-    Literal["sqlite", "postgres"],
-    typer.Option("--database", envvar="FARANDOLE_STACK_DATABASE", help="What services keep their data in."),
+    Literal["sqlite", "postgres"] | None,
+    typer.Option(
+        "--database", envvar="FARANDOLE_STACK_DATABASE", help="What services keep their data in; at first sqlite."
+    ),
 ]
 NatsOption = Annotated[
-    Literal["single", "cluster"],
-    typer.Option("--nats", envvar="FARANDOLE_STACK_NATS", help="One nats-server, or a cluster of three."),
+    Literal["single", "cluster"] | None,
+    typer.Option("--nats", envvar="FARANDOLE_STACK_NATS", help="One nats-server, the usual, or a cluster of three."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
@@ -47,27 +52,36 @@ _FOLLOW_INTERVAL_SECONDS = 0.2
 _READ_BYTES = 64 * 1024
 
 
-def _plan(file: Path | None, shape: Shape | None = None) -> Plan:
+def _plan(file: Path | None) -> Plan:
     from farandole.stack.planning import make_plan
+
+    return make_plan(_stack_file(file), os.environ)
+
+
+def _stack_file(file: Path | None) -> Path:
     from farandole.stack.stack_file import find_stack_file
 
-    return make_plan(file or find_stack_file(Path.cwd()), os.environ, shape)
+    return file or find_stack_file(Path.cwd())
 
 
 def up(
     file: FileOption = None,
     timeout: UpTimeoutOption = None,
-    replicas: ReplicasOption = 1,
-    database: DatabaseOption = "sqlite",
-    nats: NatsOption = "single",
+    replicas: ReplicasOption = None,
+    database: DatabaseOption = None,
+    nats: NatsOption = None,
 ) -> None:
     """Start the stack; returns when every service serves. Doing it again starts what was stopped."""
     from farandole.cli.output import console, quiet_logs
     from farandole.stack.bring_up import bring_up
-    from farandole.stack.shape import Shape
+    from farandole.stack.home import Home
+    from farandole.stack.planning import make_plan
+    from farandole.stack.shape import asked_shape
 
     quiet_logs()
-    plan = _plan(file, Shape(replicas, database, nats))
+    path = _stack_file(file)
+    shape = asked_shape(Home.of(path.resolve().parent, os.environ), replicas, database, nats)
+    plan = make_plan(path, os.environ, shape)
     with _shown_progress() as report:
         done = bring_up(plan, os.environ, Path.cwd(), timeout_seconds=timeout, report=report)
     out = console()
@@ -77,6 +91,12 @@ def up(
     out.print()
     out.print(_what_was_done(done), markup=False)
     _tell_shape(done.status)
+    if shown := [service.metrics for service in plan.services if service.metrics is not None]:
+        out.print(
+            f"metrics: http://{shown[0].address}/metrics, and so of each service on a port of its own", markup=False
+        )
+    if overruled := plan.overruled(os.environ):
+        out.print(f"passed over, since the stack sets them for each service: {', '.join(overruled)}", markup=False)
     suggestions = plan.suggestions()
     if suggestions:
         out.print("\nTry next:")
@@ -180,8 +200,9 @@ def stop(service: ServiceArgument, file: FileOption = None) -> None:
     """Stop one service; it stays stopped until it is started."""
     from farandole.stack.take_down import stop_service
 
-    was_running = stop_service(_plan(file), service)
-    typer.echo(f"stopped {service}" if was_running else f"{service} was stopped already")
+    stopped = stop_service(_plan(file), service)
+    beside = f"; its work is done by {' and '.join(stopped.beside)}" if stopped.beside else ""
+    typer.echo(f"stopped {service}{beside}" if stopped.was_running else f"{service} was stopped already{beside}")
 
 
 def start(service: ServiceArgument, file: FileOption = None, timeout: TimeoutOption = 60.0) -> None:

@@ -116,6 +116,15 @@ class Plan:
             [Fault(name, f"is no service of {self.file.name}, which has {', '.join(names)}{did_you_mean(name, names)}")]
         )
 
+    def overruled(self, environment: Mapping[str, str]) -> list[str]:
+        """The caller's variables that count for no service, or not for all: the stack sets them to something else."""
+        return sorted(
+            name
+            for name, value in environment.items()
+            if name.startswith("FARANDOLE_")
+            and any(service.environment.get(name, value) != value for service in self.services)
+        )
+
     def suggestions(self) -> list[tuple[str, str]]:
         """What to try next: (what it does, the command with this stack's addresses)."""
         return [(step.say, Template(step.run).substitute(self.addresses)) for step in self.next_steps]

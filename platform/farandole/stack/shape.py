@@ -1,7 +1,7 @@
 """The shape in which a stack runs: how many replicas, which database, one broker or a cluster (decision 0038).
 
 The stack file says which services there are; the shape is what `farandole up` is told beside it. The data of one shape
-are no data of another, so the shape is kept with them.
+are no data of another, so the shape is kept with them, and what `up` is not told is as they have it.
 """
 
 from __future__ import annotations
@@ -73,6 +73,17 @@ def kept_shape(home: Home) -> Shape | None:
         return Shape() if (home.broker_store() / "jetstream").exists() else None
     except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
         raise StackError(f"{home.shape} can't be read: {error}; it says how the data beside it were made") from error
+
+
+def asked_shape(home: Home, replicas: int | None, database: DatabaseKind | None, nats: NatsKind | None) -> Shape:
+    """The shape that is asked for: what is None is as the home's data have it, else as usual.
+
+    Where what is asked for is of another database or another broker than the data, nothing of their shape counts, and
+    `keep_shape` refuses it. Raises as `Shape` and `kept_shape` do.
+    """
+    kept = kept_shape(home) or Shape()
+    base = kept if database in (None, kept.database) and nats in (None, kept.nats) else Shape()
+    return Shape(replicas or base.replicas, database or base.database, nats or base.nats)
 
 
 def keep_shape(home: Home, shape: Shape) -> None:

@@ -83,11 +83,15 @@ class SupervisedService:
         )
 
     async def start(self, environment: Mapping[str, str]) -> bool:
-        """Starts it, if it is not being kept running; returns whether it was not. `environment` counts over the
-        stack's own, until it is stopped.
+        """Starts it, if it does not run; returns whether it did not. `environment` counts over the stack's own, until
+        it is stopped.
+
+        What has died, and waits for its next try, is tried now, with what it is given now.
 
         Raises `StackError` where a port is taken or there is no such program: nothing is kept running then.
         """
+        if self._state == "restarting":
+            self._stop_requested.set()
         if self._stop_requested.is_set():
             await self.finished.wait()
         if not self.finished.is_set():

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 
 from farandole.errors import StackError
 from farandole.stack.control import SupervisorClient
@@ -71,10 +72,24 @@ def _kill_supervisor(plan: Plan) -> None:
             os.kill(record.pid, signal.SIGKILL)
 
 
-def stop_service(plan: Plan, name: str) -> bool:
-    """Stops one service, which then stays stopped; returns whether it was running.
+@dataclass(frozen=True, slots=True)
+class StoppedService:
+    """What came of stopping one service."""
+
+    was_running: bool
+    beside: tuple[str, ...]
+    """The other replicas of it that are kept running: its work is theirs now."""
+
+
+def stop_service(plan: Plan, name: str) -> StoppedService:
+    """Stops one service, or one replica of it, which then stays stopped.
 
     Raises `StackError` where the stack is not running, `ConfigurationError` for an unknown name.
     """
     planned = plan.service(name)
-    return SupervisorClient(plan.home).stop(name, timeout_seconds=planned.stop_timeout_seconds + _END_MARGIN_SECONDS)
+    client = SupervisorClient(plan.home)
+    was_running = client.stop(name, timeout_seconds=planned.stop_timeout_seconds + _END_MARGIN_SECONDS)
+    state = client.state()
+    running = {service.name for service in state.services if service.state != "stopped"} if state else set()
+    replicas = (other.name for other in plan.services if other.kind == "service" and other.database == planned.database)
+    return StoppedService(was_running, tuple(other for other in replicas if other != name and other in running))
