@@ -26,10 +26,12 @@ from farandole.broker.publisher import Publisher
 from farandole.broker.streams import EVENTS, events_state
 from farandole.broker.subscription import Subscription
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.main import correlator_handler, correlator_worker, open_store, read_registry
+from farandole.correlator.folded_lanes import FoldedLanes
+from farandole.correlator.main import open_store, read_registry
 from farandole.correlator.observers import Transition
 from farandole.correlator.stores import sql_store
 from farandole.definition_files import load_definitions
+from farandole.lanes import Lanes
 from farandole.testing.brokers import EmbeddedBroker, connect, provision_streams
 
 _FETCH = 500
@@ -153,13 +155,19 @@ async def _correlate(name: str, url: str, database_url: str, sagas: int) -> Figu
         def observe(transitions: Sequence[Transition]) -> None:
             committed[0] = max((transition.event.sequence for transition in transitions), default=committed[0])
 
-        handler = correlator_handler(
-            store, broker=connection, registry=registry, changes=SagaChanges(), observe=observe
+        lanes = FoldedLanes(
+            store,
+            registry,
+            lanes=Lanes(),
+            broker=connection,
+            changes=SagaChanges(),
+            batch_size=_FETCH,
+            observe=observe,
         )
-        worker = correlator_worker(handler, broker=connection, batch_size=_FETCH, report=lambda _check, _problem: None)
+        work = lanes.work_of(0, lambda _check, _problem: None)
         ended = await _watch_ends(connection)
         began = time.perf_counter()
-        working = asyncio.create_task(worker.run())
+        working = asyncio.create_task(work.run())
         try:
             await _until(lambda: committed[0] >= events, working)
             folded = time.perf_counter() - began

@@ -24,10 +24,11 @@ from farandole.broker.subscription import Subscription
 from farandole.database import Database
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import FencedError, StoreUnavailableError
+from farandole.lane_at_work import LaneAtWork
 from farandole.lanes import Lanes
 from farandole.outbox import OutboxRow
 from farandole.participant.handler import ParticipantBatchHandler
-from farandole.participant.lanes_at_work import LaneAtWork, LanesAtWork
+from farandole.participant.lanes_at_work import LanesAtWork
 from farandole.participant.tables import ParticipantTables
 from farandole.testing.brokers import BrokerUnderTest, connect
 from farandole.worker import BatchHandler, FirstHeard, Handled, Position, Worker

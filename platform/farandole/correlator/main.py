@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +14,31 @@ from choreography.v1.dead_letter_service_pb2_grpc import add_DeadLetterServiceSe
 from choreography.v1.plugin_service_pb2_grpc import add_PluginServiceServicer_to_server
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
-from farandole.broker.consumers import description_of, remove_consumers
 from farandole.broker.nudges import Nudges
-from farandole.broker.stored import last_stored_on, stored_at, stored_on
 from farandole.correlator.changes import CHANGES_SUBJECT, SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.events_stream import BrokerEventsStream
-from farandole.correlator.handler import CorrelatorBatchHandler
+from farandole.correlator.folded_lanes import FoldedLanes, utc_now
 from farandole.correlator.inquiry import BrokerInquiry
-from farandole.correlator.observers import Observe, tell_nobody
 from farandole.correlator.plugin_service import PluginService
 from farandole.correlator.plugins_in_use import use_plugins
 from farandole.correlator.readings import of_dead_letters, of_sagas
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.settings import CorrelatorSettings
-from farandole.correlator.snapshots import begin_from_snapshot
-from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore
+from farandole.correlator.store import CorrelatorStore
 from farandole.definition import Definition
 from farandole.definition_files import load_definitions
 from farandole.errors import ConfigurationError, Fault, StoreError
-from farandole.lane_keeper import LaneKeeper, Report
+from farandole.lane_keeper import LaneKeeper
 from farandole.lanes import Lanes
 from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
-from farandole.outbox import OutboxRow
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Rpc, serve
-from farandole.telemetry import NO_TELEMETRY, Telemetry
+from farandole.telemetry import Telemetry
 from farandole.telemetry.readings import of_health
 from farandole.telemetry.start import telemetry as telemetry_of
-from farandole.worker import Worker
 from farandole.worker_readings import of_lag, of_outbox
 
 GRPC_PORT = 50051
@@ -108,40 +99,29 @@ async def _serve_observed(
                 PluginService(lambda: plugins.standings),
             ),
         ]
-        lanes = Lanes(settings.lanes)
-        work_of = correlator_work_of(
+        lanes = FoldedLanes(
             store,
-            lanes,
+            registry,
+            lanes=Lanes(settings.lanes),
             broker=broker,
-            registry=registry,
             changes=changes,
             batch_size=settings.batch_size,
             observe=plugins.observe,
             telemetry=telemetry,
         )
-        workers: dict[int, Worker] = {}
-
-        def work_on(lane: int, report: Report) -> Worker:
-            workers[lane] = work_of(lane, report)
-            return workers[lane]
-
-        def unpublished() -> list[OutboxRow]:
-            rows = (row for lane in keeper.lanes if lane in workers for row in workers[lane].unpublished)
-            return sorted(rows, key=lambda row: row.id)
-
         keeper = LaneKeeper(
             CORRELATOR,
-            lanes=lanes,
+            lanes=lanes.lanes,
             replica=replica,
             leases=store.leases,
             broker=broker,
-            work_of=work_on,
+            work_of=lanes.work_of,
             report=monitor.set,
         )
         readings = telemetry.beside(
             of_health(CHECKS, lambda: monitor.problems),
-            of_lag(broker, [lanes.durable(CORRELATOR, lane) for lane in lanes.all]),
-            of_outbox(unpublished, utc_now),
+            of_lag(broker, [lanes.lanes.durable(CORRELATOR, lane) for lane in lanes.lanes.all]),
+            of_outbox(lambda: lanes.unpublished, utc_now),
             of_sagas(store),
             of_dead_letters(store),
         )
@@ -155,7 +135,7 @@ async def _serve_observed(
                     check_store=store.check,
                     beside=[
                         changes.listen,
-                        lambda: _tidy(keeper, broker, lanes),
+                        lambda: _tidy(keeper, lanes),
                         *plugins.beside(broker, registry),
                         *readings,
                     ],
@@ -168,9 +148,9 @@ async def _serve_observed(
         await close_or_exit(store.close())
 
 
-async def _tidy(keeper: LaneKeeper, broker: Broker, lanes: Lanes) -> None:
+async def _tidy(keeper: LaneKeeper, lanes: FoldedLanes) -> None:
     await keeper.joined()
-    await remove_consumers(broker, lanes.left_over(CORRELATOR), description=description_of(CORRELATOR))
+    await lanes.remove_left_over_consumers()
 
 
 async def _leave(store: CorrelatorStore, keeper: LaneKeeper) -> None:
@@ -181,99 +161,6 @@ async def _leave(store: CorrelatorStore, keeper: LaneKeeper) -> None:
             await store.leave(keeper.replica)
     except (StoreError, TimeoutError) as error:
         _log.info("the store was not told that this replica ends", error=str(error))
-
-
-def utc_now() -> datetime:
-    """The machine's clock."""
-    return datetime.now(UTC)
-
-
-def correlator_work_of(
-    store: CorrelatorStore,
-    lanes: Lanes,
-    *,
-    broker: Broker,
-    registry: Registry,
-    changes: SagaChanges,
-    batch_size: int,
-    observe: Observe = tell_nobody,
-    clock: Callable[[], datetime] = utc_now,
-    monotonic: Callable[[], float] = time.monotonic,
-    telemetry: Telemetry = NO_TELEMETRY,
-) -> Callable[[int, Report], Worker]:
-    """What makes the worker of each lane, for a `LaneKeeper`. For the clocks see the handler."""
-
-    def work_of(lane: int, report: Report) -> Worker:
-        handler = correlator_handler(
-            store,
-            partitions=lanes.partitions(lane),
-            broker=broker,
-            registry=registry,
-            changes=changes,
-            observe=observe,
-            clock=clock,
-            monotonic=monotonic,
-            telemetry=telemetry,
-        )
-        durable = lanes.durable(CORRELATOR, lane)
-        return correlator_worker(
-            handler, durable=durable, broker=broker, batch_size=batch_size, report=report, telemetry=telemetry
-        )
-
-    return work_of
-
-
-def correlator_handler(
-    store: CorrelatorStore,
-    *,
-    partitions: Collection[int] = ALL_PARTITIONS,
-    broker: Broker,
-    registry: Registry,
-    changes: SagaChanges,
-    observe: Observe = tell_nobody,
-    clock: Callable[[], datetime] = utc_now,
-    monotonic: Callable[[], float] = time.monotonic,
-    telemetry: Telemetry = NO_TELEMETRY,
-) -> CorrelatorBatchHandler:
-    """The correlator's handler, which asks this broker what `EVENTS` holds. For the clocks see the handler."""
-    return CorrelatorBatchHandler(
-        store=store,
-        registry=registry,
-        partitions=partitions,
-        changes=changes,
-        observe=observe,
-        last_stored_on=partial(last_stored_on, broker),
-        stored_on=partial(stored_on, broker),
-        stored_at=partial(stored_at, broker),
-        begin=partial(begin_from_snapshot, broker),
-        clock=clock,
-        monotonic=monotonic,
-        telemetry=telemetry,
-    )
-
-
-def correlator_worker(
-    handler: CorrelatorBatchHandler,
-    *,
-    durable: str = CORRELATOR,
-    broker: Broker,
-    batch_size: int,
-    report: Report,
-    telemetry: Telemetry = NO_TELEMETRY,
-) -> Worker:
-    """What drives a handler over its partitions. `report` takes what health should know, see `Worker`."""
-    is_alone = handler.partitions == ALL_PARTITIONS
-    return Worker(
-        broker=broker,
-        durable=durable,
-        description=description_of(CORRELATOR),
-        filters=["events.>"] if is_alone else [f"events.{partition}.>" for partition in sorted(handler.partitions)],
-        handler=handler,
-        batch_size=batch_size,
-        report=report,
-        hold_until_caught_up=True,
-        telemetry=telemetry,
-    )
 
 
 async def open_store(store: CorrelatorStore, definitions: Sequence[Definition], *, replica: str) -> None:

@@ -11,6 +11,7 @@ from farandole.broker.consumers import description_of, remove_consumers
 from farandole.broker.nudges import Nudges
 from farandole.broker.relay import Refused
 from farandole.database import Database
+from farandole.lane_at_work import LaneAtWork, unpublished
 from farandole.lanes import Lanes
 from farandole.outbox import OutboxRow
 from farandole.participant.circuits import Circuit
@@ -19,27 +20,6 @@ from farandole.participant.participant import Participant
 from farandole.participant.tables import ParticipantTables
 from farandole.telemetry import NO_TELEMETRY, Telemetry
 from farandole.worker import Worker
-
-
-class LaneAtWork:
-    """One lane. It is among those at work while it runs."""
-
-    def __init__(
-        self, lane: int, handler: ParticipantBatchHandler, worker: Worker, at_work: dict[int, LaneAtWork]
-    ) -> None:
-        self.handler = handler
-        self.worker = worker
-        self._lane = lane
-        self._at_work = at_work
-
-    async def run(self) -> None:
-        """See `Worker.run`."""
-        self._at_work[self._lane] = self
-        try:
-            await self.worker.run()
-        finally:
-            if self._at_work.get(self._lane) is self:
-                del self._at_work[self._lane]
 
 
 class LanesAtWork:
@@ -68,9 +48,9 @@ class LanesAtWork:
         self._nudges = Nudges(broker, f"participants.{participant.name}.outbox")
         self._description = description_of(participant.name)
         self._alone = asyncio.Lock()
-        self._at_work: dict[int, LaneAtWork] = {}
+        self._at_work: dict[int, LaneAtWork[ParticipantBatchHandler]] = {}
 
-    def work_of(self, lane: int, report: Callable[[str, str | None], None]) -> LaneAtWork:
+    def work_of(self, lane: int, report: Callable[[str, str | None], None]) -> LaneAtWork[ParticipantBatchHandler]:
         """What works on a lane, for a `LaneKeeper`. `report` takes what health should know, see `Worker`."""
         participant, partitions = self._participant, self.lanes.partitions(lane)
         handler = ParticipantBatchHandler(
@@ -104,7 +84,7 @@ class LanesAtWork:
         await remove_consumers(self._broker, names, description=self._description)
 
     @property
-    def at_work(self) -> Mapping[int, LaneAtWork]:
+    def at_work(self) -> Mapping[int, LaneAtWork[ParticipantBatchHandler]]:
         """By lane, as they are now."""
         return dict(sorted(self._at_work.items()))
 
@@ -137,7 +117,7 @@ class LanesAtWork:
     @property
     def unpublished(self) -> list[OutboxRow]:
         """The outbox rows that the broker has not acknowledged, in the order in which they were written."""
-        return sorted((row for one in self._at_work.values() for row in one.worker.unpublished), key=lambda row: row.id)
+        return unpublished(self._at_work.values())
 
     @property
     def refused(self) -> list[Refused]:

@@ -12,10 +12,12 @@ from random import Random
 from farandole.broker.connection import Broker
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.definitions import Definitions
-from farandole.correlator.main import correlator_handler, correlator_worker, open_store
+from farandole.correlator.folded_lanes import FoldedLanes
+from farandole.correlator.main import open_store
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.definition import Definition
 from farandole.envelope import Publication
+from farandole.lanes import Lanes
 from farandole.registry import Registry
 from farandole.settings import Settings
 from farandole.testing.simulation.broker import SimulatedBroker
@@ -75,17 +77,18 @@ def _deploy(definitions: Sequence[Definition], registry: Registry, settings: Set
                 is_up_to_date.set()
 
         await open_store(store, definitions, replica=settings.service)
-        handler = correlator_handler(
+        lanes = FoldedLanes(
             store,
+            registry,
+            lanes=Lanes(),
             broker=connection,
-            registry=registry,
             changes=SagaChanges(),
+            batch_size=len(publications),
             clock=broker.now,
             monotonic=loop.time,
         )
-        worker = correlator_worker(handler, broker=connection, batch_size=len(publications), report=report)
         connection.start()
-        working = asyncio.create_task(worker.run())
+        working = asyncio.create_task(lanes.work_of(0, report).run())
         async with asyncio.timeout(_MOST_SECONDS):
             await is_up_to_date.wait()
         working.cancel()

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 
 from farandole.broker.connection import Broker
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.main import correlator_work_of, open_store
+from farandole.correlator.folded_lanes import FoldedLanes
+from farandole.correlator.main import open_store
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.store import Claim, CorrelatorStore
 from farandole.errors import FencedError, StoreUnavailableError
@@ -293,17 +294,17 @@ class Stage:
         )
         broker.start()
         await self._open(store)
-        work_of = correlator_work_of(
+        lanes = FoldedLanes(
             store,
-            service.lanes,
+            self.registry,
+            lanes=service.lanes,
             broker=broker,
-            registry=self.registry,
             changes=SagaChanges(),
             batch_size=self.batch_size,
             clock=process.clock,
             monotonic=self.loop.time,
         )
-        keeper = self._keeper(service, running, broker, work_of)
+        keeper = self._keeper(service, running, broker, lanes.work_of)
         await self._work(keeper.run(), broker, process)
 
     def _keeper(self, service: Service, running: Running, broker: Broker, work_of: WorkOf) -> LaneKeeper:
