@@ -9,7 +9,16 @@ import pytest
 from farandole.broker.connection import Broker
 from farandole.broker.drift import Drift
 from farandole.broker.provisioning import survey
-from farandole.broker.streams import DEADLETTERS, EVENTS, STREAMS, events_state, provision
+from farandole.broker.streams import (
+    DEADLETTERS,
+    EVENTS,
+    SNAPSHOTS,
+    SNAPSHOTS_STREAM,
+    STREAMS,
+    events_state,
+    make_stream,
+    provision,
+)
 from farandole.broker.subscription import Subscription
 from farandole.errors import StreamDriftError
 from farandole.testing.brokers import BrokerUnderTest, connect
@@ -54,7 +63,7 @@ async def test_doing_it_again_finds_everything_as_it_should_be(empty: Broker) ->
     for apply in (False, True):
         again = await survey(empty, replicas=1, apply=apply)
         assert (again.made, again.changed, again.drift) == ([], [], [])
-    assert first.made == [EVENTS, DEADLETTERS]
+    assert first.streams == first.made == [EVENTS, DEADLETTERS]
     assert {stream: await config_of(empty, stream) for stream in STREAMS} == before
 
 
@@ -114,6 +123,15 @@ async def test_what_operators_may_choose_is_no_drift(empty: Broker, setting: str
     await make(empty, **{setting: 1_000_000_000})
     assert (await survey(empty, apply=True)).drift == []
     assert (await config_of(empty))[setting] == 1_000_000_000
+
+
+async def test_the_stream_that_pruning_makes_is_looked_at_where_it_is(empty: Broker) -> None:
+    await survey(empty)
+    assert await make_stream(empty, {**SNAPSHOTS_STREAM, "max_age": HOUR, "allow_direct": False}, replicas=1)
+    assert settings_of([*(await survey(empty)).drift]) == ["max_age", "allow_direct"]
+    assert settings_of([*(await survey(empty, apply=True)).changed]) == ["max_age", "allow_direct"]
+    assert (await survey(empty)).streams == [EVENTS, DEADLETTERS, SNAPSHOTS]
+    assert (await config_of(empty, SNAPSHOTS))["max_age"] == 0
 
 
 async def test_services_mind_only_what_a_guarantee_rests_on(empty: Broker) -> None:

@@ -11,15 +11,18 @@ from datetime import datetime
 
 from farandole.broker.connection import Broker
 from farandole.broker.drift import Drift, drift_of
-from farandole.broker.streams import EVENTS, STREAMS, make_stream, stream_state
+from farandole.broker.streams import EVENTS, SNAPSHOTS_STREAM, STREAMS, make_stream, stream_state
+from farandole.errors import StreamMissingError
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
     """How the streams stand."""
 
+    streams: Sequence[str]
+    """All that were looked at."""
     made: Sequence[str]
-    """Streams that did not exist, and do now."""
+    """Those of them that did not exist, and do now."""
     changed: Sequence[Drift]
     """What was put right in place."""
     drift: Sequence[Drift]
@@ -43,16 +46,24 @@ class IdleConsumer:
 
 
 async def survey(broker: Broker, *, replicas: int | None = None, apply: bool = False) -> Survey:
-    """Makes the streams that do not exist, and looks at those that do.
+    """Makes the streams that do not exist, and looks at those that do; at `SNAPSHOTS` too, once pruning has made it.
 
     `replicas` is how many copies there should be: without it, new streams have one, and of others any number is right.
     With `apply`, what can be changed in place with nothing lost is. To do it all again is safe. Raises `BrokerError`.
     """
     made = [name for name, wanted in STREAMS.items() if await make_stream(broker, wanted, replicas=replicas or 1)]
+    streams: list[str] = []
     changed: list[Drift] = []
     left: list[Drift] = []
-    for name, wanted in STREAMS.items():
-        state = await stream_state(broker, name)
+    for wanted in (*STREAMS.values(), SNAPSHOTS_STREAM):
+        name = wanted["name"]
+        try:
+            state = await stream_state(broker, name)
+        except StreamMissingError:
+            if name in STREAMS:
+                raise
+            continue
+        streams.append(name)
         drift = drift_of(wanted, state.config, replicas=replicas)
         easy = [one for one in drift if not one.obstacle] if apply else []
         if easy:
@@ -60,7 +71,7 @@ async def survey(broker: Broker, *, replicas: int | None = None, apply: bool = F
             await broker.request(f"$JS.API.STREAM.UPDATE.{name}", {**state.config, **settings})
         changed += easy
         left += [one for one in drift if one not in easy]
-    return Survey(made, changed, left, await _idle_consumers(broker))
+    return Survey(streams, made, changed, left, await _idle_consumers(broker))
 
 
 async def _idle_consumers(broker: Broker) -> list[IdleConsumer]:

@@ -39,7 +39,6 @@ def provision(
 
     Ends with 1 where something is not. Deletes nothing, and changes nothing without --apply.
     """
-    from farandole.broker.streams import STREAMS
     from farandole.cli.output import colored, console, quiet_logs, table
     from farandole.stack.ports import default_nats_url
     from farandole.stack.provisioning import survey_broker
@@ -47,7 +46,7 @@ def provision(
     quiet_logs()
     found = survey_broker(default_nats_url(os.environ), replicas=replicas, apply=apply)
     drifted = {drift.stream for drift in found.drift}
-    for stream in STREAMS:
+    for stream in found.streams:
         how = "is there already" if stream not in found.made else "made"
         if stream in drifted:
             how += ", and not as it should be"
