@@ -292,6 +292,20 @@ async def test_what_fails_is_told_without_what_it_said(
     assert again.attributes["farandole.attempts"] == 2
     assert (again.trace_id, again.parent_id) == (given_up.trace_id, given_up.parent_id)
 
+    redriven = "choreography.v1.DeadLetterRedriven"
+
+    async def verb() -> list[Received] | None:
+        """The operator's call, what it published, and who took that in: a trace of its own."""
+        found = [s for s in of_saga(receiver, illegible) if s.name.endswith(f".{redriven}")]
+        return found if {s.service for s in found} == {CORRELATOR, "shipping"} else None
+
+    spans = await eventually(verb)
+    sent = of(spans, f"send events.*.{redriven}", CORRELATOR)
+    (call,) = [span for span in receiver.spans if span.span_id == sent.parent_id]
+    assert (call.service, call.name) == (CORRELATOR, "choreography.v1.DeadLetterService/RedriveDeadLetters")
+    assert of(spans, f"process events.*.{redriven}", "shipping").parent_id == sent.span_id
+    assert {span.trace_id for span in spans} == {call.trace_id}
+
 
 async def test_no_span_holds_what_an_event_says(services: Services, receiver: OtlpReceiver) -> None:
     order_id = await place(services)

@@ -23,6 +23,7 @@ from farandole.correlator.queries import (
     find_dead_letter,
 )
 from farandole.registry import Registry
+from farandole.telemetry import NO_TELEMETRY, Telemetry
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -30,10 +31,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
     """Answers from a store, and tells the stream what operators decide."""
 
-    def __init__(self, queries: CorrelatorQueries, registry: Registry, stream: EventsStream) -> None:
+    def __init__(
+        self,
+        queries: CorrelatorQueries,
+        registry: Registry,
+        stream: EventsStream,
+        telemetry: Telemetry = NO_TELEMETRY,
+    ) -> None:
         self._queries = queries
         self._registry = registry
-        self._verbs = OperatorVerbs(queries, registry, stream)
+        self._verbs = OperatorVerbs(queries, registry, stream, telemetry=telemetry)
 
     async def ListDeadLetters(  # noqa: N802 - the RPC's name
         self, request: dead_letter_service_pb2.ListDeadLettersRequest, _context: Context

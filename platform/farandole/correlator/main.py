@@ -91,7 +91,7 @@ async def _serve_observed(
             Rpc(
                 dead_letters.services_by_name["DeadLetterService"],
                 add_DeadLetterServiceServicer_to_server,
-                DeadLetterService(store, registry, events),
+                DeadLetterService(store, registry, events, telemetry),
             ),
             Rpc(
                 plugin_service_pb2.DESCRIPTOR.services_by_name["PluginService"],

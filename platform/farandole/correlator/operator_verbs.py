@@ -25,6 +25,7 @@ from farandole.envelope import Publication, derived_id, encode
 from farandole.errors import BrokerError, InvalidArgumentError, PreconditionError, UnfinishedError
 from farandole.lifecycle import CORRELATOR
 from farandole.registry import Registry
+from farandole.telemetry import NO_TELEMETRY, Telemetry
 
 Verb: TypeAlias = type[dead_letter_events_pb2.DeadLetterRedriven] | type[dead_letter_events_pb2.DeadLetterDiscarded]
 
@@ -71,6 +72,7 @@ class OperatorVerbs:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         at_once: int = _AT_ONCE,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         """`clock` only says when something was decided, for people. `at_once` is how many are under way together."""
         self._queries = queries
@@ -78,6 +80,7 @@ class OperatorVerbs:
         self._stream = stream
         self._clock = clock
         self._at_once = at_once
+        self._telemetry = telemetry
 
     async def tell(self, decision: Decision) -> AsyncGenerator[Progress, None]:
         """Publishes the events of a decision; tells at once how many there seem to be, then how far it has come, at
@@ -172,7 +175,10 @@ class OperatorVerbs:
         """Returns whether it is told: what still can't be read is not redriven."""
         if await self._hindrance(decision, dead_letter):
             return False
-        await self._stream.publish(self._publication(decision, dead_letter))
+        account = self._telemetry.account()
+        publication = self._publication(decision, dead_letter, account.traceparent(None))
+        account.settled()
+        await self._stream.publish(publication)
         return True
 
     async def _hindrance(self, decision: Decision, dead_letter: DeadLetter) -> str:
@@ -182,7 +188,7 @@ class OperatorVerbs:
         found = await read_again(dead_letter, self._registry, self._stream.stored_at)
         return found if isinstance(found, str) else ""
 
-    def _publication(self, decision: Decision, dead_letter: DeadLetter) -> Publication:
+    def _publication(self, decision: Decision, dead_letter: DeadLetter, traceparent: str) -> Publication:
         body = decision.verb(
             saga_id=dead_letter.address,
             definition=dead_letter.definition,
@@ -194,7 +200,9 @@ class OperatorVerbs:
         )
         event_type = self._registry.types[body.DESCRIPTOR.full_name]
         event_id = derived_id((CORRELATOR, event_type.name, dead_letter.id, str(dead_letter.state_sequence)))
-        return encode(event_type, body, source=CORRELATOR, event_id=event_id, time=self._clock())
+        return encode(
+            event_type, body, source=CORRELATOR, event_id=event_id, time=self._clock(), traceparent=traceparent
+        )
 
 
 async def _alone(dead_letter: DeadLetter) -> AsyncIterator[Sequence[DeadLetter]]:
