@@ -44,7 +44,7 @@ def publishing(stack: Stack, prefix: str) -> Iterator[None]:
     """300 orders published by one `nats pub`, each acknowledged by the stream; all of them are out at the end."""
     template = json.dumps(order(f"{prefix}-COUNT")).replace("COUNT", "{{Count}}")
     subject = order_subject(f"{prefix}-{{{{Count}}}}")
-    command = ["pub", "--jetstream", "--count", str(ORDERS_PLACED), "--sleep", "5ms", subject, template]
+    command = ["pub", "--jetstream", "--count", str(ORDERS_PLACED), "--sleep", "10ms", subject, template]
     with subprocess.Popen(
         [str(stack.tools.nats), "-s", stack.nats.url, *command],
         stdin=subprocess.DEVNULL,
