@@ -46,16 +46,24 @@ def write_down(tx: Transaction, what: str) -> None:
     tx.execute(charges.insert(), {"key": tx.key, "what": what})
 
 
+class ProcessEnds(BaseException):
+    """Ends a process of a test: nothing in a participant catches it, so nothing of what was not committed is left."""
+
+
 @dataclass
 class Cashier:
     """A participant's handlers, with faults that a test can switch on."""
 
     fails: Callable[[str], bool] = field(default=lambda _key: False)
+    ends: Callable[[str], bool] = field(default=lambda _key: False)
+    """Whether the process ends while it charges."""
     refund_fails: bool = False
     misbehaves: bool = False
 
     def charge(self, event: ItemsReserved, tx: Transaction) -> PaymentProcessed | PaymentFailed:
         write_down(tx, "charge")
+        if self.ends(tx.key):
+            raise ProcessEnds
         if self.fails(tx.key):
             raise RuntimeError("the card reader is broken")
         if self.misbehaves:
@@ -194,6 +202,12 @@ class Bench:
         """What waits of a saga: sequence, and whether it is a dead letter."""
         entries = await self.database.read(lambda connection: ParticipantTables().queue.of(connection, [key], 100))
         return [(entry.message.sequence, entry.given_up) for entry in entries]
+
+    async def counts(self) -> dict[int, int]:
+        """How often each event has been run that was counted before and is not dealt with, by sequence."""
+        return await self.database.read(
+            lambda connection: ParticipantTables().started.of(connection, range(PARTITIONS))
+        )
 
     @asynccontextmanager
     async def no_room(self) -> AsyncIterator[None]:

@@ -143,6 +143,17 @@ def test_every_earlier_revision_is_written_down_filled(kind: str) -> None:
     assert earlier | {FIRST} <= set(dumps(kind))
 
 
+@pytest.mark.parametrize("dump", sorted(DUMPS.glob("*.sql")), ids=lambda dump: dump.stem)
+def test_in_what_is_written_down_no_table_is_empty(dump: Path) -> None:
+    """A migration of what is not there shows nothing."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(dump.read_text())
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        empty = [name for name in tables if not connection.execute(f'SELECT 1 FROM "{name}"').fetchone()]
+    assert len(tables) > 5
+    assert empty == []
+
+
 @pytest.mark.parametrize("revision", dumps(PARTICIPANT.name))
 async def test_a_participant_goes_on_with_a_store_of_an_earlier_version(
     database_url: str, revision: str, tmp_path: Path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 
 import pytest
 import sqlalchemy as sa
@@ -21,6 +21,7 @@ from payments.v1.payment_events_pb2 import PaymentProcessed, PaymentRefunded
 from shipping.v1.shipping_events_pb2 import ShippingFailed
 from tests.integration.participant_bench import (
     Bench,
+    ProcessEnds,
     bench_at,
     discarded,
     failed,
@@ -33,10 +34,6 @@ from tests.integration.participant_bench import (
 
 CRASHES = 4
 """How often the process ends: once in whatever batch it is, then three times at the event alone."""
-
-
-class ProcessEnds(BaseException):
-    """Ends a process of a test: nothing in a participant catches it, so nothing of what was not committed is left."""
 
 
 class Till:
@@ -92,10 +89,6 @@ class Till:
     def dead_letters(self) -> list[DeadLetterRecorded]:
         return [event.body for event in self.published if isinstance(event.body, DeadLetterRecorded)]
 
-    async def counts(self) -> Sequence[int]:
-        query = sa.text("SELECT times FROM farandole_started")
-        return await self.bench.database.read(lambda connection: connection.execute(query).scalars().all())
-
 
 @pytest.fixture
 async def till(database_url: str) -> AsyncIterator[Till]:
@@ -123,7 +116,7 @@ async def test_it_is_given_up_on_and_all_others_are_handled(till: Till, place: i
     for key in keys:
         assert await till.bench.done(key) == ([] if key == poison else ["charge"])
     assert await till.bench.queued(poison) == [(body.sequence, True)]
-    assert await till.counts() == []
+    assert await till.bench.counts() == {}
 
 
 async def test_two_of_one_batch_are_both_found(till: Till) -> None:
@@ -157,7 +150,7 @@ async def test_one_that_ended_the_process_less_often_is_handled(till: Till) -> N
         await till.bench.restart()
     till.deadly.clear()
     await till.consume(*messages)
-    assert (till.dead_letters, await till.bench.done("o3"), await till.counts()) == ([], ["charge"], [])
+    assert (till.dead_letters, await till.bench.done("o3"), await till.bench.counts()) == ([], ["charge"], {})
 
 
 async def test_its_saga_is_quarantined_until_an_operator_decides(till: Till) -> None:
@@ -195,7 +188,7 @@ async def test_one_that_ends_the_process_on_a_later_try_is_found_in_the_queue(ti
     (body,) = till.dead_letters
     assert (body.saga_id, body.reason, body.attempts) == ("o4", DEAD_LETTER_REASON_CRASHED, 4)
     assert [await till.bench.done(key) for key in keys] == [[] if key == "o4" else ["charge"] for key in keys]
-    assert await till.counts() == []
+    assert await till.bench.counts() == {}
 
 
 async def test_one_behind_others_of_its_saga_is_found_and_those_are_not_suspected(till: Till) -> None:
@@ -271,7 +264,7 @@ async def test_time_outs_are_heard_one_by_one_as_long_as_one_may_have_ended_the_
     await bench.hear(*time_outs)
     assert undone[-1] == "o7"
     assert 4 <= len(counted) < len(keys), "one that failed may come to nothing else each time"
-    assert await till.counts() == []
+    assert await till.bench.counts() == {}
 
 
 def statements(bench: Bench, of: str) -> list[str]:
@@ -294,7 +287,7 @@ async def test_a_process_that_ended_in_order_leaves_nothing_to_be_doubted(till: 
     await till.bench.restart()
     with pytest.raises(ProcessEnds):
         await till.bench.take(*messages[1:])
-    assert await till.counts() == []
+    assert await till.bench.counts() == {}
     assert till.runs == [("charge", f"o{number}") for number in range(4)], "all were in one transaction"
     assert await till.bench.done("o1") == []
 
@@ -307,7 +300,7 @@ async def test_who_was_shut_out_does_not_take_the_mark_away(till: Till) -> None:
     await till.bench.restart()
     with pytest.raises(ProcessEnds):
         await till.bench.take(till.bench.message(reserved()))
-    assert await till.counts() == [1]
+    assert list((await till.bench.counts()).values()) == [1]
 
 
 async def test_one_process_counts_an_event_once_however_often_it_tries(till: Till) -> None:
@@ -320,10 +313,10 @@ async def test_one_process_counts_an_event_once_however_often_it_tries(till: Til
         with pytest.raises(ProcessEnds):
             await bench.take(message)
         await bench.handler.claim("stream-1")  # a new session of the same process
-    assert await till.counts() == [1]
+    assert list((await till.bench.counts()).values()) == [1]
     till.deadly.clear()
     assert types(await bench.take(message)) == ["PaymentProcessed"]
-    assert await till.counts() == []
+    assert await till.bench.counts() == {}
 
 
 async def test_a_handler_that_wants_to_end_the_process_just_fails(till: Till) -> None:

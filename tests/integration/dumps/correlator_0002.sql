@@ -70,6 +70,10 @@ CREATE TABLE farandole_lease (
 	holder TEXT NOT NULL, 
 	PRIMARY KEY (lane)
 );
+INSERT INTO "farandole_lease" VALUES(0,'correlator-1');
+INSERT INTO "farandole_lease" VALUES(1,'correlator-1');
+INSERT INTO "farandole_lease" VALUES(2,'correlator-1');
+INSERT INTO "farandole_lease" VALUES(3,'correlator-1');
 CREATE TABLE "farandole_outbox" (
 	id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, 
 	"key" TEXT NOT NULL, 
@@ -89,6 +93,7 @@ CREATE TABLE farandole_replica (
 	expires BIGINT NOT NULL, 
 	PRIMARY KEY (name)
 );
+INSERT INTO "farandole_replica" VALUES('correlator-1','737f94440be2',4,1,1795825551299);
 CREATE TABLE saga (
 	id INTEGER NOT NULL, 
 	"key" TEXT NOT NULL, 
@@ -144,15 +149,15 @@ CREATE TABLE saga_history (
 INSERT INTO "saga_history" VALUES(1,1,1,'',1772355601123456,'orders.v1.OrderCreated','urn:källa/1','event-1',X'0100FF',1772355600623456,'event-0','out of stock',NULL,NULL);
 INSERT INTO "saga_history" VALUES(1,2,1,'',1772355602123456,'inventory.v1.ItemsReserved','urn:källa/1','event-2',X'0200FF',1772355601623456,'event-1','out of stock',NULL,NULL);
 INSERT INTO "saga_history" VALUES(2,3,1,'',1772355603123456,'orders.v1.OrderCreated','urn:källa/1','event-3',X'0300FF',1772355602623456,'event-2','out of stock',NULL,X'007061796C6F6164');
-CREATE INDEX saga_by_deadline ON saga (coalesce(deadline, 253402300799999999), id);
 CREATE INDEX saga_by_status ON saga (status, update_time, id);
 CREATE INDEX saga_by_definition ON saga (definition, update_time, id);
-CREATE INDEX saga_by_next_deadline ON saga (partition, next_deadline) WHERE next_deadline IS NOT NULL;
 CREATE INDEX saga_by_update ON saga (update_time, id);
+CREATE INDEX saga_by_deadline ON saga (coalesce(deadline, 253402300799999999), id);
 CREATE INDEX saga_by_start ON saga (start_time, id);
+CREATE INDEX saga_by_next_deadline ON saga (partition, next_deadline) WHERE next_deadline IS NOT NULL;
+CREATE INDEX dead_letter_by_key ON dead_letter ("key", id);
 CREATE INDEX dead_letter_by_state ON dead_letter (state, id);
 CREATE INDEX dead_letter_by_reason ON dead_letter (reason, id);
-CREATE INDEX dead_letter_by_key ON dead_letter ("key", id);
 CREATE INDEX ix_farandole_outbox_partition ON farandole_outbox (partition);
 DELETE FROM "sqlite_sequence";
 INSERT INTO "sqlite_sequence" VALUES('farandole_outbox',3);

@@ -30,6 +30,7 @@ INSERT INTO "farandole_inbox" VALUES('someone/done',1,1);
 INSERT INTO "farandole_inbox" VALUES('someone/c2c741c7-15f8-5feb-9bee-4803a25b41cf',2,1);
 INSERT INTO "farandole_inbox" VALUES('someone/d9bdbef1-57eb-5f67-bd1c-12ecaaf68785',3,1);
 INSERT INTO "farandole_inbox" VALUES('someone/843873d8-5bb8-5dff-b121-fb627d8eb9f7',4,1);
+INSERT INTO "farandole_inbox" VALUES('correlator/92c4b116-24fd-501d-9558-ae5567366f98',10,1);
 CREATE TABLE farandole_outbox (
 	id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, 
 	"key" TEXT NOT NULL, 
@@ -52,7 +53,7 @@ CREATE TABLE farandole_position (
 	in_use BOOLEAN NOT NULL, 
 	PRIMARY KEY (lane)
 );
-INSERT INTO "farandole_position" VALUES(0,'stream-1',2,6,1767225600000000,1);
+INSERT INTO "farandole_position" VALUES(0,'stream-1',5,10,1767225600000000,1);
 CREATE TABLE farandole_prerequisite (
 	"key" TEXT NOT NULL, 
 	definition TEXT NOT NULL, 
@@ -89,7 +90,9 @@ CREATE TABLE farandole_queue (
 	PRIMARY KEY (sequence)
 );
 INSERT INTO "farandole_queue" VALUES(5,'broken','events.0.inventory.v1.ItemsReserved','{"ce-specversion": "1.0", "ce-id": "394da311-62a7-5903-8fb0-eb3307218693", "ce-source": "someone", "ce-type": "inventory.v1.ItemsReserved", "ce-time": "2026-01-01T00:00:00Z", "ce-datacontenttype": "application/protobuf", "ce-correlationid": "broken", "Nats-Msg-Id": "someone/394da311-62a7-5903-8fb0-eb3307218693"}',X'0A0662726F6B656E120172186422034555522A016332086120737472656574',1767225600000000,3,3,1767225601500000,0,'RuntimeError: the card reader is broken',0,'order-fulfilment','take-payment','forward','');
-INSERT INTO "farandole_queue" VALUES(6,'tried','events.15.inventory.v1.ItemsReserved','{"ce-specversion": "1.0", "ce-id": "28b26955-c01c-58ff-a576-790795d78c43", "ce-source": "someone", "ce-type": "inventory.v1.ItemsReserved", "ce-time": "2026-01-01T00:00:00Z", "ce-datacontenttype": "application/protobuf", "ce-correlationid": "tried", "Nats-Msg-Id": "someone/28b26955-c01c-58ff-a576-790795d78c43"}',X'0A057472696564120172186422034555522A016332086120737472656574',1767225600000000,1,1,1767225602000000,500000,'RuntimeError: the card reader is broken',0,'order-fulfilment','take-payment','forward','');
+INSERT INTO "farandole_queue" VALUES(6,'broken','events.0.inventory.v1.ItemsReserved','{"ce-specversion": "1.0", "ce-id": "624e55d5-a991-5964-889b-8a9dece67cba", "ce-source": "someone", "ce-type": "inventory.v1.ItemsReserved", "ce-time": "2026-01-01T00:00:00Z", "ce-datacontenttype": "application/protobuf", "ce-correlationid": "broken", "Nats-Msg-Id": "someone/624e55d5-a991-5964-889b-8a9dece67cba"}',X'0A0662726F6B656E120172180722034555522A016332086120737472656574',1767225600000000,2,0,0,0,'',0,'','','','');
+INSERT INTO "farandole_queue" VALUES(7,'poison','events.1.inventory.v1.ItemsReserved','{"ce-specversion": "1.0", "ce-id": "27fd3721-51de-5104-9bb6-0f00970568cb", "ce-source": "someone", "ce-type": "inventory.v1.ItemsReserved", "ce-time": "2026-01-01T00:00:00Z", "ce-datacontenttype": "application/protobuf", "ce-correlationid": "poison", "Nats-Msg-Id": "someone/27fd3721-51de-5104-9bb6-0f00970568cb"}',X'0A06706F69736F6E120172186422034555522A016332086120737472656574',1767225600000000,1,1,1767225602000000,500000,'RuntimeError: the card reader is broken',0,'order-fulfilment','take-payment','forward','');
+INSERT INTO "farandole_queue" VALUES(8,'tried','events.15.inventory.v1.ItemsReserved','{"ce-specversion": "1.0", "ce-id": "28b26955-c01c-58ff-a576-790795d78c43", "ce-source": "someone", "ce-type": "inventory.v1.ItemsReserved", "ce-time": "2026-01-01T00:00:00Z", "ce-datacontenttype": "application/protobuf", "ce-correlationid": "tried", "Nats-Msg-Id": "someone/28b26955-c01c-58ff-a576-790795d78c43"}',X'0A057472696564120172186422034555522A016332086120737472656574',1767225600000000,1,1,1767225602001000,500000,'RuntimeError: the card reader is broken',0,'order-fulfilment','take-payment','forward','');
 CREATE TABLE farandole_set_aside (
 	sequence BIGINT NOT NULL, 
 	"key" TEXT NOT NULL, 
@@ -100,11 +103,14 @@ CREATE TABLE farandole_set_aside (
 	attempts INTEGER NOT NULL, 
 	PRIMARY KEY (sequence)
 );
+INSERT INTO "farandole_set_aside" VALUES(9,'partition-2-3','events.2.inventory.v1.ItemsReserved','{"ce-specversion": "1.0", "ce-id": "6489cb35-fda8-5b94-b71f-d4eb0fa8722c", "ce-source": "someone", "ce-type": "inventory.v1.ItemsReserved", "ce-time": "2026-01-01T00:00:00Z", "ce-datacontenttype": "application/protobuf", "ce-correlationid": "unread", "Nats-Msg-Id": "someone/6489cb35-fda8-5b94-b71f-d4eb0fa8722c"}',X'0A06756E72656164120172186422034555522A016332086120737472656574',1767225600000000,1);
 CREATE TABLE farandole_started (
 	sequence BIGINT NOT NULL, 
 	times INTEGER NOT NULL, 
 	PRIMARY KEY (sequence)
 );
+INSERT INTO "farandole_started" VALUES(7,2);
+INSERT INTO "farandole_started" VALUES(11,1);
 CREATE INDEX ix_farandole_queue_key ON farandole_queue ("key");
 DELETE FROM "sqlite_sequence";
 INSERT INTO "sqlite_sequence" VALUES('farandole_outbox',6);
