@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from farandole.correlator.sql_store import METADATA, SqlCorrelatorStore
+from farandole.correlator.sql_store import SqlCorrelatorStore
+from farandole.correlator.sql_store.tables import METADATA
 from farandole.database import Database
 from farandole.errors import StoreError, StoreUnavailableError
 from farandole.migrations import CORRELATOR, FIRST, PARTICIPANT, Schema, migrate

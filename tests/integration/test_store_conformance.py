@@ -18,12 +18,9 @@ from farandole.correlator.dead_letters import DeadLetterState
 from farandole.correlator.filters import And, Comparison, Filter, Not, Operator, Or, Present
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.queries import DeadLetterQuery, SagaOrder, SagaQuery
-from farandole.correlator.sql_store import (
-    SELECT_DUE,
-    SqlCorrelatorStore,
-    next_deadlines_statement,
-    saga_page_statement,
-)
+from farandole.correlator.sql_store import SqlCorrelatorStore
+from farandole.correlator.sql_store.due import SELECT_DUE, next_deadlines_statement
+from farandole.correlator.sql_store.saga_lists import saga_page_statement
 from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore, FoldedBatch
 from farandole.database import Database
 from farandole.envelope import Reason

@@ -14,6 +14,7 @@ PACKAGES = {
     "Participants": "participant",
     "The loop that both share": "broker",
     "The correlator": "correlator",
+    "The correlator's store": "correlator/sql_store",
     "Replay, prune and backup": "replay",
     "Telemetry": "telemetry",
     "The simulation": "testing/simulation",
@@ -22,7 +23,9 @@ PACKAGES = {
 
 @pytest.mark.parametrize("title", PACKAGES)
 def test_a_table_has_the_modules_of_its_package(title: str) -> None:
-    modules = {path.stem for path in (LIBRARY / PACKAGES[title]).glob("*.py")} - {"__init__"}
+    package = LIBRARY / PACKAGES[title]
+    modules = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/*.py")}
+    modules.discard("__init__")
     assert _named_in_the_table_of(title) == modules
 
 

@@ -12,7 +12,6 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 import nats.errors
 import structlog
@@ -23,6 +22,7 @@ from farandole.broker.headers import STATUS
 from farandole.broker.streams import EVENTS
 from farandole.envelope import StoredMessage
 from farandole.errors import BrokerUnavailableError
+from farandole.times import time_of
 
 ACK_WAIT_SECONDS = 60.0
 """What was delivered and not answered for so long comes again."""
@@ -33,7 +33,6 @@ _MOST_UNACKNOWLEDGED = 10_000
 _NANOSECONDS = 1_000_000_000
 _ACK_PREFIX = "$JS.ACK."
 _ACK_V1_TOKENS = 9
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger(__name__)
 
@@ -204,7 +203,7 @@ def _delivery(message: Msg) -> Delivery:
     tokens = message.reply.split(".")
     at = 4 if len(tokens) == _ACK_V1_TOKENS else 6
     count, sequence, _, nanoseconds = (int(token) for token in tokens[at : at + 4])
-    time = _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+    time = time_of(nanoseconds // 1000)
     return Delivery(
         StoredMessage(message.subject, message.headers or {}, message.data, sequence, time), count, message.reply
     )

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from farandole.broker.stored import check_stored
 from farandole.broker.streams import EVENTS, check_position, events_state
 from farandole.envelope import StoredMessage
 from farandole.errors import BrokerError, BrokerUnavailableError, ReaderReplacedError
+from farandole.times import time_of
 
 _PULL_MESSAGES = 1000
 _PULL_BYTES = 32 * 1024 * 1024
@@ -44,7 +45,6 @@ _LAST_DELIVERED = "Nats-Last-Consumer"
 _READER = "farandole.reader"
 _READERS_EPOCH = "farandole.epoch"
 _SUCCESSION_SECONDS = 1.0
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger(__name__)
 
@@ -78,7 +78,7 @@ class _Delivery:
         return cls(
             int(tokens[at]),
             int(tokens[at + 1]),
-            _EPOCH + timedelta(microseconds=int(tokens[at + 2]) // 1000),
+            time_of(int(tokens[at + 2]) // 1000),
         )
 
 

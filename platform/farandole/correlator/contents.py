@@ -17,7 +17,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +26,7 @@ from farandole.correlator.dead_letters import DeadLetter
 from farandole.correlator.queries import RecordedSaga, StoredDefinition
 from farandole.envelope import Publication
 from farandole.errors import SnapshotError
+from farandole.times import microseconds_of, time_of
 
 FORMAT = "farandole.correlator.contents/1"
 """Raised with every change of the fields of an item, of which a test keeps an example."""
@@ -56,8 +57,6 @@ _KINDS: Mapping[str, type[Any]] = {
     "publication": Publication,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _COMPRESSION = 1
 """A snapshot of a million sagas is written while a person waits; harder compression costs more than it saves."""
 
@@ -128,7 +127,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - any field of an item, and what 
         case int():
             return value
         case datetime():
-            return (value - _EPOCH) // _MICROSECOND
+            return microseconds_of(value)
         case bytes():
             return b64encode(value).decode()
         case Mapping():
@@ -189,5 +188,5 @@ _PLAIN_READERS: Mapping[type[Any], _Reader] = {
     int: _as_is,
     bool: _as_is,
     bytes: lambda plain: b64decode(plain, validate=True),
-    datetime: lambda plain: _EPOCH + timedelta(microseconds=plain),
+    datetime: time_of,
 }

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from farandole.correlator.contents import Item, PartitionPosition, Take
 from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
@@ -57,6 +57,7 @@ from farandole.memory_leases import MemoryLeases
 from farandole.outbox import OutboxRow
 from farandole.partitions import partition_of
 from farandole.saga import Saga
+from farandole.times import microseconds_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,7 +410,6 @@ class MemoryCorrelatorStore:
         return OutboxRow(self._published, publication)
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 _ORDER_TIMES: Mapping[SagaOrder, Callable[[Saga], datetime]] = {
@@ -470,4 +470,4 @@ def _dead_letter_matches(dead_letter: DeadLetter, filter: Filter | None) -> bool
 
 def _place(saga: Saga, order: SagaOrder) -> int:
     """A saga's place in an order, in microseconds since 1970 UTC."""
-    return (_ORDER_TIMES[order](saga) - _EPOCH) // timedelta(microseconds=1)
+    return microseconds_of(_ORDER_TIMES[order](saga))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
 from farandole.envelope import StoredMessage
-
-EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+from farandole.times import microseconds_of, time_of
 
 
 def message_columns() -> tuple[sa.Column[Any], ...]:
@@ -37,13 +35,3 @@ def columns_of(message: StoredMessage) -> dict[str, object]:
 def message_of(row: sa.Row[Any]) -> StoredMessage:
     """The message of a row that has these columns and `sequence`."""
     return StoredMessage(row.subject, json.loads(row.headers), row.data, row.sequence, time_of(row.stream_time))
-
-
-def microseconds_of(time: datetime) -> int:
-    """A time as databases keep it here: whole microseconds since 1970 in UTC."""
-    return (time - EPOCH_START) // timedelta(microseconds=1)
-
-
-def time_of(microseconds: int) -> datetime:
-    """The time, in UTC, that so many microseconds since 1970 are."""
-    return EPOCH_START + timedelta(microseconds=microseconds)

@@ -9,7 +9,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from farandole.errors import FencedError
-from farandole.participant.message_columns import microseconds_of, time_of
+from farandole.times import microseconds_of, time_of
 from farandole.worker import Position
 
 

@@ -13,16 +13,10 @@ import sqlalchemy as sa
 from farandole.database.columns import KEY_TEXT
 from farandole.envelope import StoredMessage
 from farandole.participant.circuits import Place
-from farandole.participant.message_columns import (
-    EPOCH_START,
-    columns_of,
-    message_columns,
-    message_of,
-    microseconds_of,
-    time_of,
-)
+from farandole.participant.message_columns import columns_of, message_columns, message_of
 from farandole.participant.schedule import UNTIL_TOLD, Wait
 from farandole.partitions import PARTITIONS
+from farandole.times import EPOCH_START, microseconds_of, time_of
 
 
 class QueueState(enum.IntEnum):
