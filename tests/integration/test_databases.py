@@ -365,6 +365,31 @@ async def test_a_lock_that_is_held_too_long_is_told(postgres_url: str) -> None:
     await impatient.close()
 
 
+async def test_what_the_server_cuts_short_is_trouble_and_no_mistake_of_the_statement(postgres_url: str) -> None:
+    hurried = Database(f"{postgres_url}?options=-cstatement_timeout%3D100ms")
+    try:
+        with pytest.raises(StoreUnavailableError, match="it took longer than the server lets it"):
+            await hurried.write(lambda connection: connection.exec_driver_sql("SELECT pg_sleep(20)"))
+        assert await hurried.write(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one()) == 1
+    finally:
+        await hurried.close()
+
+
+async def test_what_the_url_says_of_a_session_leaves_what_protects_it(postgres_url: str) -> None:
+    url = f"{postgres_url}?application_name=theirs&options=-csearch_path%3Dpublic%20-clock_timeout%3D2s"
+    database = Database(url, application_name="0123456789ab till/a")
+
+    def settings(connection: sa.Connection) -> list[str]:
+        names = ("application_name", "search_path", "lock_timeout", "idle_in_transaction_session_timeout", "timezone")
+        return [connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names]
+
+    try:
+        for run in (database.write, database.read):
+            assert await run(settings) == ["0123456789ab till/a theirs", "public", "2s", "30s", "UTC"]
+    finally:
+        await database.close()
+
+
 async def test_who_is_not_let_in_is_told_without_the_password(postgres_url: str) -> None:
     url = sa.make_url(postgres_url)
     for wrong, said in ((url.set(password="secret-1"), "password authentication"), (url.set(database="none"), "none")):

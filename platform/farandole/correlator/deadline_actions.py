@@ -96,11 +96,18 @@ class DeadlineActionFactory(Protocol):
 
 
 def passed_deadline(event: Event) -> PassedDeadline | None:
-    """What a stored event says of a deadline; None where it says nothing, or is not the correlator's own."""
+    """What a stored event says of a deadline; None where it says nothing, or can't be the correlator's own.
+
+    Anyone may publish in the correlator's name. A time outside the calendar is none that it has ever told.
+    """
     body = event.body
     if event.source != CORRELATOR or not isinstance(
         body, lifecycle_pb2.StepOverdue | lifecycle_pb2.SagaTimedOut | lifecycle_pb2.SagaStalled
     ):
+        return None
+    try:
+        deadline = body.deadline.ToDatetime(UTC)
+    except (ValueError, OverflowError):
         return None
     passed = PassedDeadline(
         event_id=event.id,
@@ -109,7 +116,7 @@ def passed_deadline(event: Event) -> PassedDeadline | None:
         definition=body.definition,
         version=body.version,
         cause=Cause(body.cause),
-        deadline=body.deadline.ToDatetime(UTC),
+        deadline=deadline,
         sequence=event.sequence,
         stream_time=event.stream_time,
     )
