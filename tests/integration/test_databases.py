@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -106,6 +107,16 @@ async def test_every_text_comes_back_and_is_found(database: Database, text: str)
     await database.write(lambda connection: add(connection, 7, text))
     assert await database.read(lambda connection: balance(connection, text)) == 7
     assert await database.read(lambda connection: connection.execute(sa.select(accounts.c.name)).scalar_one()) == text
+
+
+async def test_a_file_is_for_its_user_alone(tmp_path: Path) -> None:
+    """Outbox and queue hold what is shown to nobody else. What stands beside it is SQLite's own."""
+    path = tmp_path / "new" / "till.db"
+    database = Database(f"sqlite:///{path}")
+    await database.create(metadata, if_earlier="")
+    modes = {one.name: one.stat().st_mode & 0o777 for one in (path.parent, *path.parent.iterdir())}
+    await database.close()
+    assert modes == {"new": 0o700, "till.db": 0o600, "till.db-wal": 0o600, "till.db-shm": 0o600}
 
 
 async def test_a_read_sees_one_state(database: Database) -> None:
