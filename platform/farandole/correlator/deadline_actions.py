@@ -68,7 +68,8 @@ class DeadlineAction(Protocol):
     acknowledgement; whatever it raises, or more than thirty seconds in it, means that it is called again later, with
     growing pauses, here or in another replica, also after a restart. Where it fails in its try number
     `FARANDOLE_DEADLINE_ACTION_TRIES`, or a later one, it is given up on: logged, counted, and copied into the stream
-    `DEADLETTERS`. Each delivery is a try, also one that a stop or a crash cut short. `event_id` tells repetitions.
+    `DEADLETTERS`. Each delivery is a try, also one that a stop or a crash cut short. `event_id` tells repetitions. What
+    waits is in a durable consumer: who removes it, or restores the stream, begins with what passes from then on.
 
     Order: none. Several calls run at the same time, each in a thread of its own.
     """
