@@ -34,7 +34,6 @@ from farandole.testing.brokers import EmbeddedBroker, connect, free_port, provis
 _SERVICES = ("correlator", "orders", "inventory", "payments", "shipping")
 _SCRAPE_SECONDS = 5.0
 """Prometheus scrapes once a minute where it is told nothing else."""
-_START_SECONDS = 180.0
 
 
 @dataclass

@@ -5,7 +5,6 @@ Pure. `definition_files` reads them from YAML; `advance` folds events by them.
 
 from __future__ import annotations
 
-import difflib
 import enum
 import hashlib
 import json
@@ -18,6 +17,7 @@ import protovalidate
 from google.protobuf import duration_pb2, json_format
 
 from choreography.v1 import saga_definition_pb2
+from farandole.nearest import did_you_mean
 
 MAX_DURATION = timedelta(days=3650)
 """Of any deadline: beyond this it is a slip of the pen, and adding it to a date might overflow."""
@@ -207,14 +207,6 @@ def validate(message: saga_definition_pb2.SagaDefinition, known_types: Collectio
     if not problems:
         problems = list(_wrong_order(message))
     return problems
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """`; did you mean …?` with the known name that is nearest, or nothing where none is near."""
-    nearest = difflib.get_close_matches(name, known, n=1) or [
-        full for full in known if full.rpartition(".")[2].lower() == name.rpartition(".")[2].lower()
-    ]
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _rule_violations(message: saga_definition_pb2.SagaDefinition) -> Iterator[Problem]:

@@ -17,15 +17,15 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from choreography.v1 import saga_definition_pb2
-from farandole.definition import Definition, did_you_mean, validate
+from farandole.definition import Definition, validate
 from farandole.errors import DefinitionError, Fault
+from farandole.nearest import did_you_mean
 from farandole.registry import Registry
 
 MAX_FILE_BYTES = 1024 * 1024
 MAX_VALUES = 20_000
 """Of one file, with what its aliases repeat: a definition of 100 steps has about 2,000."""
 
-_DURATION = duration_pb2.Duration.DESCRIPTOR.full_name
 _NULL = "tag:yaml.org,2002:null"
 _SUFFIXES = (".yaml", ".yml")
 

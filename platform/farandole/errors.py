@@ -74,12 +74,21 @@ class InvalidEventError(FarandoleError):
     """An event can't be published: its type, a rule, its key or its size."""
 
 
+_WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+"""JetStream's codes for a compare-and-set that came too late, told with the sequence and without it."""
+
+
 class BrokerError(FarandoleError):
     """The broker refused; `code` is its JetStream error code, 0 where it gave none."""
 
     def __init__(self, message: str, *, code: int = 0) -> None:
         super().__init__(message)
         self.code = code
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether a compare-and-set came too late: another message was stored first, and nothing is wrong."""
+        return self.code in _WRONG_LAST_SEQUENCE
 
 
 class BrokerUnavailableError(BrokerError):

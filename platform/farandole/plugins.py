@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from farandole.definition import did_you_mean
 from farandole.errors import PluginError
+from farandole.nearest import did_you_mean
 
 
 class Kind(enum.Enum):

@@ -79,12 +79,6 @@ def deadline_of(saga: JSON) -> datetime:
     return datetime.fromisoformat(saga["deadline"])
 
 
-def all_past(stack: Stack, ids: list[str]) -> None:
-    """Waits until the deadline of every one of these sagas has passed."""
-    last = max(deadline_of(stack.saga(saga_id)) for saga_id in ids)
-    eventually(lambda: datetime.now(UTC) > last, "the deadlines have passed")
-
-
 def of_type(saga: JSON, event_type: str) -> list[JSON]:
     return [entry for entry in saga["history"] if entry["event_type"] == event_type]
 

@@ -214,7 +214,3 @@ def _needed(distribution: str) -> set[str]:
                 seen |= more
                 waiting += more
     return found
-
-
-def _normal(name: str) -> str:
-    return canonicalize_name(name)

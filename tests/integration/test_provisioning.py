@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from farandole.broker.connection import Broker
+from farandole.broker.consumers import durable_consumers
 from farandole.broker.drift import Drift
 from farandole.broker.provisioning import survey
 from farandole.broker.streams import (
@@ -142,6 +144,23 @@ async def test_services_mind_only_what_a_guarantee_rests_on(empty: Broker) -> No
     for look in (provision(empty), events_state(empty)):
         with pytest.raises(StreamDriftError, match=f"max_age is {HOUR}, not 0"):
             await look
+
+
+async def test_consumers_are_all_found_though_the_server_tells_them_by_the_page(empty: Broker) -> None:
+    """It puts 256 on a page, also such as are not durable."""
+    await provision(empty)
+    names = [f"audit-{number:03}" for number in range(300)]
+
+    async def make_consumer(name: str, settings: dict[str, object]) -> None:
+        config = {"name": name, "ack_policy": "none", "mem_storage": True, **settings}
+        await empty.request(f"$JS.API.CONSUMER.CREATE.{EVENTS}.{name}", {"stream_name": EVENTS, "config": config})
+
+    passing = 3_600_000_000_000
+    await asyncio.gather(
+        *(make_consumer(name, {"durable_name": name}) for name in reversed(names)),
+        *(make_consumer(f"passing-{number}", {"inactive_threshold": passing}) for number in range(10)),
+    )
+    assert [info["name"] for info in await durable_consumers(empty)] == names
 
 
 async def test_consumers_that_nobody_reads_are_shown_and_stay(empty: Broker) -> None:

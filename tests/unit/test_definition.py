@@ -24,12 +24,6 @@ def problems_of(change: Callable[[Message], object]) -> list[Problem]:
     return validate(message, KNOWN)
 
 
-def the_problem(change: Callable[[Message], object]) -> tuple[str, str]:
-    """The path and the reason of the one thing that is wrong after a change."""
-    (problem,) = problems_of(change)
-    return problem.path, problem.reason
-
-
 def test_order_fulfilment_is_valid() -> None:
     assert validate(ORDER_FULFILMENT.to_message(), KNOWN) == []
 

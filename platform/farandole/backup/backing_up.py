@@ -17,6 +17,7 @@ from typing import Any
 
 from farandole.backup.stores import Programs, backup_store, refuse_filled, restore_store, store_kind
 from farandole.backup.streams import backup_stream, path_size, restore_stream, sha256_of
+from farandole.broker.codes import STREAM_NOT_FOUND
 from farandole.broker.connection import Broker
 from farandole.broker.pruned import pruned_of
 from farandole.broker.streams import DEADLETTERS, EVENTS, SNAPSHOTS, events_state
@@ -26,7 +27,6 @@ FORMAT = "farandole.backup/1"
 MANIFEST = "manifest.json"
 _STREAMS = (SNAPSHOTS, DEADLETTERS, EVENTS)
 """In this order: whatever the others tell of is in the events too."""
-_STREAM_NOT_FOUND = 10059
 
 Report = Callable[[str, int, int], None]
 """Told now and then: what is at work, and how many bytes of it are done, of how many (0 where that is not known)."""
@@ -89,7 +89,7 @@ async def back_up(
         try:
             told = await backup_stream(broker, name, path, lambda done, of, name=name: report(name, done, of))  # type: ignore[misc]
         except BrokerError as error:
-            if error.code == _STREAM_NOT_FOUND and name == SNAPSHOTS:
+            if error.code == STREAM_NOT_FOUND and name == SNAPSHOTS:
                 continue  # nothing was ever pruned
             raise
         files.append(await asyncio.to_thread(_backed_up, name, "stream", path, told))
@@ -169,7 +169,7 @@ async def _refuse_existing(broker: Broker, name: str) -> None:
     try:
         await broker.request(f"$JS.API.STREAM.INFO.{name}")
     except BrokerError as error:
-        if error.code == _STREAM_NOT_FOUND:
+        if error.code == STREAM_NOT_FOUND:
             return
         raise
     raise SnapshotError(f"the broker has a stream {name} already: a backup is restored into an empty place only")

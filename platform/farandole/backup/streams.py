@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import nats.errors
 from nats.aio.msg import Msg
 
+from farandole.broker.codes import STREAM_NAME_IN_USE
 from farandole.broker.connection import Broker, read_answer
 from farandole.broker.headers import DESCRIPTION, STATUS
 from farandole.errors import BrokerError, BrokerUnavailableError, SnapshotError
@@ -24,7 +25,6 @@ Report = Callable[[int, int], None]
 
 _CHUNK_BYTES = 128 * 1024
 _SILENCE_SECONDS = 20.0
-_NAME_IN_USE = 10058
 
 
 async def backup_stream(broker: Broker, name: str, path: Path, report: Report) -> dict[str, Any]:
@@ -74,7 +74,7 @@ async def restore_stream(
         request = {"config": config, "state": told["state"]}
         answer = await broker.request(f"$JS.API.STREAM.RESTORE.{name}", request)
     except BrokerError as error:
-        if error.code == _NAME_IN_USE:
+        if error.code == STREAM_NAME_IN_USE:
             raise SnapshotError(
                 f"the broker has a stream {name} already: a backup is restored into an empty place only"
             ) from None

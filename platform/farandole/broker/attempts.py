@@ -19,8 +19,6 @@ _FRESH_SECONDS = 2.0
 if nobody has taken over meanwhile."""
 _FORGET_SECONDS = 10.0
 """Who wants an attempt to succeed tries again sooner; after so long nobody wants it any more."""
-_CONFLICTS = frozenset({10071, 10164})
-"""`wrong last sequence`, told with the sequence or without it: the stream has decided a race, and nothing is wrong."""
 
 _log = structlog.get_logger(__name__)
 
@@ -72,7 +70,7 @@ class Attempts:
         try:
             await self._publisher.publish(publication, before=before)
         except BrokerError as error:
-            if error.code in _CONFLICTS:
+            if error.is_conflict:
                 _log.info("another event came first", saga_id=publication.key, subject=subject, error=str(error))
                 self._failing.pop(subject, None)
             else:

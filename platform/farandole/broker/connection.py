@@ -13,6 +13,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from farandole.broker.codes import DUPLICATE_IN_PROCESS, NO_SUITABLE_PEERS
 from farandole.broker.headers import parse_headers
 from farandole.errors import BrokerError, BrokerUnavailableError
 from farandole.settings import Settings
@@ -261,6 +262,5 @@ def read_answer(data: bytes, subject: str) -> dict[str, Any]:
 
 
 _SERVICE_UNAVAILABLE = 503
-_PASSING = frozenset({10005, 10158})
-"""Refusals of a cluster that pass: too few of its servers are known to be there, as just after their start; what was
-published before under the same message id is not yet agreed on."""
+_PASSING = frozenset({NO_SUITABLE_PEERS, DUPLICATE_IN_PROCESS})
+"""Refusals of a cluster that pass."""

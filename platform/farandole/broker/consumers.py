@@ -1,19 +1,20 @@
-"""The durable consumers of services: whose one is, and which are left from another number of lanes."""
+"""The durable consumers of `EVENTS`: all of them, whose one is, and which are left from another number of lanes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from typing import Any
 
 import structlog
 
+from farandole.broker.codes import CONSUMER_NOT_FOUND
 from farandole.broker.connection import Broker
 from farandole.broker.streams import EVENTS
 from farandole.errors import BrokerError, BrokerUnavailableError
 from farandole.lanes import Lanes
 from farandole.lifecycle import CORRELATOR
 
-_CONSUMER_NOT_FOUND = 10014
 _RETRY_SECONDS = 1.0
 
 _PARTICIPANT = "Farandole participant "
@@ -35,6 +36,20 @@ def service_of(name: str, description: str) -> str | None:
         if description != description_of(service):
             return None
     return service if name == service or name in Lanes().left_over(service) else None
+
+
+async def durable_consumers(broker: Broker) -> list[dict[str, Any]]:
+    """All durable consumers of `EVENTS`, by name, each as JetStream tells of it (`ConsumerInfo`)."""
+    found: dict[str, dict[str, Any]] = {}
+    told = 0
+    while True:
+        # the server tells a page of 256; one whose consumers are made or removed meanwhile may tell of one twice
+        page = await broker.request(f"$JS.API.CONSUMER.LIST.{EVENTS}", {"offset": told})
+        consumers = page.get("consumers") or []
+        found |= {info["name"]: info for info in consumers if info["config"].get("durable_name")}
+        told += len(consumers)
+        if not consumers or told >= page["total"]:
+            return [found[name] for name in sorted(found)]
 
 
 async def remove_consumers(broker: Broker, names: Collection[str], *, description: str) -> None:
@@ -64,5 +79,5 @@ async def _remove(broker: Broker, names: Collection[str], description: str) -> N
                 await broker.request(f"$JS.API.CONSUMER.DELETE.{EVENTS}.{name}")
                 _log.info("removed a consumer of another number of lanes", consumer=name)
         except BrokerError as error:
-            if error.code != _CONSUMER_NOT_FOUND:
+            if error.code != CONSUMER_NOT_FOUND:
                 raise

@@ -5,13 +5,15 @@ It never deletes anything, and changes nothing that exists unless it is told to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from farandole.broker.connection import Broker
+from farandole.broker.consumers import durable_consumers
 from farandole.broker.drift import Drift, drift_of
-from farandole.broker.streams import EVENTS, SNAPSHOTS_STREAM, STREAMS, make_stream, stream_state
+from farandole.broker.streams import SNAPSHOTS_STREAM, STREAMS, make_stream, stream_state
 from farandole.errors import StreamMissingError
 
 
@@ -75,21 +77,14 @@ async def survey(broker: Broker, *, replicas: int | None = None, apply: bool = F
 
 
 async def _idle_consumers(broker: Broker) -> list[IdleConsumer]:
-    found: list[IdleConsumer] = []
-    offset, total = 0, 1
-    while offset < total:
-        page = await broker.request(f"$JS.API.CONSUMER.LIST.{EVENTS}", {"offset": offset})
-        consumers = page.get("consumers") or []
-        total, offset = page["total"], offset + max(len(consumers), 1)
-        for info in consumers:
-            if info["config"].get("durable_name") and not info.get("num_waiting"):
-                active = (info.get("ack_floor") or {}).get("last_active")
-                found.append(
-                    IdleConsumer(
-                        info["name"],
-                        info["config"].get("description", ""),
-                        info.get("num_pending", 0) + info.get("num_ack_pending", 0),
-                        datetime.fromisoformat(active) if active else None,
-                    )
-                )
-    return sorted(found, key=lambda consumer: consumer.name)
+    return [_idle(info) for info in await durable_consumers(broker) if not info.get("num_waiting")]
+
+
+def _idle(info: Mapping[str, Any]) -> IdleConsumer:
+    active = (info.get("ack_floor") or {}).get("last_active")
+    return IdleConsumer(
+        info["name"],
+        info["config"].get("description", ""),
+        info.get("num_pending", 0) + info.get("num_ack_pending", 0),
+        datetime.fromisoformat(active) if active else None,
+    )

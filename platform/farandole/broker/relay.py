@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from farandole.broker.codes import MESSAGE_TOO_LARGE
 from farandole.broker.publisher import Acknowledgement, Publisher
 from farandole.broker.streams import EVENTS
 from farandole.errors import BrokerError, BrokerUnavailableError
@@ -21,7 +22,7 @@ _REFUSED_RETRY_SECONDS = (*_RETRY_SECONDS, 10.0, 20.0, 30.0)
 _PATIENCE_SECONDS = 5.0
 """How long a row may go unanswered before that is a problem to be told."""
 _EVENTS = "events."
-_REMEDIES = {10054: "raise the stream's max_msg_size"}
+_REMEDIES = {MESSAGE_TOO_LARGE: "raise the stream's max_msg_size"}
 """By the broker's code, where it does not go without saying."""
 
 _log = structlog.get_logger(__name__)

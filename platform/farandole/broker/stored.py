@@ -13,6 +13,7 @@ from typing import Any
 import nats.errors
 from nats.aio.msg import Msg
 
+from farandole.broker.codes import NO_MESSAGE_FOUND
 from farandole.broker.connection import Broker
 from farandole.broker.headers import DESCRIPTION, STATUS, parse_headers
 from farandole.broker.streams import EVENTS, INCARNATION_REMEDY
@@ -24,7 +25,6 @@ _PAGE = 500
 _PAGE_BYTES = 8 * 1024 * 1024
 _ANSWER_SECONDS = 5.0
 _EVERYTHING = "events.>"
-_NO_MESSAGE_FOUND = 10037
 _SUBJECT, _SEQUENCE, _TIME, _PENDING = "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending"
 _OWN_HEADERS = frozenset({"Nats-Stream", _SUBJECT, _SEQUENCE, _TIME, _PENDING, "Nats-Last-Sequence"})
 """What the server adds to a stored message. It stands last, so a publisher's own of the same name does not count."""
@@ -122,7 +122,7 @@ async def _message(broker: Broker, request: dict[str, Any]) -> StoredMessage | N
     try:
         answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", request)
     except BrokerError as error:
-        if error.code == _NO_MESSAGE_FOUND:
+        if error.code == NO_MESSAGE_FOUND:
             return None
         raise
     told = answer["message"]

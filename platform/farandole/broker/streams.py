@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from farandole.broker.codes import NO_MESSAGE_FOUND, STREAM_NAME_IN_USE, STREAM_NOT_FOUND
 from farandole.broker.connection import Broker
 from farandole.broker.drift import PARTITIONS_METADATA, drift_of
 from farandole.errors import BrokerError, StreamDriftError, StreamIncarnationError, StreamMissingError
@@ -23,9 +24,6 @@ SNAPSHOTS = "SNAPSHOTS"
 INCARNATION_METADATA = "farandole.made"
 """When the stream was provisioned, and by chance which time of several. A restored backup has it too."""
 
-_STREAM_NOT_FOUND = 10059
-_NO_MESSAGE_FOUND = 10037
-_STREAM_NAME_IN_USE = 10058
 _SECOND = 1_000_000_000
 _DUPLICATE_WINDOW_NANOSECONDS = 120 * _SECOND
 
@@ -103,7 +101,7 @@ async def stream_state(broker: Broker, name: str) -> StreamState:
     try:
         info = await broker.request(f"$JS.API.STREAM.INFO.{name}")
     except BrokerError as error:
-        if error.code == _STREAM_NOT_FOUND:
+        if error.code == STREAM_NOT_FOUND:
             raise StreamMissingError(
                 f"the stream {name} does not exist; `farandole provision` makes it; "
                 "after a loss restore it from its backup",
@@ -140,7 +138,7 @@ async def _last_stored_on(broker: Broker, subject: str) -> int:
     try:
         answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{EVENTS}", {"last_by_subj": subject})
     except BrokerError as error:
-        if error.code == _NO_MESSAGE_FOUND:
+        if error.code == NO_MESSAGE_FOUND:
             return 0
         raise
     sequence: int = answer["message"]["seq"]
@@ -211,7 +209,7 @@ async def _create(broker: Broker, wanted: Mapping[str, Any], replicas: int) -> b
             f"$JS.API.STREAM.CREATE.{wanted['name']}", {**wanted, "num_replicas": replicas, "metadata": metadata}
         )
     except BrokerError as error:
-        if error.code != _STREAM_NAME_IN_USE:
+        if error.code != STREAM_NAME_IN_USE:
             raise
         return False
     return True

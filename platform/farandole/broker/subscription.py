@@ -21,6 +21,7 @@ import nats.errors
 import structlog
 from nats.aio.msg import Msg
 
+from farandole.broker.codes import CONSUMER_NOT_FOUND
 from farandole.broker.connection import Broker
 from farandole.broker.delivery_order import DeliveryOrder
 from farandole.broker.headers import STATUS
@@ -39,7 +40,6 @@ _SILENCE_SECONDS = 2.5
 _RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0)
 _NANOSECONDS = 1_000_000_000
 _ACK_PREFIX = "$JS.ACK."
-_CONSUMER_NOT_FOUND = 10014
 _LAST_DELIVERED = "Nats-Last-Consumer"
 """In a heartbeat: the number of the consumer's last delivery, to whomever it was."""
 _READER = "farandole.reader"
@@ -381,7 +381,7 @@ class Subscription:
         try:
             info = await self._broker.request(f"$JS.API.CONSUMER.INFO.{EVENTS}.{self._durable}")
         except BrokerError as error:
-            if error.code != _CONSUMER_NOT_FOUND:
+            if error.code != CONSUMER_NOT_FOUND:
                 raise
             self._wait_for_a_successor()
         else:

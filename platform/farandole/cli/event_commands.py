@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farandole.errors import ConfigurationError, Fault, InvalidArgumentError, StreamDriftError
+from farandole.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from farandole.broker.publisher import Acknowledgement
@@ -119,8 +120,6 @@ def pub(
 
 
 def _event_type(registry: Registry, name: str) -> EventType:
-    from farandole.stack.stack_file import did_you_mean
-
     event_type = registry.get(name)
     if event_type is None:
         known = [known.name for known in registry]

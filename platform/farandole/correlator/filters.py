@@ -12,7 +12,6 @@ with `=`, `!=` and `:` only. A field that is absent (the `end_time` of an open s
 
 from __future__ import annotations
 
-import difflib
 import enum
 import operator
 import re
@@ -24,6 +23,7 @@ from typing import NoReturn, TypeAlias
 from farandole.correlator.dead_letters import DeadLetterState
 from farandole.envelope import Reason
 from farandole.errors import InvalidArgumentError
+from farandole.nearest import did_you_mean
 from farandole.saga import Cause, Health, Status
 
 MAX_BYTES = 4096
@@ -254,7 +254,8 @@ class _Parser:
         name = word[0]
         field = self._fields.get(name)
         if field is None:
-            self._refuse(f"there is no field {name}{_did_you_mean(name, self._fields)}")
+            hint = did_you_mean(name, self._fields) or f"; there are {', '.join(self._fields)}"
+            self._refuse(f"there is no field {name}{hint}")
         self._move(word.end())
         sign = _OPERATOR.match(self._text, self._at)
         if sign is None:
@@ -349,8 +350,3 @@ class _Deeper:
 
     def __exit__(self, *_: object) -> None:
         self._parser.deepen(-1)
-
-
-def _did_you_mean(name: str, fields: Mapping[str, FilterField]) -> str:
-    close = difflib.get_close_matches(name.lower(), fields, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(fields)}"

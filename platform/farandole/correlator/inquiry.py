@@ -14,6 +14,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from choreography.v1 import participant_pb2, participant_service_pb2
+from farandole.broker.codes import CONSUMER_NOT_FOUND
 from farandole.broker.connection import Broker
 from farandole.broker.responder import status_subject
 from farandole.broker.streams import EVENTS
@@ -26,7 +27,6 @@ TIME_LIMIT_SECONDS = 1.0
 _AGAIN_SECONDS = 0.3
 """After so long a participant is asked again, beside the first time: of several processes of it, the one that was
 asked may hang."""
-_CONSUMER_NOT_FOUND = 10014
 
 _log = structlog.get_logger(__name__)
 
@@ -94,7 +94,7 @@ class BrokerInquiry:
         try:
             return await self._broker.request(f"$JS.API.CONSUMER.INFO.{EVENTS}.{name}")
         except BrokerError as error:
-            if error.code == _CONSUMER_NOT_FOUND:
+            if error.code == CONSUMER_NOT_FOUND:
                 return None
             raise
 

@@ -5,7 +5,6 @@ Errors leave as `farandole.errors.QueryError`; the server's interceptor turns th
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -36,6 +35,7 @@ from farandole.correlator.queries import (
 )
 from farandole.definition import Definition
 from farandole.errors import AmbiguousSagaError, InvalidArgumentError, NotFoundError, StoreError
+from farandole.nearest import did_you_mean
 from farandole.registry import Registry
 from farandole.saga import Saga
 
@@ -170,7 +170,8 @@ class SagaService(saga_service_pb2_grpc.SagaServiceServicer):
             known = ", ".join(str(one.version) for one in versions)
             message = f"the saga definition {request.name} has no version {request.version}; there are {known}"
         else:
-            message = f"there is no saga definition {request.name!r}{_instead(request.name, [o.name for o in stored])}"
+            hint = did_you_mean(request.name, (one.name for one in stored))
+            message = f"there is no saga definition {request.name!r}{hint}"
         raise NotFoundError(
             message,
             reason="SAGA_DEFINITION_NOT_FOUND",
@@ -215,7 +216,7 @@ class SagaService(saga_service_pb2_grpc.SagaServiceServicer):
         if definition:
             names = [name for name, _ in definitions]
             if definition not in names:
-                said.append(f"no definition has that name{_instead(definition, names)}")
+                said.append(f"no definition has that name{did_you_mean(definition, names)}")
             others = [one.saga.definition for one in await self._queries.get_sagas(key) if one.saga.is_started]
             if others:
                 said.append(f"under that key there is one of {', '.join(others)}")
@@ -267,8 +268,3 @@ def _cursor(token: str, listing: Sequence[str]) -> SagaCursor | None:
         return None
     value, row = position_of(token, listing=listing, shape=(int, int))
     return SagaCursor(int(value), int(row))
-
-
-def _instead(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, set(names), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 import structlog
 
+from farandole.broker.codes import NO_MESSAGE_FOUND, STREAM_NOT_FOUND
 from farandole.broker.connection import Broker
 from farandole.broker.pruned import pruned_of
 from farandole.broker.publisher import Publisher
@@ -33,8 +34,6 @@ _PIECE_BYTES = 256 * 1024
 """Well below the least `max_payload` that brokers are run with, also as base64 in an answer."""
 _UNDER_WAY = 16
 """How many pieces are published at a time."""
-_NO_MESSAGE_FOUND = 10037
-_STREAM_NOT_FOUND = 10059
 
 _log = structlog.get_logger(__name__)
 
@@ -168,7 +167,7 @@ async def _message(broker: Broker, snapshot_id: str, part: str) -> bytes:
     try:
         answer = await broker.request(f"$JS.API.STREAM.MSG.GET.{SNAPSHOTS}", request)
     except BrokerError as error:
-        if error.code in (_NO_MESSAGE_FOUND, _STREAM_NOT_FOUND):
+        if error.code in (NO_MESSAGE_FOUND, STREAM_NOT_FOUND):
             raise SnapshotError(f"the snapshot {snapshot_id} is not there, or not all of it; {_REMEDY}") from None
         raise
     return base64.b64decode(answer["message"].get("data", ""))

@@ -14,8 +14,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-import structlog
-
 from farandole.envelope import Event, Unreadable
 from farandole.participant.circuits import CircuitOpenError
 from farandole.participant.giving_up import after_failure, after_unreadable, tell, tell_superseded, tell_unreadable
@@ -29,8 +27,6 @@ from farandole.partitions import partition_key, partition_of
 
 _COMPENSATIONS = 100
 """How many events are looked at, to find a compensation that overtakes."""
-
-_log = structlog.get_logger(__name__)
 
 
 class Unfinished:

@@ -14,17 +14,17 @@ from typing import Any
 
 from choreography.v1 import participant_pb2, saga_definition_pb2
 from farandole.broker.connection import Broker
-from farandole.broker.consumers import service_of
+from farandole.broker.consumers import durable_consumers, service_of
 from farandole.broker.stored import next_stored
-from farandole.broker.streams import EVENTS, StreamState
+from farandole.broker.streams import StreamState
 from farandole.correlator.contents import reading
 from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.inquiry import Inquiry
 from farandole.correlator.queries import RecordedSaga, StoredDefinition
-from farandole.definition import did_you_mean
 from farandole.errors import InvalidArgumentError
 from farandole.lanes import Lanes
 from farandole.lifecycle import CORRELATOR
+from farandole.nearest import did_you_mean
 from farandole.replay.replaying import LiveView
 from farandole.replay.trial import is_open
 
@@ -85,7 +85,7 @@ async def find_holds(broker: Broker, live: LiveView, *, inquiry: Inquiry, withou
     holds = Holds()
     holds.found.append(Hold(CORRELATOR, live.first_position, "has folded so far"))
     by_participant: dict[str, list[_Consumer]] = {name: [] for name in _hold_records(holds, live)}
-    for consumer in await _durable_consumers(broker):
+    for consumer in map(_consumer, await durable_consumers(broker)):
         if consumer.service is None:
             until = state.last_sequence if consumer.is_done else consumer.acknowledged
             holds.found.append(Hold(f"consumer {consumer.name}", until, "nobody else knows how far its reader is"))
@@ -177,18 +177,6 @@ def _saga_hold(recorded: RecordedSaga) -> Hold:
 
 def _tightest(holds: Iterable[Hold]) -> list[Hold]:
     return nsmallest(_MOST_OF_A_KIND, holds, key=lambda hold: hold.until)
-
-
-async def _durable_consumers(broker: Broker) -> list[_Consumer]:
-    found: list[_Consumer] = []
-    told = 0
-    while True:
-        page = await broker.request(f"$JS.API.CONSUMER.LIST.{EVENTS}", {"offset": told})
-        consumers: list[dict[str, Any]] = page.get("consumers") or []
-        found += [_consumer(info) for info in consumers if info["config"].get("durable_name")]
-        told += len(consumers)
-        if not consumers or told >= page.get("total", 0):
-            return found
 
 
 def _consumer(info: Mapping[str, Any]) -> _Consumer:

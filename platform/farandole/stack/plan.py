@@ -13,11 +13,12 @@ from string import Template
 from typing import Literal
 
 from farandole.errors import ConfigurationError, Fault, StackError
+from farandole.nearest import did_you_mean
 from farandole.stack.embedded_postgres import PostgresCluster
 from farandole.stack.home import HOME_VARIABLE, Home
 from farandole.stack.ports import OFFSET_VARIABLE, Port
 from farandole.stack.shape import Shape
-from farandole.stack.stack_file import LogSettings, NextStep, did_you_mean
+from farandole.stack.stack_file import LogSettings, NextStep
 
 PATH_VARIABLES = ("FARANDOLE_SAGAS", "FARANDOLE_DESCRIPTORS")
 """Paths of the caller that services, which run in the stack file's directory, must still find."""

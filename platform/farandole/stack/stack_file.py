@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -12,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from farandole.errors import ConfigurationError, Fault
+from farandole.nearest import did_you_mean
 from farandole.stack.ports import BROKER_PORT, HIGHEST_PORT, MONITORING_PORT, ROUTES_PORT
 from farandole.stack.shape import MOST_REPLICAS
 
@@ -196,12 +196,6 @@ def _contradictions(
 def placeholder(service: str) -> str:
     """How a service is named in `${...}`."""
     return service.replace("-", "_")
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """`; did you mean orders?` where one of the known words is close, else nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _reason(message: str) -> str:

@@ -19,8 +19,6 @@ from farandole.telemetry.ledger import Ledger, Place
 from farandole.telemetry.readings import Reading
 
 _SERVICE = "service"
-_CONFLICTS = frozenset({10071, 10164})
-"""The broker's codes for a compare-and-set that came too late."""
 
 
 class Metrics:
@@ -76,7 +74,7 @@ class Metrics:
 
     def not_published(self, error: BrokerError) -> None:
         """The stream has not acknowledged a publication."""
-        if error.code in _CONFLICTS:
+        if error.is_conflict:
             reason = "conflict"
         else:
             reason = "unavailable" if isinstance(error, BrokerUnavailableError) else "refused"
