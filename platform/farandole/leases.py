@@ -116,6 +116,11 @@ class Register:
     holders: Mapping[int, str] = field(default_factory=dict)
     """By lane that somebody holds."""
 
+    @property
+    def runs(self) -> set[str]:
+        """The processes that have announced themselves."""
+        return {member.run for member in self.members.values()}
+
     def living(self, now: int) -> set[str]:
         """The names of the replicas that live, in milliseconds of the store's clock."""
         return {name for name, member in self.members.items() if member.expires > now}

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from farandole.database import Database
+from farandole.database import Database, end_sessions
 from farandole.database.columns import KEY_TEXT
 from farandole.leases import (
     TIME_TO_LIVE_SECONDS,
@@ -38,13 +38,6 @@ def _now_of_sqlite(*_given: Any, **_named: Any) -> str:  # noqa: ANN401 - the co
 @compiles(_now, "postgresql")
 def _now_of_postgresql(*_given: Any, **_named: Any) -> str:  # noqa: ANN401 - the compiler's own
     return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
-
-
-_END_SESSIONS = sa.text(
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND state <> 'idle' "
-    "AND pid <> pg_backend_pid() AND starts_with(application_name, :run || ' ')"
-)
-"""Of a process that lives no more, or was suspended in a transaction: whoever takes over would wait for its locks."""
 
 
 class LeaseTables:
@@ -105,14 +98,6 @@ class LeaseTables:
         if new:
             connection.execute(sa.insert(lease), new)
 
-    def end_sessions(self, connection: sa.Connection, before: Register, after: Register) -> None:
-        """Ends what goes on in the database of processes that lived before and don't after."""
-        if connection.dialect.name != "postgresql":
-            return
-        ended = {member.run for member in before.members.values()} - {member.run for member in after.members.values()}
-        for run in sorted(ended):
-            connection.execute(_END_SESSIONS, {"run": run})
-
 
 class SqlLeases:
     """`farandole.leases.Leases` over a service's own database, in which the tables have been made."""
@@ -158,7 +143,8 @@ class SqlLeases:
                 before, replica, lanes, is_able=is_able, joins=joins, now=now, expires=now + self._time_to_live
             )
             self._tables.save(connection, before, after)
-            self._tables.end_sessions(connection, before, after)
+            for run in sorted(before.runs - after.runs):
+                end_sessions(connection, run)
             return tenure
 
         return await self._database.write_beside(work)

@@ -175,6 +175,48 @@ async def test_a_correlator_goes_on_with_a_store_of_an_earlier_version(
     await store.close()
 
 
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [
+        (None, "its tables are not made yet, .* start the correlator"),
+        ("0002", "its tables are of revision 0002, .* start the correlator"),
+        ("9999", "made by a newer version: its tables are of revision 9999"),
+    ],
+)
+async def test_who_only_reads_a_store_of_another_version_is_told_and_changes_nothing(
+    database_url: str, revision: str | None, said: str, tmp_path: Path
+) -> None:
+    def found(connection: sa.Connection) -> tuple[list[str], str | None]:
+        tables = sorted(sa.inspect(connection).get_table_names())
+        has_revision = CORRELATOR.version_table in tables
+        return tables, revision_in(CORRELATOR)(connection) if has_revision else None
+
+    if revision is not None:
+        await load(database_url, CORRELATOR, "0002", tmp_path)
+    async with opened(database_url) as database:
+        await database.write_alone(lambda _connection: None)  # makes the place of a file
+        if revision is not None:
+            stamp = sa.text(f"UPDATE {CORRELATOR.version_table} SET version_num = '{revision}'")
+            await database.write(lambda connection: connection.execute(stamp))
+        before = await database.read(found)
+        store = SqlCorrelatorStore(Database(database_url))
+        with pytest.raises(StoreError, match=said) as refused:
+            await store.open(to_read=True)
+        await store.close()
+        assert not isinstance(refused.value, StoreUnavailableError)
+        assert await database.read(found) == before
+
+
+async def test_who_only_reads_a_store_of_this_version_reads_it(database_url: str) -> None:
+    writer, reader = (SqlCorrelatorStore(Database(database_url)) for _ in range(2))
+    await writer.open()
+    await fill_correlator(writer)
+    await reader.open(to_read=True)
+    assert (await reader.positions())[0] == 40
+    for store in (writer, reader):
+        await store.close()
+
+
 async def test_what_is_expected_of_a_participants_earlier_store_holds_of_a_new_one(database_url: str) -> None:
     """Else what the dumps are tried with would be out of date."""
     async with bench_at(database_url) as bench:

@@ -13,7 +13,6 @@ from farandole.broker.connection import Broker
 from farandole.correlator.main import read_registry
 from farandole.correlator.plugins_in_use import make_store
 from farandole.correlator.settings import CorrelatorSettings
-from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import CorrelatorStore
 from farandole.errors import ConfigurationError, Fault
 from farandole.lifecycle import CORRELATOR
@@ -49,8 +48,7 @@ async def live_correlator(database: str | None) -> AsyncIterator[LiveCorrelator]
     _refuse_missing(settings.database_url)
     store = await make_store(settings.database_url, application_name="farandole")
     try:
-        if not isinstance(store, SqlCorrelatorStore):  # which would bring the tables up to date
-            await store.open()
+        await store.open(to_read=True)
         async with connected_broker() as broker:
             yield LiveCorrelator(store, broker, registry)
     finally:

@@ -97,7 +97,7 @@ class MemoryCorrelatorStore:
         """See `CorrelatorStore.leases`."""
         return self._leases
 
-    async def open(self) -> None:
+    async def open(self, *, to_read: bool = False) -> None:
         """Nothing to make."""
 
     async def close(self) -> None:

@@ -116,8 +116,12 @@ class CorrelatorStore(CorrelatorQueries, Protocol):
         """Where the correlators on this store share out their lanes."""
         ...
 
-    async def open(self) -> None:
-        """Makes the tables that do not exist yet. Comes before everything else; again does nothing."""
+    async def open(self, *, to_read: bool = False) -> None:
+        """Makes the tables that do not exist yet. Comes before everything else; again does nothing.
+
+        `to_read` is for who looks at a store beside the correlator that works on it, as `farandole replay` and `prune`:
+        nothing is made or changed. Raises `StoreError` where what is there is of another version than it reads.
+        """
         ...
 
     async def close(self) -> None:

@@ -224,6 +224,12 @@ def refuse_aborted(connection: sa.Connection) -> None:
         )
 
 
+def end_sessions(connection: sa.Connection, run: str) -> None:
+    """Ends what a process still does in the database that lives no more, or was suspended in a transaction: whoever
+    takes over from it would wait for its locks. `run` is what its `application_name` begins with, before a space."""
+    _DIALECTS[connection.dialect.name].end_sessions(connection, run)
+
+
 def _trouble(error: BaseException) -> Trouble | None:
     """The trouble that an error, or one that it came with, tells of; None where none does."""
     found = _first_trouble(error)

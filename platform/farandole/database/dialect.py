@@ -58,6 +58,10 @@ class Dialect(Protocol):
         """The error after which this transaction has to run again, also where whoever met it has passed over it."""
         ...
 
+    def end_sessions(self, connection: sa.Connection, run: str) -> None:
+        """Ends what a process still does in the database, whose `application_name` begins with `run` and a space."""
+        ...
+
     def trouble(self, error: BaseException) -> Trouble | None:
         """What this one error of the driver says; None where a statement is wrong, and for any other error."""
         ...

@@ -64,6 +64,11 @@ _ADDED_TO = ("application_name", "options")
 """What a URL says of these comes behind what is needed: whoever takes over ends the sessions of a replica by its name.
 Of an option that is given twice the last one counts."""
 
+_END_SESSIONS = sa.text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND state <> 'idle' "
+    "AND pid <> pg_backend_pid() AND starts_with(application_name, :run || ' ')"
+)
+
 _CONFLICT = Trouble("other transactions keep coming between: look for a program that writes to it", may_rerun=True)
 _UNREACHED = Trouble("see that the server runs, is reached from here, and lets this user in")
 _ENDED = Trouble("the server ended the connection; this service connects again by itself")
@@ -146,6 +151,10 @@ class Postgresql:
         """See `Dialect.doomed_by`."""
         found = connection.info.get(_DOOMED)
         return found if isinstance(found, BaseException) else None
+
+    def end_sessions(self, connection: sa.Connection, run: str) -> None:
+        """See `Dialect.end_sessions`: those of this user that are in a transaction."""
+        connection.execute(_END_SESSIONS, {"run": run})
 
     def trouble(self, error: BaseException) -> Trouble | None:
         """See `Dialect.trouble`."""

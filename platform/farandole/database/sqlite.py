@@ -106,6 +106,9 @@ class Sqlite:
         """See `Dialect.doomed_by`: nothing comes between here."""
         return None
 
+    def end_sessions(self, connection: sa.Connection, run: str) -> None:
+        """See `Dialect.end_sessions`: there is one process."""
+
     def trouble(self, error: BaseException) -> Trouble | None:
         """See `Dialect.trouble`."""
         if not isinstance(error, sqlite3.Error):

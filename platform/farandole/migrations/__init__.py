@@ -18,6 +18,6 @@ To change a table:
 There is no way down: the way back is a backup, and the version that made it.
 """
 
-from farandole.migrations.migrate import CORRELATOR, FIRST, PARTICIPANT, Schema, migrate
+from farandole.migrations.migrate import CORRELATOR, FIRST, PARTICIPANT, Schema, migrate, refuse_other_revision
 
-__all__ = ["CORRELATOR", "FIRST", "PARTICIPANT", "Schema", "migrate"]
+__all__ = ["CORRELATOR", "FIRST", "PARTICIPANT", "Schema", "migrate", "refuse_other_revision"]

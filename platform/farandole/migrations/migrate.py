@@ -64,15 +64,28 @@ async def migrate(database: Database, schema: Schema, *, to: str = "head") -> No
     await database.write_alone(partial(_migrate, schema=schema, to=to, name=database.name))
 
 
+async def refuse_other_revision(database: Database, schema: Schema) -> None:
+    """Raises `StoreError` where the tables are not those of the present revision; changes nothing."""
+    await database.read(partial(_refuse_other_revision, schema=schema, name=database.name))
+
+
+def _refuse_other_revision(connection: sa.Connection, *, schema: Schema, name: str) -> None:
+    found = MigrationContext.configure(connection, opts={"version_table": schema.version_table}).get_current_revision()
+    _refuse_newer(found, schema.revisions, name)
+    head = schema.revisions.get_current_head()
+    if found != head:
+        tables = "not made yet" if found is None else f"of revision {found}"
+        raise StoreError(
+            f"the database {name} can't be read by this version: its tables are {tables}, and this version reads those "
+            f"of {head}; start the {schema.name} of this version, which brings them up to date"
+        )
+
+
 def _migrate(connection: sa.Connection, *, schema: Schema, to: str, name: str) -> None:
     script = schema.revisions
     context = MigrationContext.configure(connection, opts={"version_table": schema.version_table})
     before = context.get_current_revision()
-    if before is not None and before not in {one.revision for one in script.walk_revisions()}:
-        raise StoreError(
-            f"the database {name} was made by a newer version: its tables are of revision {before}, and this version "
-            f"knows those up to {script.get_current_head()}; start the newer one, or restore a backup from before it"
-        )
+    _refuse_newer(before, script, name)
     if before is None:
         first = _first_tables(script)
         missing = {table.name for table in first} - set(sa.inspect(connection).get_table_names())
@@ -88,6 +101,14 @@ def _migrate(connection: sa.Connection, *, schema: Schema, to: str, name: str) -
             revision.module.upgrade()
     context.stamp(script, to)
     _log.info("the tables are up to date", schema=schema.name, before=before, revision=steps[0].revision)
+
+
+def _refuse_newer(found: str | None, script: ScriptDirectory, name: str) -> None:
+    if found is not None and found not in {one.revision for one in script.walk_revisions()}:
+        raise StoreError(
+            f"the database {name} was made by a newer version: its tables are of revision {found}, and this version "
+            f"knows those up to {script.get_current_head()}; start the newer one, or restore a backup from before it"
+        )
 
 
 def _first_tables(script: ScriptDirectory) -> list[sa.Table]:

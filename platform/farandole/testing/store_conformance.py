@@ -305,6 +305,11 @@ class CorrelatorStoreConformance:
         await store.open()
         assert (await store.load(["a"]))["a"] == (saga("a"),)
 
+    async def test_opened_to_be_read_too(self, store: CorrelatorStore) -> None:
+        await record(store, saga("a"))
+        await store.open(to_read=True)
+        assert (await store.load(["a"]))["a"] == (saga("a"),)
+
     async def test_a_store_that_can_be_written_passes_its_check(self, store: CorrelatorStore) -> None:
         await store.check()
 

@@ -41,7 +41,7 @@ from farandole.correlator.store import ALL_PARTITIONS, Claim, Committed, FoldedB
 from farandole.database import Database
 from farandole.definition import Definition
 from farandole.leases import Leases
-from farandole.migrations import CORRELATOR, migrate
+from farandole.migrations import CORRELATOR, migrate, refuse_other_revision
 from farandole.outbox import OutboxRow
 from farandole.saga import Saga
 from farandole.sql_leases import SqlLeases
@@ -54,9 +54,9 @@ class SqlCorrelatorStore:
         self._database = database
         self.leases: Leases = SqlLeases(database, LEASES)
 
-    async def open(self) -> None:
+    async def open(self, *, to_read: bool = False) -> None:
         """See `CorrelatorStore.open`. Raises `StoreError` with the remedy where another version made the tables."""
-        await migrate(self._database, CORRELATOR)
+        await (refuse_other_revision if to_read else migrate)(self._database, CORRELATOR)
 
     async def close(self) -> None:
         """See `CorrelatorStore.close`."""
