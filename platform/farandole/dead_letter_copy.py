@@ -11,7 +11,9 @@ import json
 import re
 from collections.abc import Mapping
 
-from farandole.envelope import MALFORMED_HEADERS, MAX_BODY_BYTES, Publication, Reason, StoredMessage
+from farandole.bodies import MAX_BODY_BYTES
+from farandole.envelope import MALFORMED_HEADERS, Publication, StoredMessage
+from farandole.reasons import Reason
 
 PREFIX_BYTES = 4096
 """How much of a body is kept where the whole can't be."""

@@ -16,7 +16,7 @@ from datetime import datetime
 
 from farandole.advance import PendingLifecycle, last_cause_id
 from farandole.definition import Definition
-from farandole.envelope import derived_id
+from farandole.ids import derived_id
 from farandole.lifecycle import CORRELATOR, SAGA_STALLED, SAGA_TIMED_OUT, STEP_OVERDUE, unused_id
 from farandole.record import TIMED_OUT, commit_event, is_applied
 from farandole.saga import Cause, Saga, Status, StepRecord, StepStatus

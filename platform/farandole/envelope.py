@@ -9,46 +9,39 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
-import hashlib
-import json
 import re
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-import protovalidate
-from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from choreography.v1 import dead_letter_events_pb2, lifecycle_pb2
+from farandole.bodies import (
+    JSON,
+    MAX_BODY_BYTES,
+    PROTOBUF,
+    TOO_COMPLEX,
+    BodyRefusedError,
+    is_complex,
+    read_body,
+    violation,
+)
 from farandole.errors import InvalidEventError
+from farandole.ids import canonical_digest, content_id, message_id
 from farandole.partitions import is_key, partition_of
+from farandole.reasons import Reason
 from farandole.registry import EventType, Registry
 from farandole.saga import Cause, Fact, Lifecycle
 
-MAX_BODY_BYTES = 256 * 1024
-MAX_NESTED_MESSAGES = 10_000
-"""Messages and map entries in a body, at any depth. Checking more would hold up everyone else's events."""
-MAX_JSON_VALUES = 10_000
-"""Object members and list elements in a JSON body, at any depth: JSON costs ten times what Protobuf does."""
-MAX_JSON_DEPTH = 100
-"""Of objects and lists inside each other. Protobuf has the same limit for messages."""
 MAX_ATTRIBUTE_BYTES = 1024
 """Of any one CloudEvents attribute, as UTF-8."""
 
 ANONYMOUS = "anonymous"
-PROTOBUF = "application/protobuf"
-JSON = "application/json"
 MALFORMED_HEADERS = "farandole-malformed-headers"
 """Set by the broker adapter, with what is wrong, where a message's headers can't be parsed."""
 
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "choreography.v1")
-_COUNT_NESTED_ABOVE_BYTES = 16 * 1024
 _ATTRIBUTES = frozenset(
     {
         "ce-specversion",
@@ -67,29 +60,7 @@ _RFC3339 = re.compile(
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """What a CloudEvents string may not hold."""
-_FAILING_FIELD = re.compile(r"Failed to parse (\w+) field: ")
 _NOT_PLAIN = re.compile(r"[^\x21\x23\x24\x26-\x7e]")
-
-
-class Reason(enum.IntEnum):
-    """Why a delivery is given up on (`choreography.v1.DeadLetterReason`).
-
-    The last three are a participant's; for all others no one can read the message.
-    """
-
-    TOO_LARGE = 1
-    TOO_COMPLEX = 2
-    UNKNOWN_TYPE = 3
-    TYPE_MISMATCH = 4
-    INVALID_HEADER = 5
-    UNSUPPORTED_CONTENT_TYPE = 6
-    UNDECODABLE = 7
-    RULE_VIOLATION = 8
-    INVALID_KEY = 9
-    WRONG_PARTITION = 10
-    REJECTED = 11
-    RETRIES_EXHAUSTED = 12
-    CRASHED = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,26 +171,6 @@ class Publication:
     data: bytes
 
 
-def canonical_digest(body: Message) -> bytes:
-    """SHA-256 of the body's deterministic serialization."""
-    return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
-
-
-def content_id(event_type: str, key: str, data: bytes) -> str:
-    """The id of an event that came without one: the same content has the same id."""
-    return str(uuid.uuid5(_NAMESPACE, "\n".join((event_type, key, hashlib.sha256(data).hexdigest()))))
-
-
-def derived_id(parts: Sequence[str]) -> str:
-    """The id of what follows from `parts`: deriving it again gives the same id. Parts hold no line feed."""
-    return str(uuid.uuid5(_NAMESPACE, "\n".join(parts)))
-
-
-def message_id(source: str, event_id: str) -> str:
-    """`Nats-Msg-Id` of an event: its identity, source and id, unambiguously joined."""
-    return f"{quote(source, safe='')}/{quote(event_id, safe='')}"
-
-
 def encode(
     event_type: EventType,
     body: Message,
@@ -236,17 +187,16 @@ def encode(
     id can't be one: what would be a dead letter is refused before it is stored.
     """
     name = event_type.name
-    violation = _violation(event_type, body)
-    if violation:
-        raise InvalidEventError(f"{name} breaks a rule: {violation}")
+    if breach := violation(event_type, body):
+        raise InvalidEventError(f"{name} breaks a rule: {breach}")
     key = str(getattr(body, event_type.key_field))
     if not is_key(key):
         raise InvalidEventError(f"{name}.{event_type.key_field} is no correlation key, [A-Za-z0-9_-]{{1,128}}: {key!r}")
     data = body.SerializeToString(deterministic=True)
     if len(data) > MAX_BODY_BYTES:
         raise InvalidEventError(f"{name} has {len(data)} bytes; an event has at most {MAX_BODY_BYTES}")
-    if _is_complex(body, len(data)):
-        raise InvalidEventError(f"{name} {_TOO_COMPLEX}")
+    if is_complex(body, len(data)):
+        raise InvalidEventError(f"{name} {TOO_COMPLEX}")
     for attribute, value in (("id", event_id), ("source", source), ("causation id", causation_id)):
         if fault := _attribute_fault(value):
             raise InvalidEventError(f"the {attribute} of {name} {fault}")
@@ -302,7 +252,10 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
         raise _Refused(
             Reason.TOO_LARGE, f"the body has {len(message.data)} bytes; an event has at most {MAX_BODY_BYTES}"
         )
-    body = _body(event_type, attributes.get("ce-datacontenttype", JSON), message.data)
+    try:
+        body = read_body(event_type, attributes.get("ce-datacontenttype", JSON), message.data)
+    except BodyRefusedError as refused:
+        raise _Refused(refused.reason, refused.detail) from None
     key = str(getattr(body, event_type.key_field))
     if not is_key(key):
         raise _Refused(
@@ -310,9 +263,8 @@ def _decode(registry: Registry, message: StoredMessage) -> Event:
             f"{name}.{event_type.key_field} is no correlation key, [A-Za-z0-9_-]{{1,128}}: {key[:128]!r}",
             body=body,
         )
-    violation = _violation(event_type, body)
-    if violation:
-        raise _Refused(Reason.RULE_VIOLATION, violation, key=key, body=body)
+    if breach := violation(event_type, body):
+        raise _Refused(Reason.RULE_VIOLATION, breach, key=key, body=body)
     partition = partition_of(key)
     if partition != message.partition:
         stored = "none" if message.partition is None else message.partition
@@ -405,171 +357,6 @@ def _time(text: str | None) -> datetime | None:
         except (ValueError, OverflowError):
             pass  # no such day, or one outside the calendar: refused like any other text
     raise _Refused(Reason.INVALID_HEADER, f"ce-time is not an RFC 3339 time with an offset: {text[:100]!r}")
-
-
-def _body(event_type: EventType, content_type: str, data: bytes) -> Message:
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type == PROTOBUF:
-        return _from_protobuf(event_type, data)
-    if media_type == JSON:
-        return _from_json(event_type, data)
-    raise _Refused(
-        Reason.UNSUPPORTED_CONTENT_TYPE, f"ce-datacontenttype is {content_type!r}; it may be {PROTOBUF} or {JSON}"
-    )
-
-
-_TOO_COMPLEX = f"has more than {MAX_NESTED_MESSAGES} nested messages"
-
-
-def _from_protobuf(event_type: EventType, data: bytes) -> Message:
-    try:
-        body = event_type.message_class.FromString(data)
-    except DecodeError as error:
-        raise _Refused(Reason.UNDECODABLE, f"the body is not a Protobuf {event_type.name}: {error}") from None
-    return _complete(event_type, body, len(data))
-
-
-def _from_json(event_type: EventType, data: bytes) -> Message:
-    value = _json_value(event_type, data)
-    if fault := _shape_fault(event_type.descriptor, value):
-        raise _Refused(Reason.UNDECODABLE, f"the body is not a ProtoJSON {event_type.name}: {fault}")
-    body = event_type.message_class()
-    try:
-        json_format.ParseDict(value, body, ignore_unknown_fields=True)
-    except RecursionError:
-        raise _too_deep() from None
-    except (json_format.Error, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        detail = f"the body is not a ProtoJSON {event_type.name}: {_json_fault(event_type, str(error))}"
-        raise _Refused(Reason.UNDECODABLE, detail) from None
-    return _complete(event_type, body, len(data))
-
-
-def _complete(event_type: EventType, body: Message, size: int) -> Message:
-    """The body, if it has its required fields (proto2 has such) and is not too complex to go on with."""
-    if not body.IsInitialized():
-        raise _Refused(Reason.UNDECODABLE, f"the body is not a whole {event_type.name}: it lacks required fields")
-    if _is_complex(body, size):
-        raise _Refused(Reason.TOO_COMPLEX, f"the body {_TOO_COMPLEX}")
-    return body
-
-
-def _json_value(event_type: EventType, data: bytes) -> Any:  # noqa: ANN401 - any JSON value
-    """A JSON body as Python values, no larger and no deeper than what can be handled at once."""
-    try:
-        value = json.loads(data.decode(), object_pairs_hook=_json_object, parse_constant=_no_json_constant)
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError as error:
-        raise _Refused(Reason.UNDECODABLE, f"the body is not a ProtoJSON {event_type.name}: {error}") from None
-    count, depth, level = 0, 0, [value] if isinstance(value, dict | list) else []
-    while level:
-        depth += 1
-        if depth > MAX_JSON_DEPTH:
-            raise _too_deep()
-        inside = [entry for holder in level for entry in (holder.values() if isinstance(holder, dict) else holder)]
-        count += len(inside)
-        if count > MAX_JSON_VALUES:
-            raise _Refused(Reason.TOO_COMPLEX, f"the JSON body has more than {MAX_JSON_VALUES} values")
-        level = [entry for entry in inside if isinstance(entry, dict | list)]
-    return value
-
-
-def _too_deep() -> _Refused:
-    return _Refused(Reason.TOO_COMPLEX, f"the JSON body is nested more than {MAX_JSON_DEPTH} deep")
-
-
-def _json_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    json_object = dict(members)
-    if len(json_object) < len(members):
-        raise ValueError("a key stands twice in one object")
-    return json_object
-
-
-def _no_json_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _shape_fault(root: Descriptor, body: Any) -> str:  # noqa: ANN401 - any JSON value
-    """What is wrong with the messages in a JSON body, that json_format would let pass; empty where nothing is.
-
-    It reads an empty list, and most texts, as a message without fields, and takes a field under both its names.
-    """
-    fields_of: dict[str, dict[str, FieldDescriptor]] = {}
-    waiting: list[tuple[Descriptor, Any, str]] = [(root, body, "the body")]
-    while waiting:
-        descriptor, value, where = waiting.pop()
-        if not isinstance(value, dict):
-            return f"{where} must be an object"
-        fields = fields_of.get(descriptor.full_name)
-        if fields is None:
-            fields = {name: f for f in descriptor.fields for name in (f.name, f.json_name)}
-            fields_of[descriptor.full_name] = fields
-        for name, entry in value.items():
-            field = fields.get(name)
-            if field is None or entry is None:
-                continue
-            if name != field.json_name and field.json_name in value:
-                return f"{name} stands twice, as {field.json_name} too"
-            held = field.message_type
-            if held is None:
-                continue
-            is_map = held.GetOptions().map_entry
-            if is_map:
-                held = held.fields_by_name["value"].message_type
-            if held is None or held.file.package == "google.protobuf":  # whose JSON forms are their own
-                continue
-            if is_map:
-                entries = list(entry.values()) if isinstance(entry, dict) else []
-            elif field.is_repeated:
-                entries = entry if isinstance(entry, list) else []
-            else:
-                entries = [entry]
-            waiting += [(held, each, name) for each in entries]
-    return ""
-
-
-def _json_fault(event_type: EventType, message: str) -> str:
-    """What json_format says, without the values that it quotes where the event has any that must not be shown."""
-    if not event_type.redactor.is_needed:
-        return message[:500]
-    path = ".".join(_FAILING_FIELD.findall(message)[:20])
-    return f"{path or 'a field'} has a value that does not fit it"
-
-
-def _is_complex(body: Message, size: int) -> bool:
-    """Whether a body of that many bytes holds more messages than an event may; a small one can't hold that many."""
-    return size > _COUNT_NESTED_ABOVE_BYTES and _nested_messages(body, MAX_NESTED_MESSAGES) > MAX_NESTED_MESSAGES
-
-
-def _nested_messages(message: Message, limit: int) -> int:
-    """How many messages a message holds at any depth, counted no further than just above the limit."""
-    count = 0
-    waiting = [message]
-    while waiting and count <= limit:
-        for field, value in waiting.pop().ListFields():
-            if field.message_type is None:
-                continue
-            if field.message_type.GetOptions().map_entry:
-                count += len(value)
-            elif field.is_repeated:
-                count += len(value)
-                if count <= limit:
-                    waiting.extend(value)
-            else:
-                count += 1
-                waiting.append(value)
-    return count
-
-
-def _violation(event_type: EventType, body: Message) -> str:
-    """The first validation rule that the body breaks, with its field; empty where it breaks none."""
-    try:
-        event_type.validator.validate(body, fail_fast=True)
-    except protovalidate.ValidationError as error:
-        return str(error)
-    except protovalidate.EvaluationError as error:
-        return f"a rule can't be evaluated: {error}"
-    return ""
 
 
 def _lifecycle_of(body: Message) -> Lifecycle | None:

@@ -12,7 +12,7 @@ from itertools import count
 from typing import NamedTuple
 
 from farandole.definition import Definition
-from farandole.envelope import derived_id
+from farandole.ids import derived_id
 from farandole.record import IT_APPLIES, OPEN, TIMED_OUT, Judgement, Record, awaited, commit_event, is_applied
 from farandole.saga import (
     Cause,

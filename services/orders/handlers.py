@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from choreography.v1.lifecycle_pb2 import SagaTimedOut
 from farandole import CommandTransaction, Transaction
-from farandole.envelope import canonical_digest
 from farandole.errors import AlreadyExistsError
+from farandole.ids import canonical_digest
 from inventory.v1.inventory_events_pb2 import ItemsReleased, ReservationFailed
 from orders.v1.order_events_pb2 import OrderCancelled, OrderCompleted, OrderCreated
 from services.orders import domain, store

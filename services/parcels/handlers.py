@@ -6,8 +6,8 @@ from choreography.v1.lifecycle_pb2 import SagaTimedOut
 from delivery.v1.delivery_events_pb2 import DeliveryFailed, PackageDelivered
 from drones.v1.drone_events_pb2 import DroneUnavailable
 from farandole import CommandTransaction, Transaction
-from farandole.envelope import canonical_digest
 from farandole.errors import AlreadyExistsError
+from farandole.ids import canonical_digest
 from packaging_contracts.v1.packaging_events_pb2 import PackagingFailed
 from parcels.v1.parcel_events_pb2 import ParcelOrderCancelled, ParcelOrderCompleted, ParcelOrdered
 from services.parcels import store

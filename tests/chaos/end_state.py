@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.database import Database
-from farandole.envelope import content_id
+from farandole.ids import content_id
 from farandole.participant.tables import ParticipantTables
 from tests.chaos.checker.choreographies import (
     CHOREOGRAPHIES,

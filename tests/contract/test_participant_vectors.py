@@ -12,9 +12,10 @@ import pytest
 from google.protobuf import json_format
 
 from farandole.dead_letter_copy import dead_letter_copy
-from farandole.envelope import Event, Reason, StoredMessage, decode
+from farandole.envelope import Event, StoredMessage, decode
 from farandole.participant.barrier import BarrierState
 from farandole.partitions import partition_of
+from farandole.reasons import Reason
 from farandole.saga import Disposition
 from tests.contract import vectors
 from tests.contract.participant_histories import RETRIES, Script, Stage, participants, stored_event

@@ -20,7 +20,7 @@ from buf.validate import validate_pb2
 from choreography.v1 import dead_letter_pb2, options_pb2, saga_definition_pb2, saga_pb2
 from farandole import definition, saga
 from farandole.correlator.dead_letters import DeadLetterState
-from farandole.envelope import Reason
+from farandole.reasons import Reason
 from farandole.redaction import reachable_types
 
 ROOT = Path(__file__).parents[2]

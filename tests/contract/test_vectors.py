@@ -10,22 +10,12 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from farandole.bodies import MAX_JSON_VALUES, MAX_NESTED_MESSAGES
 from farandole.correlator.time_outs import TimeOut, guarded
-from farandole.envelope import (
-    MAX_JSON_VALUES,
-    MAX_NESTED_MESSAGES,
-    Event,
-    Publication,
-    Reason,
-    Unreadable,
-    canonical_digest,
-    content_id,
-    decode,
-    derived_id,
-    encode,
-    message_id,
-)
+from farandole.envelope import Event, Publication, Unreadable, decode, encode
+from farandole.ids import canonical_digest, content_id, derived_id, message_id
 from farandole.partitions import PARTITIONS, is_key, partition_key, partition_of
+from farandole.reasons import Reason
 from farandole.registry import Registry
 from tests.contract import vectors
 from tests.contract.vectors import CHECKSUMS, DIRECTORY, body_of, checksum_line, stored_message, text_of

@@ -8,21 +8,11 @@ import shlex
 import uuid
 
 from farandole import Participant, Transaction, step
+from farandole.bodies import MAX_BODY_BYTES, MAX_JSON_DEPTH, MAX_JSON_VALUES, MAX_NESTED_MESSAGES
 from farandole.broker.responder import ERROR_CODE_HEADER, ERROR_HEADER, status_subject
 from farandole.correlator.time_outs import EXPECTED_ON, EXPECTED_SEQUENCE
 from farandole.dead_letter_copy import dead_letter_copy
-from farandole.envelope import (
-    MAX_ATTRIBUTE_BYTES,
-    MAX_BODY_BYTES,
-    MAX_JSON_DEPTH,
-    MAX_JSON_VALUES,
-    MAX_NESTED_MESSAGES,
-    Event,
-    Reason,
-    StoredMessage,
-    decode,
-    encode,
-)
+from farandole.envelope import MAX_ATTRIBUTE_BYTES, Event, StoredMessage, decode, encode
 from farandole.participant.barrier import (
     Barrier,
     BarrierState,
@@ -35,6 +25,7 @@ from farandole.participant.barrier import (
     undo_move,
 )
 from farandole.partitions import PARTITIONS, partition_of
+from farandole.reasons import Reason
 from inventory.v1.inventory_events_pb2 import ItemsReserved
 from tests.contract.vectors import DIRECTORY, ROOT, STREAM_TIME, registry, text_of
 

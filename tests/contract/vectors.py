@@ -17,7 +17,8 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from farandole.envelope import StoredMessage, canonical_digest, content_id, encode
+from farandole.envelope import StoredMessage, encode
+from farandole.ids import canonical_digest, content_id
 from farandole.partitions import partition_of
 from farandole.registry import EventType, Registry
 

@@ -33,7 +33,7 @@ from farandole.correlator.saga_service import MOST_REREADS, SagaService, reread_
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import Claim, CorrelatorStore, FoldedBatch, NewDeadLetter, SagaChange
 from farandole.database import Database
-from farandole.envelope import Reason
+from farandole.reasons import Reason
 from farandole.redaction import REDACTED
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Problem, Rpc, read_problem, serve

@@ -27,8 +27,9 @@ from farandole.correlator.queries import DeadLetterQuery
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import CorrelatorStore, FoldedBatch, NewDeadLetter
 from farandole.database import Database
-from farandole.envelope import Event, Publication, Reason, decode
+from farandole.envelope import Event, Publication, decode
 from farandole.partitions import PARTITIONS, partition_key, partition_of
+from farandole.reasons import Reason
 from farandole.registry import Registry
 from farandole.rpc import HealthMonitor, Problem, Rpc, read_problem, serve
 from farandole.saga import Disposition, Health, Status

@@ -23,7 +23,8 @@ from choreography.v1.participant_pb2 import QUEUED_EVENT_STATE_EARLY, QUEUED_EVE
 from choreography.v1.saga_pb2 import SAGA_CAUSE_STEP_FAILURE, SAGA_CAUSE_UNSPECIFIED
 from drones.v1.drone_events_pb2 import DroneProvisioned
 from farandole import Reject, Retries, Step, Transaction, step
-from farandole.envelope import Event, StoredMessage, decode, message_id
+from farandole.envelope import Event, StoredMessage, decode
+from farandole.ids import message_id
 from farandole.participant.barrier import BarrierState
 from farandole.participant.tables import ParticipantTables
 from farandole.saga import Disposition

@@ -23,9 +23,9 @@ from farandole.correlator.sql_store.due import SELECT_DUE, next_deadlines_statem
 from farandole.correlator.sql_store.saga_lists import saga_page_statement
 from farandole.correlator.store import ALL_PARTITIONS, CorrelatorStore, FoldedBatch
 from farandole.database import Database
-from farandole.envelope import Reason
 from farandole.errors import StoreUnavailableError
 from farandole.lanes import Lanes
+from farandole.reasons import Reason
 from farandole.saga import Cause, Health, Saga, Status
 from farandole.testing import CorrelatorStoreConformance
 from farandole.testing.store_conformance import (

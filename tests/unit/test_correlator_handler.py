@@ -17,9 +17,10 @@ from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.definitions import ACTIVATED, RETIRED
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.queries import DeadLetterQuery
-from farandole.envelope import Event, Publication, Reason, decode, encode
+from farandole.envelope import Event, Publication, decode, encode
 from farandole.errors import BrokerUnavailableError, DefinitionError, FencedError
 from farandole.partitions import PARTITIONS, partition_key, partition_of
+from farandole.reasons import Reason
 from farandole.registry import Registry
 from farandole.saga import Disposition, Health, Saga, Status
 from farandole.worker import Handled

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from choreography.v1 import dead_letter_events_pb2, dead_letter_pb2, lifecycle_pb2
+from farandole.bodies import MAX_BODY_BYTES
 from farandole.correlator.dead_letters import (
     ClosedDeadLetter,
     DeadLetter,
@@ -25,8 +26,9 @@ from farandole.correlator.dead_letters import (
     participant_dead_letter,
 )
 from farandole.correlator.store import FoldedBatch, NewDeadLetter, dead_letter_change
-from farandole.envelope import MAX_BODY_BYTES, Event, Reason, StoredMessage, Unreadable, decode, encode
+from farandole.envelope import Event, StoredMessage, Unreadable, decode, encode
 from farandole.partitions import partition_of
+from farandole.reasons import Reason
 from farandole.redaction import REDACTED
 from farandole.registry import Registry
 from farandole.testing.store_conformance import closed, entry, given_up

@@ -24,9 +24,9 @@ from farandole.cli.saga_diagnosis import next_commands
 from farandole.correlator.dead_letters import DeadLetter
 from farandole.correlator.diagnosis import Consumer, Standing, awaited, diagnose
 from farandole.correlator.inquiry import consumer_of
-from farandole.envelope import Reason
 from farandole.lifecycle import CORRELATOR
 from farandole.partitions import partition_of
+from farandole.reasons import Reason
 from farandole.saga import Cause, Lifecycle
 from tests.unit.saga_histories import DRONE_DELIVERY, ORDER_FULFILMENT, START, Told, event, lifecycle, timed_out, told
 from tests.unit.saga_histories import dead_letter as history_dead_letter

@@ -9,13 +9,12 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from choreography.v1 import lifecycle_pb2, saga_pb2
+from farandole.bodies import MAX_BODY_BYTES
 from farandole.envelope import (
     MALFORMED_HEADERS,
     MAX_ATTRIBUTE_BYTES,
-    MAX_BODY_BYTES,
     Event,
     Publication,
-    Reason,
     StoredMessage,
     Unreadable,
     decode,
@@ -23,6 +22,7 @@ from farandole.envelope import (
 )
 from farandole.errors import InvalidEventError
 from farandole.partitions import partition_of
+from farandole.reasons import Reason
 from farandole.registry import EventType, Registry
 from farandole.saga import Cause, Lifecycle
 from orders.v1 import order_events_pb2, order_pb2

@@ -11,17 +11,8 @@ from google.protobuf import json_format
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from farandole.envelope import (
-    MAX_ATTRIBUTE_BYTES,
-    Event,
-    StoredMessage,
-    Unreadable,
-    content_id,
-    decode,
-    derived_id,
-    encode,
-    message_id,
-)
+from farandole.envelope import MAX_ATTRIBUTE_BYTES, Event, StoredMessage, Unreadable, decode, encode
+from farandole.ids import content_id, derived_id, message_id
 from farandole.partitions import partition_of
 from farandole.registry import Registry
 from orders.v1 import order_events_pb2

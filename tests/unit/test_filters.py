@@ -25,8 +25,8 @@ from farandole.correlator.filters import (
     matches,
     parse_filter,
 )
-from farandole.envelope import Reason
 from farandole.errors import InvalidArgumentError
+from farandole.reasons import Reason
 from farandole.saga import Cause, Health, Status
 
 RUNNING = Comparison("status", Operator.EQUAL, Status.RUNNING)

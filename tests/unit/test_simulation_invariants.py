@@ -12,7 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from choreography.v1.lifecycle_pb2 import SagaTimedOut
 from choreography.v1.saga_pb2 import SAGA_CAUSE_DEADLINE
-from farandole.envelope import Event, StoredMessage, decode, encode, message_id
+from farandole.envelope import Event, StoredMessage, decode, encode
+from farandole.ids import message_id
 from farandole.lifecycle import CORRELATOR
 from farandole.participant.barrier import Direction
 from farandole.partitions import partition_of

@@ -12,9 +12,10 @@ from datetime import datetime
 
 from choreography.v1 import dead_letter_events_pb2
 from farandole.dead_letter_copy import PREFIX_BYTES, dead_letter_copy, dead_letter_id
-from farandole.envelope import Event, Publication, Reason, Unreadable
+from farandole.envelope import Event, Publication, Unreadable
 from farandole.lifecycle import CORRELATOR
 from farandole.partitions import PARTITIONS, key_in, partition_key
+from farandole.reasons import Reason
 from farandole.registry import Registry
 from farandole.saga import HistoryEntry
 

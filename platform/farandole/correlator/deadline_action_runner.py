@@ -16,9 +16,10 @@ from farandole.broker.publisher import Publisher
 from farandole.correlator.deadline_actions import EVENT_TYPES, DeadlineAction, PassedDeadline, passed_deadline
 from farandole.correlator.plugin_guard import Making, Standing, close, in_own_thread
 from farandole.dead_letter_copy import dead_letter_copy
-from farandole.envelope import Event, Reason, decode
+from farandole.envelope import Event, decode
 from farandole.errors import BrokerError, ConfigurationError, PluginError
 from farandole.plugins import Plugin
+from farandole.reasons import Reason
 from farandole.registry import Registry
 
 T = TypeVar("T")

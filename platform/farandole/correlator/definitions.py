@@ -22,8 +22,9 @@ from google.protobuf.message import Message
 
 from choreography.v1 import correlator_events_pb2, saga_definition_pb2
 from farandole.definition import Definition, validate
-from farandole.envelope import Event, Publication, derived_id, encode, message_id
+from farandole.envelope import Event, Publication, encode
 from farandole.errors import DefinitionError, Fault, StoreError
+from farandole.ids import derived_id, message_id
 from farandole.lifecycle import CORRELATOR
 from farandole.partitions import PARTITIONS, partition_key, partition_of
 from farandole.registry import Registry

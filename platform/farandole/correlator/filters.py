@@ -21,9 +21,9 @@ from datetime import UTC, datetime
 from typing import NoReturn, TypeAlias
 
 from farandole.correlator.dead_letters import DeadLetterState
-from farandole.envelope import Reason
 from farandole.errors import InvalidArgumentError
 from farandole.nearest import did_you_mean
+from farandole.reasons import Reason
 from farandole.saga import Cause, Health, Status
 
 MAX_BYTES = 4096

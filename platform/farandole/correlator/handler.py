@@ -68,11 +68,13 @@ from farandole.correlator.unreadable import (
     unreadable_publication,
 )
 from farandole.deadlines import due_lifecycle
-from farandole.envelope import Event, Publication, Reason, StoredMessage, Unreadable, decode, encode, message_id
+from farandole.envelope import Event, Publication, StoredMessage, Unreadable, decode, encode
 from farandole.errors import BrokerError
+from farandole.ids import message_id
 from farandole.lifecycle import CORRELATOR, SAGA_TIMED_OUT
 from farandole.outbox import OutboxRow
 from farandole.partitions import PARTITIONS, partition_key, partition_of
+from farandole.reasons import Reason
 from farandole.registry import Registry
 from farandole.saga import Disposition, Lifecycle, Saga
 from farandole.telemetry import NO_TELEMETRY, Account, Telemetry

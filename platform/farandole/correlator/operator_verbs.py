@@ -21,8 +21,9 @@ from farandole.correlator.events_stream import EventsStream
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, Filter, parse_filter
 from farandole.correlator.queries import CorrelatorQueries, OpenDeadLetters, find_dead_letter
 from farandole.correlator.unreadable import read_again
-from farandole.envelope import Publication, derived_id, encode
+from farandole.envelope import Publication, encode
 from farandole.errors import BrokerError, InvalidArgumentError, PreconditionError, UnfinishedError
+from farandole.ids import derived_id
 from farandole.lifecycle import CORRELATOR
 from farandole.registry import Registry
 from farandole.telemetry import NO_TELEMETRY, Telemetry

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
 from farandole.correlator.queries import CorrelatorQueries, DeadLetterField, DeadLetterGroupQuery
-from farandole.envelope import Reason
+from farandole.reasons import Reason
 from farandole.saga import Status
 from farandole.telemetry import catalogue
 from farandole.telemetry.readings import Reading, Source

@@ -11,21 +11,13 @@ from datetime import datetime
 from typing import TypeAlias
 
 from choreography.v1 import correlator_events_pb2
+from farandole.bodies import MAX_BODY_BYTES
 from farandole.correlator.dead_letters import DeadLetter
-from farandole.envelope import (
-    MAX_BODY_BYTES,
-    Event,
-    Publication,
-    Reason,
-    StoredMessage,
-    Unreadable,
-    decode,
-    derived_id,
-    encode,
-    unknown_type,
-)
+from farandole.envelope import Event, Publication, StoredMessage, Unreadable, decode, encode, unknown_type
+from farandole.ids import derived_id
 from farandole.lifecycle import CORRELATOR
 from farandole.partitions import partition_key
+from farandole.reasons import Reason
 from farandole.registry import Registry
 
 EVENT_UNREADABLE = correlator_events_pb2.EventUnreadable.DESCRIPTOR.full_name

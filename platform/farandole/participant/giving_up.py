@@ -9,7 +9,7 @@ import structlog
 
 from choreography.v1.dead_letter_events_pb2 import DeadLetterRecorded, DeadLetterSuperseded
 from farandole.dead_letter_copy import dead_letter_copy, dead_letter_id
-from farandole.envelope import Event, Reason, Unreadable
+from farandole.envelope import Event, Unreadable
 from farandole.participant.barrier import Direction
 from farandole.participant.circuits import CircuitOpenError
 from farandole.participant.crashes import CrashedError
@@ -20,6 +20,7 @@ from farandole.participant.outgoing import Outgoing
 from farandole.participant.participant import Reaction
 from farandole.participant.queue_table import QueueEntry, QueueState
 from farandole.participant.retries import Retries
+from farandole.reasons import Reason
 
 _log = structlog.get_logger(__name__)
 

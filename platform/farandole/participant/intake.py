@@ -12,8 +12,9 @@ from google.protobuf.message import Message
 
 from choreography.v1 import lifecycle_pb2, saga_pb2
 from farandole.database import is_store_trouble, refuse_aborted
-from farandole.envelope import Event, decode, derived_id, message_id
+from farandole.envelope import Event, decode
 from farandole.errors import ContractError
+from farandole.ids import derived_id, message_id
 from farandole.outbox import OutboxRow
 from farandole.participant.barrier import (
     Barrier,

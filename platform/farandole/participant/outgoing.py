@@ -9,8 +9,9 @@ from datetime import datetime
 from google.protobuf.message import Message
 
 from choreography.v1.dead_letter_events_pb2 import DeadLetterRecorded, DeadLetterSuperseded
-from farandole.envelope import Event, Publication, Unreadable, derived_id, encode, message_id
+from farandole.envelope import Event, Publication, Unreadable, encode
 from farandole.errors import ContractError
+from farandole.ids import derived_id, message_id
 from farandole.participant.barrier import Direction
 from farandole.registry import Registry
 from farandole.telemetry import NO_ACCOUNT, Account

@@ -25,7 +25,7 @@ class Prerequisite:
     """An event that waits for the others that its step needs."""
 
     identity: str
-    """Source and id, joined as in `envelope.message_id`."""
+    """Source and id, joined as in `ids.message_id`."""
     digest: bytes
     """Of its body, as `Event.digest`."""
     message: StoredMessage

@@ -24,7 +24,7 @@ class InboxEntry:
     """An event that has been dealt with."""
 
     identity: str
-    """Source and id, joined as in `envelope.message_id`."""
+    """Source and id, joined as in `ids.message_id`."""
     sequence: int
     disposition: Disposition
 

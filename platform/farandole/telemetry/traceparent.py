@@ -34,7 +34,7 @@ def read(header: str) -> TraceParent | None:
 def derived(identity: str) -> TraceParent:
     """The place of an event that came without a trace: everyone who reads it finds the same trace, not sampled so far.
 
-    `identity` is that of the event, as `farandole.envelope.message_id` gives it.
+    `identity` is that of the event, as `farandole.ids.message_id` gives it.
     """
     digest = hashlib.sha256(identity.encode()).digest()
     return TraceParent(int.from_bytes(digest[:16]) or 1, int.from_bytes(digest[16:24]) or 1, is_sampled=False)

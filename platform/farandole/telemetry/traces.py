@@ -34,7 +34,8 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode, TraceFlags
 
-from farandole.envelope import Event, Publication, Unreadable, message_id
+from farandole.envelope import Event, Publication, Unreadable
+from farandole.ids import message_id
 from farandole.telemetry import traceparent
 from farandole.telemetry.ledger import Handling, Ledger
 from farandole.telemetry.traceparent import TraceParent

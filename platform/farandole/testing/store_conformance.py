@@ -45,11 +45,12 @@ from farandole.correlator.store import (
 )
 from farandole.deadlines import overdue_id
 from farandole.definition import Definition, StepDefinition, StepKind
-from farandole.envelope import Publication, Reason
+from farandole.envelope import Publication
 from farandole.errors import DefinitionError, FencedError, SnapshotError, StoreError, StreamIncarnationError
 from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
 from farandole.partitions import PARTITIONS, partition_of
+from farandole.reasons import Reason
 from farandole.saga import (
     Cause,
     Disposition,

@@ -21,7 +21,7 @@ from farandole.correlator.queries import (
 from farandole.correlator.sql_store.conditions import condition
 from farandole.correlator.sql_store.rows import Row, dead_letter_of
 from farandole.correlator.sql_store.tables import DEAD_LETTER
-from farandole.envelope import Reason
+from farandole.reasons import Reason
 from farandole.times import time_of
 
 _FILTER_COLUMNS: Mapping[str, sa.Column[Any]] = {

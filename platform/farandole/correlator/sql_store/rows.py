@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.sql_store.tables import HISTORY, SAGA
 from farandole.deadlines import next_deadline
-from farandole.envelope import Reason
+from farandole.reasons import Reason
 from farandole.saga import (
     Cause,
     Disposition,

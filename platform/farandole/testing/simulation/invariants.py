@@ -15,7 +15,8 @@ from choreography.v1.lifecycle_pb2 import SagaTimedOut
 from farandole.correlator.definitions import Definitions
 from farandole.correlator.records import fold
 from farandole.definition import Definition
-from farandole.envelope import Event, message_id
+from farandole.envelope import Event
+from farandole.ids import message_id
 from farandole.lifecycle import SAGA_TIMED_OUT
 from farandole.participant.barrier import Direction
 from farandole.participant.participant import Participant

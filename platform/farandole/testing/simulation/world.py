@@ -49,7 +49,7 @@ class World:
     left_over: Callable[[str], Mapping[str, int]]
     """How many rows wait in each table of a participant in which something waits."""
     inbox: Callable[[str], Mapping[str, Disposition]]
-    """What became of the events that a participant has dealt with, by their identities (see `envelope.message_id`)."""
+    """What became of the events that a participant has dealt with, by their identities (see `ids.message_id`)."""
 
     @property
     def sagas(self) -> Mapping[tuple[str, str], Saga]:
