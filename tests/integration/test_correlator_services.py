@@ -27,7 +27,7 @@ from choreography.v1 import (
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.dead_letters import DeadLetterState
-from farandole.correlator.diagnosis import Consumer, Standing
+from farandole.correlator.held_up import Consumer, Standing
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.saga_service import MOST_REREADS, SagaService, reread_after
 from farandole.correlator.sql_store import SqlCorrelatorStore

@@ -19,7 +19,7 @@ from choreography.v1.participant_service_pb2 import GetStatusRequest, GetStatusR
 from farandole.broker.connection import Broker
 from farandole.broker.responder import ERROR_CODE_HEADER, respond, status_subject
 from farandole.broker.streams import EVENTS
-from farandole.correlator.diagnosis import Standing
+from farandole.correlator.held_up import Standing
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.errors import FencedError, QueryError
 from farandole.lanes import Lanes

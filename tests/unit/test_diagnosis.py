@@ -21,8 +21,10 @@ from choreography.v1.participant_pb2 import (
     QueuedEvent,
 )
 from farandole.cli.saga_diagnosis import next_commands
+from farandole.correlator.awaited import awaited
 from farandole.correlator.dead_letters import DeadLetter
-from farandole.correlator.diagnosis import Consumer, Standing, awaited, diagnose
+from farandole.correlator.diagnosis import diagnose
+from farandole.correlator.held_up import Consumer, Standing
 from farandole.correlator.inquiry import consumer_of
 from farandole.lifecycle import CORRELATOR
 from farandole.partitions import partition_of

@@ -18,7 +18,7 @@ from farandole.broker.codes import CONSUMER_NOT_FOUND
 from farandole.broker.connection import Broker
 from farandole.broker.responder import status_subject
 from farandole.broker.streams import EVENTS
-from farandole.correlator.diagnosis import Consumer, Standing
+from farandole.correlator.held_up import Consumer, Standing
 from farandole.errors import BrokerError
 from farandole.partitions import partition_of
 

@@ -11,10 +11,12 @@ from typing import Any
 import grpc
 
 from choreography.v1 import saga_service_pb2, saga_service_pb2_grpc
+from farandole.correlator.awaited import awaited
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letters import DeadLetter
-from farandole.correlator.diagnosis import Standing, awaited, diagnose
+from farandole.correlator.diagnosis import diagnose
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
+from farandole.correlator.held_up import Standing
 from farandole.correlator.inquiry import Inquiry
 from farandole.correlator.messages import (
     Definitions,
