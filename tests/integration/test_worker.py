@@ -24,11 +24,11 @@ from farandole.broker.subscription import Subscription
 from farandole.database import Database
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import FencedError, StoreUnavailableError
-from farandole.lane_at_work import LaneAtWork
 from farandole.lanes import Lanes
+from farandole.lanes_at_work import LaneAtWork
 from farandole.outbox import OutboxRow
 from farandole.participant.handler import ParticipantBatchHandler
-from farandole.participant.lanes_at_work import LanesAtWork
+from farandole.participant.participant_lanes import ParticipantLanes
 from farandole.participant.tables import ParticipantTables
 from farandole.testing.brokers import BrokerUnderTest, connect
 from farandole.worker import BatchHandler, FirstHeard, Handled, Position, Worker
@@ -130,7 +130,7 @@ async def at_work(broker: Broker, path: Path) -> AsyncIterator[AtWork]:
         report=problems.__setitem__,
         hold_until_caught_up=False,
     )
-    lanes = LanesAtWork(PARTICIPANT, database, tables, lanes=Lanes(), broker=broker, batch_size=10)
+    lanes = ParticipantLanes(PARTICIPANT, database, tables, lanes=Lanes(), broker=broker, batch_size=10)
     running = asyncio.create_task(LaneAtWork(0, handler, worker, lanes._at_work).run())
     runtime = Runtime(PARTICIPANT, database, tables, lanes)
     try:
