@@ -17,6 +17,7 @@ from alembic.migration import MigrationContext
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.sql_store.tables import METADATA
 from farandole.database import Database
+from farandole.database.columns import KEY_TEXT
 from farandole.errors import StoreError, StoreUnavailableError
 from farandole.migrations import CORRELATOR, FIRST, PARTICIPANT, Schema, migrate
 from farandole.participant.tables import ParticipantTables
@@ -134,6 +135,27 @@ async def test_the_indexes_are_those_that_are_declared(tmp_path: Path, kind: str
         await migrate(migrated, schema)
         await new.create(declared, if_earlier="")
         assert await migrated.read(indexes) == await new.read(indexes)
+
+
+@each_schema
+async def test_keys_are_compared_as_bytes_whatever_language_the_server_speaks(postgres_url: str, kind: str) -> None:
+    """By that order sagas are exported, and so two stores are compared while both are read once."""
+    schema, declared = SCHEMAS[kind]
+    keys = {
+        (table.name, column.name)
+        for table in declared.sorted_tables
+        for column in table.columns
+        if column.type is KEY_TEXT
+    }
+    collated = sa.text(
+        "SELECT table_name, column_name FROM information_schema.columns WHERE collation_name = 'C' "
+        "AND table_schema = 'public'"
+    )
+    async with opened(postgres_url) as database:
+        await migrate(database, schema)
+        found = await database.read(lambda connection: {tuple(row) for row in connection.execute(collated)})
+    assert found == keys
+    assert len(keys) > 4
 
 
 @each_schema
