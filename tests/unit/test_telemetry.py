@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from farandole.registry import Registry
 from farandole.saga import Disposition
 from farandole.settings import Settings
 from farandole.telemetry import NO_ACCOUNT, NO_TELEMETRY, catalogue, traceparent
+from farandole.telemetry.foreseen import Foreseen
 from farandole.telemetry.ledger import Ledger
 from farandole.telemetry.metrics import Metrics
 from farandole.telemetry.readings import Reading, Source, keep_reading
@@ -43,6 +45,9 @@ SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOT_SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 PLACE = ("order-fulfilment", "place-order", "forward")
 REGISTRY = Registry.of_classes([OrderCreated])
+FORESEEN = Foreseen(
+    event_types=[CREATED], states=["RETRYING", "WAITING"], parts=[PLACE], definitions=["order-fulfilment"]
+)
 
 
 def event(sequence: int = 1, *, trace_of: str = "") -> Event:
@@ -79,10 +84,11 @@ import asyncio, sys
 import farandole.correlator.main, farandole.service, services.orders.service
 from farandole.settings import Settings
 from farandole.telemetry import NO_TELEMETRY
+from farandole.telemetry.foreseen import Foreseen
 from farandole.telemetry.start import telemetry
 
 async def main():
-    async with telemetry(Settings.load("orders", grpc_port=50052), ()) as found:
+    async with telemetry(Settings.load("orders", grpc_port=50052), Foreseen()) as found:
         assert found is NO_TELEMETRY
     print(*sorted(name for name in sys.modules if name.split(".")[0] in {"opentelemetry", "prometheus_client"}))
 
@@ -109,7 +115,7 @@ async def test_the_standard_variables_turn_traces_off(off: Mapping[str, str], mo
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     for name, value in off.items():
         monkeypatch.setenv(name, value)
-    async with telemetry(Settings.load("orders", grpc_port=50052), ()) as found:
+    async with telemetry(Settings.load("orders", grpc_port=50052), Foreseen()) as found:
         assert found is NO_TELEMETRY
 
 
@@ -118,12 +124,12 @@ async def test_what_can_not_be_turned_on_is_said(monkeypatch: pytest.MonkeyPatch
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         settings = Settings.load("orders", grpc_port=50052, metrics_address=address)
         with pytest.raises(ConfigurationError, match=f"FARANDOLE_METRICS_ADDRESS: {address} can't be bound"):
-            async with telemetry(settings, ()):
+            async with telemetry(settings, Foreseen()):
                 pass
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with pytest.raises(ConfigurationError, match="OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf"):
-        async with telemetry(Settings.load("orders", grpc_port=50052), ()):
+        async with telemetry(Settings.load("orders", grpc_port=50052), Foreseen()):
             pass
 
 
@@ -191,7 +197,7 @@ def traces(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Traces:
 
 
 def test_what_is_rolled_back_is_told_nowhere(traces: Traces, exported: Exported) -> None:
-    metrics = Metrics("orders", [CREATED])
+    metrics = Metrics("orders", FORESEEN)
     rolled_back = Ledger(traces, metrics)
     rolled_back.begin(event(trace_of=SAMPLED))
     header = rolled_back.traceparent(event(trace_of=SAMPLED))
@@ -199,7 +205,7 @@ def test_what_is_rolled_back_is_told_nowhere(traces: Traces, exported: Exported)
     traces.published(publication(header))
     traces.stop()
     assert exported.spans == []
-    assert b"farandole_events_handled_total{" not in generate_latest(metrics.registry)
+    assert set(counted(metrics).values()) == {0}
 
 
 def test_what_a_failed_handler_had_published_is_not_told(traces: Traces, exported: Exported) -> None:
@@ -223,7 +229,7 @@ def test_what_a_failed_handler_had_published_is_not_told(traces: Traces, exporte
 
 
 def test_without_traces_a_trace_goes_on_as_it_came() -> None:
-    ledger = Ledger(None, Metrics("orders", []))
+    ledger = Ledger(None, Metrics("orders", Foreseen()))
     assert ledger.traceparent(event(trace_of=SAMPLED)) == SAMPLED
     assert ledger.traceparent(None) == ""
 
@@ -266,8 +272,52 @@ def test_a_step_that_needs_several_events_has_links_to_all(traces: Traces, expor
     assert {f"{link.context.span_id:016x}" for link in span.links} == {SAMPLED[36:52], other[36:52]}
 
 
+def counted(metrics: Metrics) -> dict[str, float]:
+    """What is counted, by series."""
+    lines = (line.rpartition(" ") for line in generate_latest(metrics.registry).decode().splitlines())
+    return {series: float(value) for series, _, value in lines if re.match(r"farandole_\w+_(total|count)\{", series)}
+
+
+def test_what_is_foreseen_is_shown_at_0_until_it_happens() -> None:
+    """A series that began with a number would not have grown, for all that Prometheus can tell."""
+    place = 'definition="order-fulfilment",direction="forward",outcome="{}",service="orders",step="place-order"'
+    of_type = f'service="orders",type="{CREATED}"'
+    assert counted(Metrics("orders", FORESEEN)) == dict.fromkeys(
+        [
+            *(
+                f'farandole_events_handled_total{{disposition="{disposition.name}",{of_type}}}'
+                for disposition in Disposition
+            ),
+            *(
+                f'farandole_events_put_off_total{{service="orders",state="{state}",type="{event_type}"}}'
+                for state in ("RETRYING", "WAITING")
+                for event_type in (CREATED, "unknown")
+            ),
+            f"farandole_events_published_total{{{of_type}}}",
+            'farandole_events_published_total{service="orders",type="unknown"}',
+            *(
+                f'farandole_publish_failures_total{{reason="{reason}",service="orders"}}'
+                for reason in ("conflict", "refused", "unavailable")
+            ),
+            'farandole_sagas_started_total{definition="order-fulfilment",service="orders"}',
+            *(
+                f'farandole_saga_duration_seconds_count{{definition="order-fulfilment",service="orders",status="{status}"}}'
+                for status in ("COMPLETED", "COMPENSATED", "FAILED")
+            ),
+            *(
+                f"farandole_handler_duration_seconds_count{{{place.format(outcome)}}}"
+                for outcome in ("returned", "raised")
+            ),
+            'farandole_batch_events_count{service="orders"}',
+            'farandole_transaction_duration_seconds_count{service="orders"}',
+            'farandole_publish_duration_seconds_count{service="orders"}',
+        ],
+        0.0,
+    )
+
+
 def test_labels_hold_the_types_that_are_known() -> None:
-    metrics = Metrics("orders", [])
+    metrics = Metrics("orders", Foreseen())
     ledger = Ledger(None, metrics)
     ledger.noted(event(), Disposition.DUPLICATE)
     ledger.settled()
@@ -286,7 +336,7 @@ def test_labels_hold_the_types_that_are_known() -> None:
     ],
 )
 def test_publications_fail_by_their_reasons(error: BrokerError, reason: str) -> None:
-    metrics = Metrics("orders", [])
+    metrics = Metrics("orders", Foreseen())
     metrics.not_published(error)
     line = f'farandole_publish_failures_total{{reason="{reason}",service="orders"}} 1.0'
     assert line in generate_latest(metrics.registry).decode()

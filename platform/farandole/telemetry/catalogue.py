@@ -12,6 +12,23 @@ from dataclasses import dataclass
 
 UNKNOWN = "unknown"
 """The event type of what is none, in labels."""
+GIVEN_UP = "DEAD_LETTERED"
+"""The state of an event that is given up on, in labels; that of a participant's queue has the same name."""
+
+
+class Outcome(enum.StrEnum):
+    """What a run of a handler came to."""
+
+    RETURNED = "returned"
+    RAISED = "raised"
+
+
+class PublishFailure(enum.StrEnum):
+    """Why a publication was not acknowledged."""
+
+    CONFLICT = "conflict"
+    REFUSED = "refused"
+    UNAVAILABLE = "unavailable"
 
 
 class Kind(enum.StrEnum):
