@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sqlite3
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from farandole.lanes import Lanes
+from farandole.partitions import partition_of
 from farandole.process import CHECKS
 from farandole.stack.provisioning import provision_broker
 from farandole.telemetry.catalogue import METRICS, PROCESS_METRICS, Kind
@@ -63,7 +67,8 @@ class Scraped:
 class Scraper:
     """Asks services for their metrics."""
 
-    def __init__(self, ports: Mapping[str, int]) -> None:
+    def __init__(self, services: Services, ports: Mapping[str, int]) -> None:
+        self.services = services
         self._ports = ports
         self.fresh = self.scrape()
         """What they showed before they were at work."""
@@ -118,7 +123,7 @@ def scraper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraper]:
     try:
         provision_broker(broker.url)
         services.start(*ALL)
-        scraper = Scraper(ports)
+        scraper = Scraper(services, ports)
         asyncio.run(_work(broker.url, scraper))
         yield scraper
     finally:
@@ -263,3 +268,21 @@ def test_alerts_fire_on_what_services_in_trouble_really_show(scraper: Scraper, t
 
 def _series(name: str, labels: Mapping[str, Any]) -> str:
     return f"{name}{{{', '.join(f'{label}={json.dumps(value)}' for label, value in labels.items())}}}"
+
+
+async def test_a_participant_that_takes_nothing_in_shows_that_it_stands_still(scraper: Scraper) -> None:
+    """Its database is locked by another process, so that it tries the same again and again. Last, since it makes more
+    of everything.
+    """
+    lag, age = "farandole_consumer_lag_events", "farandole_position_age_seconds"
+    path = scraper.services.database_url("orders").removeprefix("sqlite:///")
+    one = order_id()
+    lane = Lanes(LANES).of(partition_of(one))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await publish(scraper.services.nats_url, (one, "1 Main Street"))
+        await scraper.until(lag, "orders", 1, consumer=f"orders-{lane}")
+        await scraper.until(age, "orders", 6)
+        other.execute("ROLLBACK")
+    await scraper.until(lag, "orders", 0, most=0, consumer=f"orders-{lane}")
+    await scraper.until(age, "orders", 0, most=0)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import generate_latest
 
+from farandole.broker.connection import Broker
 from farandole.envelope import Event, Publication, StoredMessage
 from farandole.errors import BrokerError, BrokerUnavailableError, ConfigurationError, StoreUnavailableError
 from farandole.outbox import OutboxRow
@@ -35,7 +37,7 @@ from farandole.telemetry.metrics import Metrics
 from farandole.telemetry.readings import Reading, Source, keep_reading
 from farandole.telemetry.start import telemetry
 from farandole.telemetry.traces import Traces
-from farandole.worker_readings import of_outbox
+from farandole.worker_readings import of_lag, of_outbox
 from orders.v1.order_events_pb2 import OrderCreated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -382,6 +384,43 @@ async def test_what_can_not_be_read_leaves_the_rest(monkeypatch: pytest.MonkeyPa
     assert not reading.done()
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
+
+
+class Consumers(Broker):
+    """What a broker says of durable consumers."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, tuple[int, int, int]] = {}
+        """Of each: how many wait, and the last that was delivered and acknowledged."""
+
+    async def request(self, subject: str, _payload: dict[str, Any] | None = None) -> dict[str, Any]:
+        waiting, delivered, acknowledged = self.told[subject.rpartition(".")[2]]
+        return {
+            "num_pending": waiting,
+            "num_ack_pending": 0,
+            "delivered": {"stream_seq": delivered},
+            "ack_floor": {"stream_seq": acknowledged},
+        }
+
+
+async def test_one_lane_that_stands_still_among_others_that_move_is_seen() -> None:
+    """It is delivered the same events again and again, as where its database refuses them."""
+    consumers = Consumers()
+    now = 1000.0
+    read = of_lag(consumers, ["orders-0", "orders-1", "orders-2"], monotonic=lambda: now)
+    for minute in range(6):
+        consumers.told = {
+            "orders-0": (0, 40, 40),
+            "orders-1": (7, 41 - minute % 2, 40),
+            "orders-2": (7, 50 + minute, 50),
+        }
+        now = 1000.0 + 60 * minute
+        shown = {(one.metric, *one.labels): one.value for one in await read()}
+        assert shown[catalogue.CONSUMER_LAG, "orders-1"] == 7
+        assert shown[catalogue.CONSUMER_LAG, "orders-0"] == 0
+        assert shown[catalogue.POSITION_AGE,] == 60 * minute
+    consumers.told["orders-1"] = (6, 41, 41)
+    assert (await read())[-1] == Reading(catalogue.POSITION_AGE, (), 0)
 
 
 async def test_the_outbox_is_as_old_as_the_first_event_that_waits() -> None:

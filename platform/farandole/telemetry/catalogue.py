@@ -126,7 +126,7 @@ POSITION_AGE = Metric(
     "farandole_position_age_seconds",
     Kind.GAUGE,
     (),
-    "For how long no event was taken in though some wait; 0 while none waits.",
+    "For how long the consumer that stands still for longest took no event in though some wait; 0 for none.",
 )
 OUTBOX_DEPTH = Metric("farandole_outbox_depth", Kind.GAUGE, (), "Publications that the stream has not acknowledged.")
 OUTBOX_OLDEST = Metric(
