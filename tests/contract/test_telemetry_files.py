@@ -15,6 +15,9 @@ from typer.testing import CliRunner
 
 from farandole.cli.application import application
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
+from farandole.stack.plan import Plan
+from farandole.stack.planning import METRICS_VARIABLE, make_plan
+from farandole.stack.shape import Shape
 from farandole.telemetry.catalogue import METRICS, PROCESS_METRICS, Kind
 from tests.contract.compose_project import required_program
 
@@ -32,8 +35,8 @@ RULES: dict[str, dict[str, Any]] = {
 }
 TESTS = yaml.safe_load(ALERT_TESTS.read_text(encoding="utf-8"))["tests"]
 
-OF_SCRAPING = {"job", "instance"}
-"""The labels that Prometheus adds."""
+OF_SCRAPING = {"job", "instance", "replica"}
+"""The labels that Prometheus adds; the last by its configuration."""
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -93,6 +96,29 @@ def test_what_an_alert_says_to_type_can_be_typed(alert: str) -> None:
 def test_prometheus_takes_the_configuration_and_the_rules() -> None:
     done = promtool("check", "config", FILES / "prometheus.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_scrapes_what_a_stack_shows_with_one_replica_of_each_service_and_with_three() -> None:
+    """What is not there with one is marked: that it does not answer is no trouble where it never did."""
+    (scraped,) = yaml.safe_load((FILES / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
+    assert scraped["job_name"] == "farandole"
+    targets = [(target, group.get("labels", {})) for group in scraped["static_configs"] for target in group["targets"]]
+    environment = {METRICS_VARIABLE: "on"}
+    alone = _shown(make_plan(ROOT / "farandole.yaml", environment, Shape()))
+    several = _shown(make_plan(ROOT / "farandole.yaml", environment, Shape(replicas=3, database="postgres")))
+    assert {target: labels for target, labels in targets if not labels} == dict.fromkeys(alone.values(), {})
+    assert sorted(targets, key=str) == sorted(
+        (
+            (address, {"replica": number} if (number := name.rpartition("-")[2]) in {"2", "3"} else {})
+            for name, address in several.items()
+        ),
+        key=str,
+    )
+
+
+def _shown(plan: Plan) -> dict[str, str]:
+    """Where services show their metrics, by name."""
+    return {service.name: service.metrics.address for service in plan.services if service.metrics is not None}
 
 
 def test_the_rules_and_their_tests_are_about_metrics_that_there_are() -> None:
