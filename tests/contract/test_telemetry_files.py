@@ -102,18 +102,16 @@ def test_prometheus_scrapes_what_a_stack_shows_with_one_replica_of_each_service_
     """What is not there with one is marked: that it does not answer is no trouble where it never did."""
     (scraped,) = yaml.safe_load((FILES / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
     assert scraped["job_name"] == "farandole"
-    targets = [(target, group.get("labels", {})) for group in scraped["static_configs"] for target in group["targets"]]
+    targets = {
+        target: group.get("labels", {}).get("replica", "1")
+        for group in scraped["static_configs"]
+        for target in group["targets"]
+    }
     environment = {METRICS_VARIABLE: "on"}
     alone = _shown(make_plan(ROOT / "farandole.yaml", environment, Shape()))
     several = _shown(make_plan(ROOT / "farandole.yaml", environment, Shape(replicas=3, database="postgres")))
-    assert {target: labels for target, labels in targets if not labels} == dict.fromkeys(alone.values(), {})
-    assert sorted(targets, key=str) == sorted(
-        (
-            (address, {"replica": number} if (number := name.rpartition("-")[2]) in {"2", "3"} else {})
-            for name, address in several.items()
-        ),
-        key=str,
-    )
+    assert {target for target, replica in targets.items() if replica == "1"} == set(alone.values())
+    assert targets == {address: name.rpartition("-")[2] if "-" in name else "1" for name, address in several.items()}
 
 
 def _shown(plan: Plan) -> dict[str, str]:
@@ -150,6 +148,41 @@ def test_the_dashboard_is_about_metrics_that_there_are(tmp_path: Path) -> None:
     (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     done = promtool("check", "rules", tmp_path / "queries.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+OVER_REPLICAS = {
+    "farandole_health": "min",
+    "farandole_read_timestamp_seconds": "max",
+    # of what all replicas of a service share, which is the same in all: their database, and the consumers in the broker
+    "farandole_consumer_lag_events": "max",
+    "farandole_position_age_seconds": "max",
+    "farandole_queued_events": "max",
+    "farandole_open_sagas": "max",
+    "farandole_dead_letters_open": "max",
+    # of the lanes that a replica works on
+    "farandole_outbox_depth": "sum",
+    "farandole_outbox_oldest_seconds": "max",
+    "farandole_circuit_open": "max",
+    "farandole_circuit_waiting_sagas": "sum",
+}
+"""How a service's gauges are put together over its replicas."""
+
+
+@pytest.mark.parametrize("query", [*(rule["expr"] for rule in RULES.values()), *_queries()])
+def test_what_replicas_show_is_put_together_as_it_is_meant(query: str) -> None:
+    """Of what each shows of its own the sum, of what all show the same one of them."""
+    for how, name in re.findall(r"(?:(\w+)(?: by \([^)]*\))? ?\()?\b(farandole_\w+)", query):
+        if _EXPOSED[name].kind is Kind.GAUGE:
+            assert how in {OVER_REPLICAS[name], "delta", "absent"}, name
+
+
+def test_of_every_gauge_it_is_said_how_it_is_put_together() -> None:
+    assert set(OVER_REPLICAS) == {metric.name for metric in METRICS.values() if metric.kind is Kind.GAUGE}
+
+
+def test_the_page_says_what_is_added_up_over_replicas() -> None:
+    (added_up,) = re.findall(r"are added up: (.+?);", PAGE, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", added_up)) == {name for name, how in OVER_REPLICAS.items() if how == "sum"}
 
 
 def test_the_dashboard_s_panels_have_what_grafana_needs() -> None:
