@@ -20,6 +20,7 @@ from farandole.stack.planning import METRICS_VARIABLE, make_plan
 from farandole.stack.shape import Shape
 from farandole.telemetry.catalogue import METRICS, PROCESS_METRICS, Kind
 from tests.contract.compose_project import required_program
+from tests.contract.metric_labels import strange
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "deploy" / "telemetry"
@@ -125,6 +126,27 @@ def test_the_rules_and_their_tests_are_about_metrics_that_there_are() -> None:
     for test in TESTS:
         for series in test["input_series"]:
             assert list(_unknown(series["series"], complete=True)) == []
+
+
+def test_the_rules_their_tests_and_the_dashboard_name_values_that_labels_can_have() -> None:
+    """What is called another way in the code would fire no alert, and none of the tests would tell."""
+    series = [series["series"] for test in TESTS for series in test["input_series"]]
+    strange_values = [
+        f"{name}: {label}={value}"
+        for query in (*(rule["expr"] for rule in RULES.values()), *series, *_queries())
+        for name, selectors in re.findall(r"\b(farandole_\w+)\{([^}]*)\}", query)
+        for label, operator, written in re.findall(r'(\w+)(=~|!~|!=|=)"([^"]*)"', selectors)
+        for value in (_alternatives(written) if "~" in operator else [written])
+        if label not in OF_SCRAPING and strange(_EXPOSED[name], label, value)
+    ]
+    assert strange_values == []
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """What a regular expression such as `a|b` or `of.(a|b)` stands for, without the variables of the dashboard."""
+    prefix, opening, inner = pattern.rpartition("(")
+    inner, _, suffix = inner.partition(")") if opening else (inner, "", "")
+    return [f"{prefix}{one}{suffix}" for one in inner.split("|") if not one.startswith("$")]
 
 
 def _queries() -> Iterator[str]:

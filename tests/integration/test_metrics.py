@@ -27,6 +27,7 @@ from farandole.stack.provisioning import provision_broker
 from farandole.telemetry.catalogue import METRICS, PROCESS_METRICS, Kind
 from farandole.testing.brokers import EmbeddedBroker, free_port
 from tests.contract.compose_project import required_program
+from tests.contract.metric_labels import strange
 from tests.integration import stubborn_shipping
 from tests.integration.service_processes import CORRELATOR, ORDER_SERVICES, Services, eventually
 from tests.integration.stubborn_shipping import DEPENDENCY, ILLEGIBLE, JAMMED, OFFLINE
@@ -174,6 +175,15 @@ def test_what_is_shown_is_the_table_and_nothing_else(scraper: Scraper) -> None:
     assert set(labels) - of_process == set(METRICS)
     for name in set(labels) - of_process:
         assert labels[name] == {"service", *METRICS[name].labels}, name
+
+
+def test_labels_hold_the_values_that_are_known(scraper: Scraper) -> None:
+    """By which the alert rules, their tests and the dashboard are checked."""
+    for name, labels, _ in scraper.scrape().samples():
+        metric = METRICS.get(name) or METRICS.get(name.removesuffix("_count"))
+        if metric is not None:
+            own = [label for label in metric.labels if strange(metric, label, labels[label])]
+            assert not own, (name, labels)
 
 
 def test_nothing_that_is_counted_begins_with_a_number(scraper: Scraper) -> None:
