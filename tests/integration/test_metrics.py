@@ -26,10 +26,13 @@ from farandole.process import CHECKS
 from farandole.stack.provisioning import provision_broker
 from farandole.telemetry.catalogue import METRICS, PROCESS_METRICS, Kind
 from farandole.testing.brokers import EmbeddedBroker, free_port
+from orders.v1.order_pb2 import OrderLine
+from orders.v1.order_service_pb2 import PlaceOrderRequest
+from orders.v1.order_service_pb2_grpc import OrderServiceStub
 from tests.contract.compose_project import required_program
 from tests.contract.metric_labels import strange
 from tests.integration import stubborn_shipping
-from tests.integration.service_processes import CORRELATOR, ORDER_SERVICES, Services, eventually
+from tests.integration.service_processes import CORRELATOR, ORDER_SERVICES, Services, channels_to, eventually
 from tests.integration.stubborn_shipping import DEPENDENCY, ILLEGIBLE, JAMMED, OFFLINE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,8 +71,9 @@ class Scraped:
 class Scraper:
     """Asks services for their metrics."""
 
-    def __init__(self, services: Services, ports: Mapping[str, int]) -> None:
+    def __init__(self, services: Services, broker: EmbeddedBroker, ports: Mapping[str, int]) -> None:
         self.services = services
+        self.broker = broker
         self._ports = ports
         self.fresh = self.scrape()
         """What they showed before they were at work."""
@@ -124,7 +128,7 @@ def scraper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraper]:
     try:
         provision_broker(broker.url)
         services.start(*ALL)
-        scraper = Scraper(services, ports)
+        scraper = Scraper(services, broker, ports)
         asyncio.run(_work(broker.url, scraper))
         yield scraper
     finally:
@@ -280,10 +284,11 @@ def _series(name: str, labels: Mapping[str, Any]) -> str:
     return f"{name}{{{', '.join(f'{label}={json.dumps(value)}' for label, value in labels.items())}}}"
 
 
+# What makes more of everything comes last
+
+
 async def test_a_participant_that_takes_nothing_in_shows_that_it_stands_still(scraper: Scraper) -> None:
-    """Its database is locked by another process, so that it tries the same again and again. Last, since it makes more
-    of everything.
-    """
+    """Its database is locked by another process, so that it tries the same again and again."""
     lag, age = "farandole_consumer_lag_events", "farandole_position_age_seconds"
     path = scraper.services.database_url("orders").removeprefix("sqlite:///")
     one = order_id()
@@ -296,3 +301,25 @@ async def test_a_participant_that_takes_nothing_in_shows_that_it_stands_still(sc
         other.execute("ROLLBACK")
     await scraper.until(lag, "orders", 0, most=0, consumer=f"orders-{lane}")
     await scraper.until(age, "orders", 0, most=0)
+
+
+async def test_a_participant_whose_broker_answers_nothing_shows_what_it_has_yet_to_publish(scraper: Scraper) -> None:
+    depth, oldest = "farandole_outbox_depth", "farandole_outbox_oldest_seconds"
+    request = PlaceOrderRequest(
+        order_id=order_id(),
+        customer_id="ada",
+        currency="EUR",
+        card=CARD,
+        address="1 Main Street",
+        lines=[OrderLine(sku="widget", quantity=1, unit_price_cents=1250)],
+    )
+    scraper.broker.suspend()
+    try:
+        async with channels_to(scraper.services, ["orders"]) as channels:
+            await OrderServiceStub(channels["orders"]).PlaceOrder(request, timeout=10)
+        await scraper.until(depth, "orders", 1, most=1)
+        await scraper.until(oldest, "orders", 1)
+    finally:
+        scraper.broker.resume()
+    await scraper.until(depth, "orders", 0, most=0)
+    await scraper.until(oldest, "orders", 0, most=0)
