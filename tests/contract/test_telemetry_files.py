@@ -101,7 +101,8 @@ def test_prometheus_takes_the_configuration_and_the_rules() -> None:
 
 def test_prometheus_scrapes_what_a_stack_shows_with_one_replica_of_each_service_and_with_three() -> None:
     """What is not there with one is marked: that it does not answer is no trouble where it never did."""
-    (scraped,) = yaml.safe_load((FILES / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
+    text = (FILES / "prometheus.yaml").read_text(encoding="utf-8")
+    (scraped,) = yaml.safe_load(text)["scrape_configs"]
     assert scraped["job_name"] == "farandole"
     targets = {
         target: group.get("labels", {}).get("replica", "1")
@@ -112,6 +113,7 @@ def test_prometheus_scrapes_what_a_stack_shows_with_one_replica_of_each_service_
     alone = _shown(make_plan(ROOT / "farandole.yaml", environment, Shape()))
     several = _shown(make_plan(ROOT / "farandole.yaml", environment, Shape(replicas=3, database="postgres")))
     assert {target for target, replica in targets.items() if replica == "1"} == set(alone.values())
+    assert dict(re.findall(r"- (\S+) # (\S+)", text)) == {address: name for name, address in several.items()}
     assert targets == {address: name.rpartition("-")[2] if "-" in name else "1" for name, address in several.items()}
 
 
