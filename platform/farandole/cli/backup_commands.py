@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
@@ -36,13 +34,13 @@ StoreOption = Annotated[
 
 def backup(directory: DirectoryArgument, store: StoreOption = None, file: FileOption = None) -> None:
     """Back everything up while it runs: every database, then every stream, into a new directory."""
-    from farandole.cli.output import print_next, quiet_logs, shell_word
+    from farandole.cli.output import print_next, progress, quiet_logs, shell_word
 
     quiet_logs()
     given = _given(store)
     plan = None if given else _plan(file)
     stores = given if plan is None else _stores(plan)
-    with _progress() as report:
+    with progress() as report:
         manifest = asyncio.run(_back_up(directory, stores, _nats_url(plan), report))
     _print_manifest(manifest)
     print_next([f"farandole restore {shell_word(str(directory))}   # in an empty place"])
@@ -65,13 +63,13 @@ def restore(
     Nothing is overwritten. Where it can't be finished, what was begun in a stack's place is removed again.
     """
     from farandole.backup.backing_up import read_backup
-    from farandole.cli.output import print_next, quiet_logs
+    from farandole.cli.output import print_next, progress, quiet_logs
 
     quiet_logs()
     manifest = read_backup(directory)
     given = _given(store)
     plan = None if given else _plan(file, _shape(manifest, nats or "single"))
-    with _progress() as report:
+    with progress() as report:
         if plan is None:
             _restore_into(directory, manifest, given, stream_replicas, report)
         else:
@@ -197,21 +195,3 @@ def _print_manifest(manifest: Manifest) -> None:
         made.add_row(one.name, one.kind, str(one.size), events)
     console().print(made)
     typer.echo(f"complete as of {manifest.made}")
-
-
-@contextmanager
-def _progress() -> Iterator[Report]:
-    """A bar on a terminal, on standard error; elsewhere nothing."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    if not sys.stderr.isatty():
-        yield lambda _what, _done, _of: None
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def report(what: str, done: int, of: int) -> None:
-            bar.update(task, description=what, completed=done, total=of or None)
-
-        yield report
