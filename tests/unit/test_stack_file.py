@@ -10,7 +10,7 @@ import pytest
 from farandole.errors import ConfigurationError
 from farandole.stack.plan import overriding, passed_on, resolve_command
 from farandole.stack.planning import make_plan
-from farandole.stack.ports import default_correlator_address, default_nats_url, resolve_port
+from farandole.stack.ports import resolve_port
 from farandole.stack.shape import Shape
 from farandole.stack.stack_file import find_stack_file, parse_stack_file, read_stack_file
 
@@ -223,16 +223,6 @@ def test_start_hands_on_settings_but_not_what_places_the_stack() -> None:
         "PATH": "/bin",
     }
     assert overriding(environment) == {"FARANDOLE_SAGAS": "/sagas"}
-
-
-def test_commands_look_where_the_stack_is() -> None:
-    assert default_nats_url({}) == "nats://127.0.0.1:4222"
-    assert default_nats_url({"FARANDOLE_PORT_OFFSET": "10"}) == "nats://127.0.0.1:4232"
-    assert (
-        default_nats_url({"FARANDOLE_NATS_URL": "nats://broker:1", "FARANDOLE_PORT_OFFSET": "10"}) == "nats://broker:1"
-    )
-    assert default_correlator_address({"FARANDOLE_PORT_OFFSET": "10"}) == "127.0.0.1:50061"
-    assert default_correlator_address({"FARANDOLE_CORRELATOR_ADDRESS": "far:1"}) == "far:1"
 
 
 def test_python_and_farandole_are_those_that_run_the_stack() -> None:
