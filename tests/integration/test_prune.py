@@ -326,7 +326,64 @@ async def test_who_does_not_answer_is_passed_over_only_with_a_reason(scene: Scen
     check_not_pruned(state, "loyalty", 0)
     assert await forget_reader(scene.broker, "shipping", "begins anew")
     check_not_pruned(await events_state(scene.broker), "shipping", 0)
-    assert not await forget_reader(scene.broker, "nobody", "was never there")
+    assert not await forget_reader(scene.broker, "correlator", "begins from the snapshot")
+
+
+async def test_who_was_not_asked_and_is_behind_is_refused_until_it_is_forgotten(scene: Scene) -> None:
+    behind = await scene.first_of("done-1")
+    until = await scene.prune()
+    assert 0 < behind < until
+    # neither a definition nor a consumer told of `audit`: its consumer was removed while it was stopped
+    state = await events_state(scene.broker)
+    for durable in ("audit", "audit-3"):
+        check_not_pruned(state, durable, 0)
+        check_not_pruned(state, durable, until)
+        for position in (1, behind, until - 1):
+            with pytest.raises(StreamPrunedError, match="`farandole prune --forget audit "):
+                check_not_pruned(state, durable, position)
+    said = await asyncio.to_thread(scene.farandole, "prune", "--forget", "audit", "--reason", "a gap does no harm")
+    assert "audit may begin anew" in said
+    check_not_pruned(await events_state(scene.broker), "audit-3", behind)
+    assert await forget_reader(scene.broker, "shipping", "begins anew")
+    check_not_pruned(await events_state(scene.broker), "shipping", behind)
+    # that was about what had gone then
+    await tell(scene.broker, "next")
+    await scene.correlator.until("next", Status.COMPLETED)
+    await scene.settled()
+    further = await scene.prune()
+    with pytest.raises(StreamPrunedError, match=f"pruned up to {further}"):
+        check_not_pruned(await events_state(scene.broker), "audit", behind)
+
+
+async def test_who_comes_back_with_all_that_went_is_let_on(scene: Scene) -> None:
+    await tell(scene.broker, "open", HAPPY[:3])
+    await tell(scene.broker, "later")
+    await scene.correlator.until("later", Status.COMPLETED)
+    await scene.settled()
+    await scene.consumer("shipping", "events.>", description="Farandole participant shipping", after=0)
+    scene.positions["shipping"] = None
+    told = await asyncio.to_thread(scene.farandole.json, "prune", "--without", "shipping", "--reason", "is away")
+    until = told["until"]
+    assert until == await scene.first_of("open") - 1 < await scene.end()
+    state = await events_state(scene.broker)
+    for durable in ("payments", "shipping"):  # the one has read all of the stream, nobody knows how far the other has
+        check_not_pruned(state, durable, until)
+        with pytest.raises(StreamPrunedError, match=f"needs to have read up to {until}"):
+            check_not_pruned(state, durable, until - 1)
+
+
+async def test_who_was_there_at_the_last_pruning_is_asked_at_the_next(scene: Scene) -> None:
+    await scene.consumer("audit", "events.>", description="Farandole participant audit")
+    first = (await asyncio.to_thread(scene.farandole.json, "prune", "--without", "audit", "--reason", "is away"))["until"]
+    await scene.broker.request(f"$JS.API.CONSUMER.DELETE.{EVENTS}.audit")
+    await tell(scene.broker, "next")
+    await scene.correlator.until("next", Status.COMPLETED)
+    await scene.settled()
+    with pytest.raises(PreconditionError, match="audit did not tell how far it has read"):
+        await scene.prune()
+    check_not_pruned(await events_state(scene.broker), "audit", first)
+    assert await forget_reader(scene.broker, "audit", "is no more")
+    assert await scene.prune() > first
 
 
 async def test_dead_letters_that_are_open_hold_and_stray_events_do_not(scene: Scene) -> None:

@@ -67,9 +67,11 @@ class Pruning:
         snapshot = await store_snapshot(self._broker, live.contents, state=live.state, position=live.first_position)
         await self._prove(snapshot, needed=until)
         before = pruned_of(await events_state(self._broker))
-        readers, told, gone = (before.readers, before.reasons, before.removed) if before else ({}, {}, 0)
-        known = {**readers, **holds.readers, CORRELATOR: until}
-        await mark_pruned(self._broker, Pruned(until, snapshot.id, known, {**told, **reasons}, gone))
+        told, gone = (before.reasons, before.removed) if before else ({}, 0)
+        readers = {name: min(position, until) for name, position in holds.readers.items()}
+        # a verb that an operator gave behind `until` may have it read again an event from before that
+        readers[CORRELATOR] = live.first_position
+        await mark_pruned(self._broker, Pruned(until, snapshot.id, readers, {**told, **reasons}, gone))
         removed = await self.remove()
         await remove_other_snapshots(self._broker, snapshot.id)
         return PrunedStream(until, snapshot, removed)
