@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from choreography.v1 import participant_pb2, participant_service_pb2
+from farandole.backup.stores import backup_store, find_program
 from farandole.broker import pruned as pruned_module
 from farandole.broker.connection import Broker
 from farandole.broker.pruned import check_not_pruned, forget_reader, pruned_of, purge
@@ -446,6 +447,27 @@ async def test_an_old_backup_does_not_go_on_where_events_are_gone(scene: Scene, 
     async with correlating(scene.broker, old, unhurried(tmp_path)) as correlator:
         await correlator.problems.until("and its database has read up to 0: restore the database from a later backup")
         assert set((await old.positions()).values()) == {0}
+
+
+async def test_a_correlator_that_could_fold_otherwise_than_it_did_begins_from_the_snapshot(
+    scene: Scene, nats_server: BrokerUnderTest, tmp_path: Path
+) -> None:
+    await tell(scene.broker, "open", HAPPY[:3])
+    await scene.settled()
+    at = await scene.end()
+    await asyncio.to_thread(backup_store, scene.farandole.database_url, tmp_path / "older.db", find_program)
+    await tell(scene.broker, "later")
+    await scene.correlator.until("later", Status.COMPLETED)
+    await scene.settled()
+    assert await scene.prune() < at, "all that is gone it had folded; a redrive since may have had it read that again"
+    scene.correlator.running.cancel()
+    await asyncio.gather(scene.correlator.running, return_exceptions=True)
+    async with at_work(scene.broker, nats_server.url, tmp_path, "older") as older:
+        await older.correlator.problems.until("it begins from the snapshot with an empty one")
+        assert set((await older.store.positions()).values()) == {at}
+    for name in ("new", "correlator", "correlator"):  # an empty one; and the live one, however often it is restarted
+        async with at_work(scene.broker, nats_server.url, tmp_path, name) as begun:
+            await begun.correlator.problems.until_well()
 
 
 async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stays(
