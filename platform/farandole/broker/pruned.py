@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from farandole.broker.connection import Broker
+from farandole.broker.pruning_turn import pruning_turn
 from farandole.broker.streams import EVENTS, StreamState, events_state
-from farandole.errors import StreamDriftError, StreamPrunedError
+from farandole.errors import PreconditionError, StreamDriftError, StreamPrunedError
 from farandole.lifecycle import CORRELATOR
 
 PRUNED_METADATA = "farandole.pruned"
@@ -70,7 +71,9 @@ def pruned_of(state: StreamState) -> Pruned | None:
         readers = {str(name): int(position) for name, position in told["readers"].items()}
         reasons = {str(name): str(reason) for name, reason in told["reasons"].items()}
         forgotten = tuple(str(name) for name in told.get("forgotten", ()))
-        return Pruned(int(told["until"]), str(told["snapshot"]), readers, reasons, int(told.get("removed", 0)), forgotten)
+        return Pruned(
+            int(told["until"]), str(told["snapshot"]), readers, reasons, int(told.get("removed", 0)), forgotten
+        )
     except (ValueError, TypeError, KeyError, AttributeError):
         raise StreamDriftError(
             f"the metadata {PRUNED_METADATA} of the stream {EVENTS} can't be read: {text!r}; restore the stream from "
@@ -80,7 +83,8 @@ def pruned_of(state: StreamState) -> Pruned | None:
 
 def check_not_pruned(state: StreamState, durable: str, position: int) -> None:
     """Raises `StreamPrunedError` where events are gone that the reader of a durable consumer would miss: it had taken
-    them in, and its database does not know of it any more, or it has yet to. `position` is the lowest of its partitions.
+    them in, and its database does not know of it any more, or it has yet to. `position` is that of its partition that
+    has read least.
     """
     pruned = pruned_of(state)
     if pruned is None:
@@ -89,18 +93,28 @@ def check_not_pruned(state: StreamState, durable: str, position: int) -> None:
     needed = pruned.needed_by(name, position)
     if position >= needed:
         return
-    remedy = f"`farandole prune --forget {name} --reason …` lets it begin anew"
+    remedy = f"where what it knew is expendable, `farandole prune --forget {name} --reason …` lets it begin anew"
     if name == CORRELATOR:
-        remedy = "it begins from the snapshot with an empty one"
+        remedy = "with an empty one it begins from the snapshot"
     raise StreamPrunedError(
         f"{durable} needs to have read up to {needed}, since the stream {EVENTS} was pruned up to {pruned.until}, and "
-        f"its database has read up to {position}: restore the database from a later backup; or, where what it knew is "
-        f"expendable, {remedy}"
+        f"its database has read up to {position}: restore the database from a later backup; or, {remedy}"
     )
 
 
+async def check_pruned_no_further(broker: Broker, since: StreamState) -> None:
+    """Raises `PreconditionError` where the stream was pruned further since that state: whoever has read it meanwhile
+    has perhaps not read all that stood there then."""
+    before, now = pruned_of(since), pruned_of(await events_state(broker))
+    if now is not None and (before is None or before.until != now.until):
+        raise PreconditionError(
+            f"the stream was pruned up to {now.until} meanwhile; run it again", reason="PRUNED_MEANWHILE"
+        )
+
+
 async def mark_pruned(broker: Broker, pruned: Pruned) -> None:
-    """Writes what is pruned into the stream's metadata. Raises what `Broker.request` does."""
+    """Writes what is pruned into the stream's metadata. Only whose turn it is may do so, and has to have read the mark
+    within that turn, see `pruning_turn`. Raises what `Broker.request` does."""
     config = (await events_state(broker)).config
     metadata = {**(config.get("metadata") or {}), PRUNED_METADATA: pruned.text()}
     await broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**config, "metadata": metadata})
@@ -109,30 +123,28 @@ async def mark_pruned(broker: Broker, pruned: Pruned) -> None:
 async def forget_reader(broker: Broker, participant: str, reason: str) -> bool:
     """Lets a participant begin anew, or go on, with what is left of a pruned stream; it is not asked any more. Returns
     False where nothing was pruned, and for the correlator, which goes on from the snapshot only."""
-    pruned = pruned_of(await events_state(broker))
-    if pruned is None or participant == CORRELATOR:
-        return False
-    readers = {name: position for name, position in pruned.readers.items() if name != participant}
-    forgotten = sorted({*pruned.forgotten, participant})
-    reasons = {**pruned.reasons, participant: reason}
-    await mark_pruned(broker, replace(pruned, readers=readers, reasons=reasons, forgotten=forgotten))
+    async with pruning_turn(broker):
+        pruned = pruned_of(await events_state(broker))
+        if pruned is None or participant == CORRELATOR:
+            return False
+        readers = {name: position for name, position in pruned.readers.items() if name != participant}
+        forgotten = sorted({*pruned.forgotten, participant})
+        reasons = {**pruned.reasons, participant: reason}
+        await mark_pruned(broker, replace(pruned, readers=readers, reasons=reasons, forgotten=forgotten))
     return True
 
 
 async def purge(
     broker: Broker,
+    pruned: Pruned,
     *,
     keep: Collection[str],
     report: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> int:
     """Removes what `EVENTS` is marked as pruned of, but for the event types to keep; returns how many events went.
 
-    Where a run was interrupted it does that again, and where none was there is nothing to do. Raises what
-    `Broker.request` does.
+    What had gone before, as far as the mark tells, is not asked for again. Raises what `Broker.request` does.
     """
-    pruned = pruned_of(await events_state(broker))
-    if pruned is None or pruned.removed >= pruned.until:
-        return 0
     info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}", {"subjects_filter": "events.>"})
     subjects = [one for one in info["state"].get("subjects") or {} if one.split(".", 2)[2] not in keep]
     first = max(info["state"]["first_seq"], pruned.removed + 1)  # what is kept stands first, for ever
@@ -143,6 +155,4 @@ async def purge(
             answer = await broker.request(f"$JS.API.STREAM.PURGE.{EVENTS}", {"filter": subject, "seq": first})
             removed += answer["purged"]
         report(first, pruned.until)
-    latest = pruned_of(await events_state(broker)) or pruned  # a participant may have been forgotten meanwhile
-    await mark_pruned(broker, replace(latest, removed=pruned.until))
     return removed

@@ -85,7 +85,9 @@ async def find_holds(broker: Broker, live: LiveView, *, inquiry: Inquiry, withou
     state = live.state  # older than what consumers and participants tell now: what came since is not let go
     holds = Holds()
     holds.found.append(Hold(CORRELATOR, live.first_position, "has folded so far"))
-    by_participant: dict[str, list[_Consumer]] = {name: [] for name in _hold_records(holds, live) | _asked_before(state)}
+    by_participant: dict[str, list[_Consumer]] = {
+        name: [] for name in _hold_records(holds, live) | _asked_before(state)
+    }
     for consumer in await _durable_consumers(broker):
         if consumer.service is None:
             until = state.last_sequence if consumer.is_done else consumer.acknowledged
