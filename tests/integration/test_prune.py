@@ -579,6 +579,26 @@ async def test_a_run_that_another_one_overtakes_changes_nothing(
         await scene.prune(until=middle)
 
 
+@pytest.mark.parametrize("before", ["begin_from_snapshot", "fold_stream"])
+async def test_a_replay_that_a_prune_overtakes_tells_of_no_difference(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    original = getattr(replaying_module, before)
+
+    async def overtaken(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(replaying_module, before, original)
+        await tell(scene.broker, "next")
+        await scene.correlator.until("next", Status.COMPLETED)
+        await scene.settled()
+        await scene.prune()
+        return await original(*arguments, **named)
+
+    monkeypatch.setattr(replaying_module, before, overtaken)
+    with pytest.raises(PreconditionError, match="meanwhile; run it again"):
+        await scene.replay()
+    assert (await scene.replay()).comparison.are_identical
+
+
 async def test_a_run_that_ends_late_leaves_alone_what_came_after_it(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
