@@ -347,7 +347,8 @@ async def test_who_does_not_answer_is_passed_over_only_with_a_reason(scene: Scen
     check_not_pruned(state, "loyalty", 0)
     assert await forget_reader(scene.broker, "shipping", "begins anew")
     check_not_pruned(await events_state(scene.broker), "shipping", 0)
-    assert not await forget_reader(scene.broker, "correlator", "begins from the snapshot")
+    refused = await asyncio.to_thread(scene.farandole, "prune", "--forget", "correlator", "--reason", "lost", code=1)
+    assert "correlator is no participant: there is nothing to forget" in refused
 
 
 async def test_who_was_not_asked_and_is_behind_is_refused_until_it_is_forgotten(scene: Scene) -> None:
