@@ -98,6 +98,12 @@ async def fetch_snapshot(broker: Broker, snapshot_id: str, path: Path) -> Snapsh
     return snapshot
 
 
+async def check_snapshot(broker: Broker, snapshot_id: str) -> None:
+    """Reads a snapshot as `fetch_snapshot` does, and keeps nothing."""
+    with TemporaryDirectory(prefix="farandole-snapshot-") as directory:
+        await fetch_snapshot(broker, snapshot_id, Path(directory) / "snapshot")
+
+
 async def remove_other_snapshots(broker: Broker, snapshot_id: str) -> None:
     """Removes every snapshot but one."""
     info = await broker.request(f"$JS.API.STREAM.INFO.{SNAPSHOTS}", {"subjects_filter": "snapshots.*.>"})
