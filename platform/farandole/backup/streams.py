@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from farandole.broker.connection import Broker, read_answer
 from farandole.broker.headers import DESCRIPTION, STATUS
 from farandole.errors import BrokerError, BrokerUnavailableError, SnapshotError
+from farandole.private_file import private_file
 
 Report = Callable[[int, int], None]
 """Told now and then: how many bytes are done, of how many."""
@@ -43,7 +44,7 @@ async def backup_stream(broker: Broker, name: str, path: Path, report: Report) -
         request = {"deliver_subject": inbox, "no_consumers": True, "chunk_size": _CHUNK_BYTES}
         answer = await broker.request(f"$JS.API.STREAM.SNAPSHOT.{name}", request)
         total, done = answer["state"]["bytes"], 0
-        with _new_file(path) as file:
+        with private_file(path) as file:
             while (message := await _next(chunks, name)).data:
                 file.write(message.data)
                 done += len(message.data)
@@ -125,11 +126,6 @@ def sha256_of(path: Path) -> str:
 def path_size(path: Path) -> int:
     """The size of a file in bytes."""
     return path.stat().st_size
-
-
-def _new_file(path: Path) -> BinaryIO:
-    path.touch(mode=0o600, exist_ok=False)
-    return path.open("wb")
 
 
 def _opened(path: Path) -> BinaryIO:
