@@ -54,6 +54,11 @@ from tests.integration.farandole_command import Command
 
 PARTICIPANTS = ("orders", "inventory", "payments", "shipping")
 RESERVED, SHIPPING_FAILED = "events.*.inventory.v1.ItemsReserved", "events.*.shipping.v1.ShippingFailed"
+UNDONE: tuple[tuple[str, dict[str, object]], ...] = (
+    HAPPY[0],
+    ("inventory.v1.ReservationFailed", {"reason": "OUT_OF_STOCK"}),
+    ("orders.v1.OrderCancelled", {"reason": "out of stock"}),
+)
 
 
 @dataclass
@@ -165,6 +170,11 @@ async def scene(broker: Broker, nats_server: BrokerUnderTest, tmp_path: Path) ->
         for task in answering:
             task.cancel()
         await asyncio.gather(*answering, return_exceptions=True)
+
+
+async def killed(*_arguments: object) -> int:
+    """In place of a part of a run: the run ends there."""
+    raise KeyboardInterrupt
 
 
 def records(items: Iterable[Item]) -> list[Item]:
@@ -394,9 +404,6 @@ async def test_an_old_backup_does_not_go_on_where_events_are_gone(scene: Scene, 
 async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stays(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def killed(*_arguments: object) -> int:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(Pruning, "remove", killed)
     with pytest.raises(KeyboardInterrupt):
         await scene.prune()
@@ -442,3 +449,49 @@ async def test_a_run_that_follows_a_whole_one_begins_where_that_ended(
     assert await scene.left_of_sagas() == []
     assert until < min(purged) <= until + 6
     assert max(purged) == second + 1
+
+
+async def test_what_was_pruned_is_not_tried_under_a_changed_definition(scene: Scene, tmp_path: Path) -> None:
+    await tell(scene.broker, "undone", UNDONE)
+    await scene.correlator.until("undone", Status.COMPENSATED)
+    await scene.settled()
+    await scene.prune()
+    await tell(scene.broker, "undone", HAPPY[2:3])  # too late: it has to be undone, so the saga is open again
+    await scene.correlator.until("undone", Status.COMPENSATING)
+    await tell(scene.broker, "done-0", HAPPY[:1])  # to who knows only what is left it seems to begin here
+    await tell(scene.broker, "open", HAPPY[:3])
+    await scene.settled()
+    changed = changed_definition(tmp_path, ('"1800s"', '"900s"'))
+    told = await asyncio.to_thread(scene.farandole.json, "replay", "--sagas", str(changed))
+    assert told["untried"] == ["order-fulfilment undone"]
+    assert [one["saga"] for one in told["differing"]] == ["open"]
+    assert told["open"] == 2
+    said = await asyncio.to_thread(scene.farandole, "replay", "--sagas", str(changed))
+    assert "not tried, since their first events were pruned: order-fulfilment undone" in said
+
+
+async def test_of_what_an_interrupted_run_has_left_nothing_is_told_as_new(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Pruning, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        await scene.prune()
+    await tell(scene.broker, "later")
+    await scene.correlator.until("later", Status.COMPLETED)
+    await scene.settled()
+    never_ends = ("success: orders.v1.OrderCompleted", "success: parcels.v1.ParcelOrderCompleted")
+    changed = changed_definition(tmp_path, ("name: order-fulfilment", "name: order-watch"), never_ends)
+    told = await asyncio.to_thread(scene.farandole.json, "replay", "--sagas", str(changed))
+    assert [(one["saga"], one["stands"]) for one in told["differing"]] == [("later", "-")]
+
+
+def changed_definition(directory: Path, *changes: tuple[str, str]) -> Path:
+    """A directory with the active definition's file, changed so."""
+    text = (directory / "definitions" / "order-fulfilment.yaml").read_text()
+    for was, becomes in changes:
+        assert was in text
+        text = text.replace(was, becomes)
+    changed = directory / "changed"
+    changed.mkdir()
+    (changed / "order.yaml").write_text(text)
+    return changed
