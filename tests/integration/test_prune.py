@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 
 from choreography.v1 import participant_pb2, participant_service_pb2
+from farandole.backup import backing_up
+from farandole.backup.backing_up import Manifest, back_up, read_backup
+from farandole.backup.stores import backup_store, find_program
 from farandole.broker import pruned as pruned_module
 from farandole.broker.connection import Broker
 from farandole.broker.pruned import check_not_pruned, forget_reader, pruned_of, purge
 from farandole.broker.publisher import Publisher
 from farandole.broker.responder import respond, status_subject
 from farandole.broker.stored import events_behind
-from farandole.broker.streams import EVENTS, SNAPSHOTS, events_state
+from farandole.broker.streams import DEADLETTERS, EVENTS, SNAPSHOTS, events_state
 from farandole.cli.prune_commands import prune
 from farandole.correlator.contents import Item
 from farandole.correlator.dead_letters import DeadLetter
@@ -483,6 +486,31 @@ async def test_of_what_an_interrupted_run_has_left_nothing_is_told_as_new(
     changed = changed_definition(tmp_path, ("name: order-fulfilment", "name: order-watch"), never_ends)
     told = await asyncio.to_thread(scene.farandole.json, "replay", "--sagas", str(changed))
     assert [(one["saga"], one["stands"]) for one in told["differing"]] == [("later", "-")]
+
+
+async def test_a_backup_whose_stores_are_older_than_what_was_pruned_meanwhile_is_none(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those stores would need events that the stream of the same backup has no more."""
+    url = scene.farandole.database_url
+
+    def copy_and_prune(*given: Any) -> None:
+        backup_store(*given)
+        scene.farandole("prune")
+
+    async def backed_up(directory: Path) -> Manifest:
+        return await back_up(directory, {"correlator": url}, scene.broker, find_program, lambda *_: None)
+
+    monkeypatch.setattr(backing_up, "backup_store", copy_and_prune)
+    with pytest.raises(PreconditionError, match=r"pruned while it was backed up.* back up again") as refused:
+        await backed_up(tmp_path / "first")
+    assert refused.value.reason == "PRUNED_MEANWHILE"
+    with pytest.raises(SnapshotError, match="is no whole backup"):
+        read_backup(tmp_path / "first")
+    monkeypatch.undo()
+    made = await backed_up(tmp_path / "second")
+    assert [one.name for one in made.streams] == [SNAPSHOTS, DEADLETTERS, EVENTS]
+    assert read_backup(tmp_path / "second") == made
 
 
 def changed_definition(directory: Path, *changes: tuple[str, str]) -> Path:
