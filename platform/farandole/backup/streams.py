@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +26,7 @@ Report = Callable[[int, int], None]
 
 _CHUNK_BYTES = 128 * 1024
 _SILENCE_SECONDS = 20.0
+_RETRY_SECONDS = 0.05
 _NAME_IN_USE = 10058
 
 
@@ -97,10 +99,19 @@ async def restore_stream(
 
 
 async def _deliver(broker: Broker, subject: str, chunk: bytes, name: str) -> None:
-    try:
-        reply = await broker.client.request(subject, chunk, timeout=_SILENCE_SECONDS)
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise BrokerUnavailableError(f"the stream {name} was not restored: {_text(error)}") from None
+    """Hands a chunk over. In a cluster another server may take it, whose subject this one hears of a moment later: till
+    then there is no responder, and nobody has got it."""
+    until = time.monotonic() + _SILENCE_SECONDS
+    while True:
+        try:
+            reply = await broker.client.request(subject, chunk, timeout=_SILENCE_SECONDS)
+            break
+        except nats.errors.NoRespondersError as error:
+            if time.monotonic() > until:
+                raise BrokerUnavailableError(f"the stream {name} was not restored: {_text(error)}") from None
+            await asyncio.sleep(_RETRY_SECONDS)
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise BrokerUnavailableError(f"the stream {name} was not restored: {_text(error)}") from None
     if reply.data:
         read_answer(reply.data, f"the restoring of {name}")
 
