@@ -99,21 +99,25 @@ async def restore_stream(
 
 
 async def _deliver(broker: Broker, subject: str, chunk: bytes, name: str) -> None:
-    """Hands a chunk over. In a cluster another server may take it, whose subject this one hears of a moment later: till
-    then there is no responder, and nobody has got it."""
+    try:
+        reply = await _handed_over(broker, subject, chunk)
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise BrokerUnavailableError(f"the stream {name} was not restored: {_text(error)}") from None
+    if reply.data:
+        read_answer(reply.data, f"the restoring of {name}")
+
+
+async def _handed_over(broker: Broker, subject: str, chunk: bytes) -> Msg:
+    """The answer to a chunk. In a cluster another server may take it, of whose subject this one hears a moment later:
+    till then there is no responder, and nobody has got it."""
     until = time.monotonic() + _SILENCE_SECONDS
     while True:
         try:
-            reply = await broker.client.request(subject, chunk, timeout=_SILENCE_SECONDS)
-            break
-        except nats.errors.NoRespondersError as error:
+            return await broker.client.request(subject, chunk, timeout=_SILENCE_SECONDS)
+        except nats.errors.NoRespondersError:
             if time.monotonic() > until:
-                raise BrokerUnavailableError(f"the stream {name} was not restored: {_text(error)}") from None
-            await asyncio.sleep(_RETRY_SECONDS)
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise BrokerUnavailableError(f"the stream {name} was not restored: {_text(error)}") from None
-    if reply.data:
-        read_answer(reply.data, f"the restoring of {name}")
+                raise
+        await asyncio.sleep(_RETRY_SECONDS)
 
 
 async def _next(chunks: asyncio.Queue[Msg], name: str) -> Msg:
