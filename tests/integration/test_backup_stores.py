@@ -25,6 +25,7 @@ from farandole.testing.brokers import BrokerUnderTest
 from farandole.testing.databases import DatabaseUnderTest
 from farandole.testing.store_conformance import INCARNATION, exported, filled
 from tests.integration.correlators import ROOT
+from tests.integration.farandole_command import Command
 
 
 @pytest.fixture
@@ -129,6 +130,16 @@ def test_a_store_of_another_kind_is_refused_with_the_remedy(url: str, tmp_path: 
         with pytest.raises(ConfigurationError, match=f"{scheme_of(url)}: is no database .* by its own means"):
             use()
     assert not (tmp_path / "copy").exists()
+
+
+async def test_the_command_backs_up_nothing_where_one_store_is_of_another_kind(
+    provisioned: BrokerUnderTest, tmp_path: Path
+) -> None:
+    directory = tmp_path / "backup"
+    farandole = Command(provisioned.url, "")
+    said = await asyncio.to_thread(farandole, "backup", str(directory), "--store", "correlator=journal:///x", code=2)
+    assert said.startswith("farandole: journal: is no database that this copies")
+    assert not any(directory.glob("*"))
 
 
 async def test_the_commands_take_the_password_from_its_file(
