@@ -26,7 +26,7 @@ from farandole.broker.publisher import Publisher
 from farandole.broker.streams import EVENTS, events_state
 from farandole.broker.subscription import Subscription
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.folded_lanes import FoldedLanes
+from farandole.correlator.folded_lanes import folded_lanes
 from farandole.correlator.main import open_store, read_registry
 from farandole.correlator.observers import Transition
 from farandole.correlator.stores import sql_store
@@ -155,7 +155,7 @@ async def _correlate(name: str, url: str, database_url: str, sagas: int) -> Figu
         def observe(transitions: Sequence[Transition]) -> None:
             committed[0] = max((transition.event.sequence for transition in transitions), default=committed[0])
 
-        lanes = FoldedLanes(
+        lanes = folded_lanes(
             store,
             registry,
             lanes=Lanes(),

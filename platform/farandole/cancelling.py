@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _AGAIN_SECONDS = 0.5
 
@@ -20,3 +22,14 @@ async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in cancelled:
         if not task.cancelled():
             task.exception()  # looked at: whoever cancels has no use for it
+
+
+async def to_the_end(work: Coroutine[Any, Any, T], *, name: str) -> T:
+    """What a task that is cancelled has yet to do: whoever cancels it more than once gets no further before that."""
+    task = asyncio.create_task(work, name=name)
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            continue
+    return task.result()

@@ -19,7 +19,7 @@ import structlog
 
 from farandole.broker.connection import Broker
 from farandole.broker.nudges import Nudges
-from farandole.cancelling import cancel
+from farandole.cancelling import cancel, to_the_end
 from farandole.errors import FencedError, LanesDifferError, ReaderReplacedError, StoreError, StoreUnavailableError
 from farandole.lanes import Lanes
 from farandole.leases import RENEWAL_SECONDS, Leases, Replica, Tenure
@@ -184,13 +184,7 @@ class LaneKeeper:
                     continue
         finally:
             stop_watching()
-            leaving = asyncio.create_task(self._leave(listening), name=f"{self._service}-lanes-leave")
-            while not leaving.done():  # whoever cancels more than once gets no further
-                try:
-                    await asyncio.wait({leaving})
-                except asyncio.CancelledError:
-                    continue
-            leaving.result()
+            await to_the_end(self._leave(listening), name=f"{self._service}-lanes-leave")
 
     async def _renew(self) -> None:
         """Renews, and has the workers follow what came of it."""

@@ -21,8 +21,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
-_LOUD_LIBRARIES = ("sqlalchemy", "alembic", "asyncio")
-"""Below a warning these tell statements with their parameters, or nothing that an operator could act on."""
+_LOUD_LIBRARIES = ("sqlalchemy", "alembic", "asyncio", "httpx", "httpcore")
+"""Below a warning these tell statements with their parameters, URLs with what they hold of secrets, or nothing that an
+operator could act on."""
 _ECHOING_LIBRARIES = ("psycopg",)
 """These warn of what they raise as well, such as a conflict of two transactions, of which nothing is left by then."""
 

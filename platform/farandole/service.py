@@ -26,8 +26,8 @@ from farandole.leases import Replica
 from farandole.migrations import PARTICIPANT, migrate
 from farandole.outbox import OutboxRow
 from farandole.participant.handler import utc_now
-from farandole.participant.lanes_at_work import LanesAtWork
 from farandole.participant.participant import Participant
+from farandole.participant.participant_lanes import ParticipantLanes
 from farandole.participant.readings import of_circuits, of_queue
 from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
@@ -53,7 +53,7 @@ class Runtime:
         participant: Participant,
         database: Database,
         tables: ParticipantTables,
-        lanes: LanesAtWork,
+        lanes: ParticipantLanes,
         *,
         clock: Callable[[], datetime] = utc_now,
         telemetry: Telemetry = NO_TELEMETRY,
@@ -144,7 +144,7 @@ async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rp
     tables = ParticipantTables()
     try:
         broker = Broker(settings)
-        lanes = LanesAtWork(
+        lanes = ParticipantLanes(
             participant,
             database,
             tables,
@@ -198,7 +198,7 @@ async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rp
         await close_or_exit(database.close())
 
 
-async def _tidy(keeper: LaneKeeper, lanes: LanesAtWork) -> None:
+async def _tidy(keeper: LaneKeeper, lanes: ParticipantLanes) -> None:
     await keeper.joined()
     await lanes.remove_left_over_consumers()
 

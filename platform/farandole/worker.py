@@ -24,6 +24,7 @@ from farandole.broker.relay import OutboxRelay, Refused
 from farandole.broker.stored import check_stored, stored_events
 from farandole.broker.streams import StreamState, check_position, events_state, last_stored
 from farandole.broker.subscription import Batch, Subscription
+from farandole.cancelling import to_the_end
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import BrokerError, FencedError, ReaderReplacedError, StoreError, StoreUnavailableError
 from farandole.outbox import OutboxRow
@@ -46,6 +47,8 @@ _OUTBOX_SECONDS = 1.0
 _FEW_ROWS = 1000
 """Fewer rows that wait are read again without much ado; with more, it is looked only when told to, and no more often
 than every `_OUTBOX_SECONDS`."""
+_RELEASE_SECONDS = 5.0
+"""Where a transaction takes longer, what it does is taken for what may have ended the process."""
 _TIDY_SECONDS = 0.2
 """How long an acknowledged outbox row may stay where no batch comes along to remove it."""
 
@@ -222,7 +225,7 @@ class Worker:
                     self._trouble = str(error)
                     failures = await self._pause(error, failures)
         except asyncio.CancelledError:
-            await self._release()
+            await to_the_end(self._release(), name=f"{self._durable}-release")
             raise
         finally:
             await self._publisher.stop()
@@ -255,9 +258,11 @@ class Worker:
         self._in_doubt.set()
 
     async def _release(self) -> None:
+        """Comes behind the transaction that runs, if one does."""
         try:
-            await self._handler.release()
-        except StoreError as error:
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await self._handler.release()
+        except (StoreError, TimeoutError) as error:
             _log.info("the store was not left in order", error=str(error))
 
     async def _session(self) -> None:

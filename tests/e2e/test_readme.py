@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,13 +30,17 @@ SESSION_PAGES = [page for page in PAGES if "```console" in page.read_text(encodi
 
 
 @pytest.fixture
-def terminal(tools: Tools, tmp_path: Path) -> Iterator[Terminal]:
+def terminal(tools: Tools) -> Iterator[Terminal]:
     """A terminal in a checkout of its own."""
-    opened = Terminal.open(tmp_path, [tools.grpcurl, tools.nats])
+    # not under pytest's own directory: where root runs the tests, PostgreSQL's user has to come through
+    directory = Path(tempfile.mkdtemp(prefix="farandole-page-"))
+    directory.chmod(0o711)
+    opened = Terminal.open(directory, [tools.grpcurl, tools.nats])
     try:
         yield opened
     finally:
         opened.close()
+        shutil.rmtree(directory)
 
 
 @pytest.mark.timeout(600)

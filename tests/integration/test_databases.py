@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -106,6 +107,16 @@ async def test_every_text_comes_back_and_is_found(database: Database, text: str)
     await database.write(lambda connection: add(connection, 7, text))
     assert await database.read(lambda connection: balance(connection, text)) == 7
     assert await database.read(lambda connection: connection.execute(sa.select(accounts.c.name)).scalar_one()) == text
+
+
+async def test_a_file_is_for_its_user_alone(tmp_path: Path) -> None:
+    """Outbox and queue hold what is shown to nobody else. What stands beside it is SQLite's own."""
+    path = tmp_path / "new" / "till.db"
+    database = Database(f"sqlite:///{path}")
+    await database.create(metadata, if_earlier="")
+    modes = {one.name: one.stat().st_mode & 0o777 for one in (path.parent, *path.parent.iterdir())}
+    await database.close()
+    assert modes == {"new": 0o700, "till.db": 0o600, "till.db-wal": 0o600, "till.db-shm": 0o600}
 
 
 async def test_a_read_sees_one_state(database: Database) -> None:
@@ -363,6 +374,31 @@ async def test_a_lock_that_is_held_too_long_is_told(postgres_url: str) -> None:
             await impatient.check()
     await impatient.check()
     await impatient.close()
+
+
+async def test_what_the_server_cuts_short_is_trouble_and_no_mistake_of_the_statement(postgres_url: str) -> None:
+    hurried = Database(f"{postgres_url}?options=-cstatement_timeout%3D100ms")
+    try:
+        with pytest.raises(StoreUnavailableError, match="it took longer than the server lets it"):
+            await hurried.write(lambda connection: connection.exec_driver_sql("SELECT pg_sleep(20)"))
+        assert await hurried.write(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one()) == 1
+    finally:
+        await hurried.close()
+
+
+async def test_what_the_url_says_of_a_session_leaves_what_protects_it(postgres_url: str) -> None:
+    url = f"{postgres_url}?application_name=theirs&options=-csearch_path%3Dpublic%20-clock_timeout%3D2s"
+    database = Database(url, application_name="0123456789ab till/a")
+
+    def settings(connection: sa.Connection) -> list[str]:
+        names = ("application_name", "search_path", "lock_timeout", "idle_in_transaction_session_timeout", "timezone")
+        return [connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names]
+
+    try:
+        for run in (database.write, database.read):
+            assert await run(settings) == ["0123456789ab till/a theirs", "public", "2s", "30s", "UTC"]
+    finally:
+        await database.close()
 
 
 async def test_who_is_not_let_in_is_told_without_the_password(postgres_url: str) -> None:

@@ -101,11 +101,12 @@ async def until_nothing_waits(broker: Broker) -> None:
             await asyncio.sleep(0.01)
 
 
-async def pass_deadlines(broker: Broker, *keys: str, source: str = "correlator") -> None:
+DUE = Timestamp(seconds=int(datetime(2026, 3, 1, tzinfo=UTC).timestamp()))
+
+
+async def pass_deadlines(broker: Broker, *keys: str, source: str = "correlator", due: Timestamp = DUE) -> None:
     """Stores what the correlator would say of late steps."""
     publisher = Publisher(broker)
-    due = Timestamp()
-    due.FromDatetime(datetime(2026, 3, 1, tzinfo=UTC))
     for key in keys:
         body = lifecycle_pb2.StepOverdue(
             saga_id=key, definition="order-fulfilment", version=1, step="take-payment", participant="payments",
@@ -138,6 +139,16 @@ async def test_who_is_not_the_correlator_has_nobody_act(broker: Broker) -> None:
     pager = Pager()
     async with acting(broker, pager):
         await pass_deadlines(broker, "forged", source="anonymous")
+        await pass_deadlines(broker, "real")
+        await pager.until_acted("real")
+        await until_nothing_waits(broker)
+    assert pager.acted == ["real"]
+
+
+async def test_a_deadline_outside_the_calendar_is_passed_over(broker: Broker) -> None:
+    pager = Pager()
+    async with acting(broker, pager):
+        await pass_deadlines(broker, "absurd", due=Timestamp(seconds=10**13))
         await pass_deadlines(broker, "real")
         await pager.until_acted("real")
         await until_nothing_waits(broker)

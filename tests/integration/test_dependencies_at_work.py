@@ -19,7 +19,7 @@ from farandole.database import Database
 from farandole.envelope import Publication
 from farandole.lanes import Lanes
 from farandole.participant.handler import ParticipantBatchHandler
-from farandole.participant.lanes_at_work import LanesAtWork
+from farandole.participant.participant_lanes import ParticipantLanes
 from farandole.participant.tables import ParticipantTables
 from orders.v1.order_events_pb2 import OrderCompleted
 from shipping.v1.shipping_events_pb2 import OrderShipped
@@ -78,7 +78,7 @@ async def at_work(broker: Broker, path: Path, ledger: Ledger) -> AsyncIterator[A
     tables = ParticipantTables()
     await database.create(tables.metadata, if_earlier="")
     problems: dict[str, str | None] = {}
-    lanes = LanesAtWork(participant, database, tables, lanes=Lanes(), broker=broker, batch_size=10)
+    lanes = ParticipantLanes(participant, database, tables, lanes=Lanes(), broker=broker, batch_size=10)
     lane = lanes.work_of(0, problems.__setitem__)
     running = asyncio.create_task(lane.run())
     working = AtWork(database, lane.handler, problems)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from farandole import lane_keeper
 from farandole.broker.connection import Broker
 from farandole.errors import FencedError, ReaderReplacedError
 from farandole.lane_keeper import LaneKeeper, Report
@@ -97,6 +98,18 @@ async def test_lanes_are_shared_as_replicas_come_and_go(broker: Broker, leases: 
             assert first.keeper.replicas == ("a", "b", "c")
         await until(lambda: len(first.works_on) == 4)
     assert not first.works_on
+
+
+async def test_lanes_change_hands_at_once_and_not_with_the_next_renewal(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_keeper, "RENEWAL_SECONDS", 3600.0)
+    leases = MemoryLeases(lambda: 0.0)  # nothing runs out either
+    async with keeping(broker, leases, "a") as first:
+        await until(lambda: len(first.works_on) == 4)
+        async with keeping(broker, leases, "b") as second:
+            await until(lambda: len(first.works_on) == len(second.works_on) == 2)
+        await until(lambda: len(first.works_on) == 4)
 
 
 async def test_the_lanes_of_one_that_says_nothing_any_more_are_taken_over(broker: Broker, leases: MemoryLeases) -> None:

@@ -26,7 +26,7 @@ from farandole.envelope import Event, Publication, Unreadable
 from farandole.lane_keeper import LaneKeeper
 from farandole.lanes import Lanes
 from farandole.leases import Replica
-from farandole.participant.lanes_at_work import LanesAtWork
+from farandole.participant.participant_lanes import ParticipantLanes
 from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.partitions import PARTITIONS, partition_key
@@ -103,7 +103,7 @@ class OneReplica:
     """What one replica is made of."""
 
     keeper: LaneKeeper
-    lanes: LanesAtWork
+    lanes: ParticipantLanes
     runtime: Runtime
     status: StatusReader
     problems: dict[str, str | None]
@@ -120,7 +120,7 @@ async def replica(name: str, broker: Broker, database: Database, *, lanes: int) 
     await database.create(tables.metadata, metadata, if_earlier="")
     problems: dict[str, str | None] = {}
     told = Told()
-    at_work = LanesAtWork(
+    at_work = ParticipantLanes(
         PARTICIPANT, database, tables, lanes=Lanes(lanes), broker=broker, batch_size=10, telemetry=told
     )
     keeper = LaneKeeper(

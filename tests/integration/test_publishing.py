@@ -263,3 +263,11 @@ class TestRelay:
         assert sorted(relay.take_acknowledged()) == [1, 2, 3]
         await relay.stop()
         await publisher.stop()
+
+
+async def test_one_that_is_stopped_leaves_nothing_behind_at_the_connection(broker: Broker) -> None:
+    subscriptions, listeners = len(nats_py(broker)._subs), len(broker._listeners)
+    publisher = Publisher(broker)
+    await publisher.publish(publication("last", 1))
+    await publisher.stop()
+    assert (len(nats_py(broker)._subs), len(broker._listeners)) == (subscriptions, listeners)

@@ -17,6 +17,7 @@ import nats
 import pytest
 
 from farandole.testing.brokers import free_port
+from tests.integration.small_disk import small_disk
 from tests.integration.stack_under_test import StackUnderTest, eventually, runs
 
 
@@ -191,6 +192,17 @@ def test_start_hands_on_the_callers_settings(stack: StackUnderTest) -> None:
     stack.farandole("stop", "alpha")
     well = stack.farandole("start", "alpha")
     assert well.returncode == 0, "what one start was given is not kept for the next"
+
+
+def test_on_a_full_disk_what_dies_is_started_again_all_the_same(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "home" / "run", mebibytes=1) as disk:
+        stack = StackUnderTest(tmp_path, home=tmp_path / "home")
+        stack.up()
+        disk.fill()
+        stack.restarted("alpha", stack.kill("alpha"))
+        disk.make_room()
+        assert stack.farandole("down").returncode == 0
+    assert stack.leftovers() == []
 
 
 def test_what_fails_at_its_start_is_started_anew_with_what_was_mended(stack: StackUnderTest) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from farandole import logs
 from farandole.correlator.deadline_actions import DeadlineAction
 from farandole.correlator.webhook import Webhook, WebhookError
 from farandole.testing import DeadlineActionConformance
@@ -63,6 +64,18 @@ async def test_anything_but_a_2xx_in_time_is_a_failed_try(answer: Answer, said: 
             await act(webhook(receiver.url))
         assert said in str(caught.value)
         assert [request.path for request in receiver.requests] == ["/hook"]
+
+
+async def test_no_log_has_the_url_that_is_posted_to(capsys: pytest.CaptureFixture[str]) -> None:
+    """Many a receiver's has a token in it."""
+    logs.configure("correlator", "info")
+    try:
+        async with receiving(status("204 No Content")) as receiver:
+            await act(webhook(f"{receiver.url}/t0ken?sig=t0ken", timeout_seconds=10))
+            assert [request.path for request in receiver.requests] == ["/hook/t0ken?sig=t0ken"]
+        assert "t0ken" not in "".join(capsys.readouterr())
+    finally:
+        logs.configure("test", "warning")
 
 
 async def test_of_an_endless_answer_only_a_little_is_read() -> None:

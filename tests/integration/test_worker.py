@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from nats.aio.msg import Msg
 
-from farandole import CommandTransaction, Participant, Runtime, Transaction, step
+from farandole import CommandTransaction, Participant, Runtime, Transaction, cancelling, step
 from farandole import worker as worker_module
 from farandole.broker import relay as relay_module
 from farandole.broker.connection import Broker
@@ -24,11 +24,11 @@ from farandole.broker.subscription import Subscription
 from farandole.database import Database
 from farandole.envelope import Publication, StoredMessage
 from farandole.errors import FencedError, StoreUnavailableError
-from farandole.lane_at_work import LaneAtWork
 from farandole.lanes import Lanes
+from farandole.lanes_at_work import LaneAtWork
 from farandole.outbox import OutboxRow
 from farandole.participant.handler import ParticipantBatchHandler
-from farandole.participant.lanes_at_work import LanesAtWork
+from farandole.participant.participant_lanes import ParticipantLanes
 from farandole.participant.tables import ParticipantTables
 from farandole.testing.brokers import BrokerUnderTest, connect
 from farandole.worker import BatchHandler, FirstHeard, Handled, Position, Worker
@@ -40,7 +40,14 @@ metadata = sa.MetaData()
 notes = sa.Table("notes", metadata, sa.Column("key", sa.Text, primary_key=True), sa.Column("text", sa.Text))
 
 
+began, may_end = threading.Event(), threading.Event()
+"""Whether the handler of the order `slow` runs, and whether it may end."""
+
+
 def complete(event: OrderShipped, tx: Transaction) -> OrderCompleted:
+    if tx.key == "slow":
+        began.set()
+        may_end.wait(20)
     tx.execute(notes.insert(), {"key": tx.key, "text": event.tracking_number})
     return OrderCompleted(order_id=tx.key, tracking_number=event.tracking_number)
 
@@ -123,7 +130,7 @@ async def at_work(broker: Broker, path: Path) -> AsyncIterator[AtWork]:
         report=problems.__setitem__,
         hold_until_caught_up=False,
     )
-    lanes = LanesAtWork(PARTICIPANT, database, tables, lanes=Lanes(), broker=broker, batch_size=10)
+    lanes = ParticipantLanes(PARTICIPANT, database, tables, lanes=Lanes(), broker=broker, batch_size=10)
     running = asyncio.create_task(LaneAtWork(0, handler, worker, lanes._at_work).run())
     runtime = Runtime(PARTICIPANT, database, tables, lanes)
     try:
@@ -186,6 +193,26 @@ async def test_a_trouble_that_lasts_is_told_as_long_as_it_does(broker: Broker, t
                 await asyncio.sleep(0)
         working.handler.lasts = False
         await working.until("")
+
+
+async def test_a_stop_while_a_transaction_takes_long_is_in_order(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is told to stop meanwhile: nobody is to take the transaction for what has ended the process."""
+    monkeypatch.setattr(cancelling, "_AGAIN_SECONDS", 0.01)
+    async with at_work(broker, tmp_path) as working:
+        await ship(broker, ["slow"])
+        assert await asyncio.to_thread(began.wait, 20)
+        stopping = asyncio.create_task(cancelling.cancel([working.running]))
+        async with asyncio.timeout(20):
+            while working.running.cancelling() < 3 and not stopping.done():  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.005)
+        may_end.set()
+        await stopping
+        marks = sa.text("SELECT in_use FROM farandole_position")
+        in_use = await working.database.read(lambda connection: connection.execute(marks).scalars().all())
+    assert set(in_use) == {False}
+    assert await keys_of_stored(broker, "OrderCompleted") == []
 
 
 async def test_a_full_disk_loses_and_doubles_nothing(broker: Broker, tmp_path: Path) -> None:

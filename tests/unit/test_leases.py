@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farandole import leases
 from farandole.leases import Leases, Register, Replica, given_back, renewed, shares
 from farandole.memory_leases import MemoryLeases
 from farandole.partitions import PARTITIONS
@@ -96,3 +98,17 @@ def _renew(register: Register, name: str, lanes: int, now: int) -> Register:
 
 def test_nobody_holds_anything_where_nobody_lives() -> None:
     assert shares(4, [], {0: "a"}) == {}
+
+
+@given(st.floats(0, leases.RENEWAL_SECONDS, exclude_max=True))
+def test_within_two_seconds_of_a_death_another_one_has_all_lanes(phase: float) -> None:
+    """Whenever, since then, it is the other one's turn to renew; what is left of the two seconds is for slowness."""
+    now = 0.0
+    store = MemoryLeases(lambda: now)
+    dead, other = Replica("dead", "1"), Replica("other", "2")
+    asyncio.run(store.join(dead, 4, is_able=True))
+    asyncio.run(store.join(other, 4, is_able=True))
+    now = phase
+    while len(asyncio.run(store.renew(other, 4, is_able=True)).lanes) < 4:
+        now += leases.RENEWAL_SECONDS
+    assert now <= 1.7

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import nats.errors
 import structlog
 from nats.aio.msg import Msg
 
-from farandole.broker.connection import Broker, read_answer
+from farandole.broker.connection import Broker, NatsSubscription, read_answer
 from farandole.envelope import Publication
 from farandole.errors import BrokerError, BrokerUnavailableError
 from farandole.telemetry import NO_TELEMETRY, Telemetry
@@ -55,6 +57,8 @@ class Publisher:
         self._number = 0
         self._sweeping: asyncio.Task[None] | None = None
         self._inbox = ""
+        self._answers: NatsSubscription | None = None
+        self._stop_watching: Callable[[], None] = lambda: None
         self._starting = asyncio.Lock()
         self._slots = asyncio.Semaphore(_UNDER_WAY)
 
@@ -106,18 +110,22 @@ class Publisher:
                 return
             await self._broker.connected()
             inbox = self._broker.client.new_inbox()
-            await self._broker.client.subscribe(
+            self._answers = await self._broker.client.subscribe(
                 f"{inbox}.*", cb=self._on_answer, pending_msgs_limit=-1, pending_bytes_limit=-1
             )
-            self._broker.on_change(self._on_change)
+            self._stop_watching = self._broker.on_change(self._on_change)
             self._sweeping = asyncio.create_task(self._sweep(), name="publisher-sweep")
             self._inbox = inbox
 
     async def stop(self) -> None:
-        """Fails what is under way."""
+        """Fails what is under way, and leaves nothing behind at the connection, which others use."""
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
+        self._stop_watching()
+        if self._answers is not None:
+            with suppress(nats.errors.Error, OSError):  # the connection has gone before
+                await self._answers.unsubscribe()
         self._fail_all("the publisher was stopped")
 
     async def _on_answer(self, message: Msg) -> None:

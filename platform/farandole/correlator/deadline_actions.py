@@ -68,7 +68,8 @@ class DeadlineAction(Protocol):
     acknowledgement; whatever it raises, or more than thirty seconds in it, means that it is called again later, with
     growing pauses, here or in another replica, also after a restart. Where it fails in its try number
     `FARANDOLE_DEADLINE_ACTION_TRIES`, or a later one, it is given up on: logged, counted, and copied into the stream
-    `DEADLETTERS`. Each delivery is a try, also one that a stop or a crash cut short. `event_id` tells repetitions.
+    `DEADLETTERS`. Each delivery is a try, also one that a stop or a crash cut short. `event_id` tells repetitions. What
+    waits is in a durable consumer: who removes it, or restores the stream, begins with what passes from then on.
 
     Order: none. Several calls run at the same time, each in a thread of its own.
     """
@@ -96,11 +97,18 @@ class DeadlineActionFactory(Protocol):
 
 
 def passed_deadline(event: Event) -> PassedDeadline | None:
-    """What a stored event says of a deadline; None where it says nothing, or is not the correlator's own."""
+    """What a stored event says of a deadline; None where it says nothing, or can't be the correlator's own.
+
+    Anyone may publish in the correlator's name. A time outside the calendar is none that it has ever told.
+    """
     body = event.body
     if event.source != CORRELATOR or not isinstance(
         body, lifecycle_pb2.StepOverdue | lifecycle_pb2.SagaTimedOut | lifecycle_pb2.SagaStalled
     ):
+        return None
+    try:
+        deadline = body.deadline.ToDatetime(UTC)
+    except (ValueError, OverflowError):
         return None
     passed = PassedDeadline(
         event_id=event.id,
@@ -109,7 +117,7 @@ def passed_deadline(event: Event) -> PassedDeadline | None:
         definition=body.definition,
         version=body.version,
         cause=Cause(body.cause),
-        deadline=body.deadline.ToDatetime(UTC),
+        deadline=deadline,
         sequence=event.sequence,
         stream_time=event.stream_time,
     )

@@ -18,7 +18,8 @@ from farandole.broker.nudges import Nudges
 from farandole.correlator.changes import CHANGES_SUBJECT, SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.events_stream import BrokerEventsStream
-from farandole.correlator.folded_lanes import FoldedLanes, utc_now
+from farandole.correlator.folded_lanes import folded_lanes, utc_now
+from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.plugin_service import PluginService
 from farandole.correlator.plugins_in_use import use_plugins
@@ -31,6 +32,7 @@ from farandole.definition_files import load_definitions
 from farandole.errors import ConfigurationError, Fault, StoreError
 from farandole.lane_keeper import LaneKeeper
 from farandole.lanes import Lanes
+from farandole.lanes_at_work import LanesAtWork
 from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
@@ -99,7 +101,7 @@ async def _serve_observed(
                 PluginService(lambda: plugins.standings),
             ),
         ]
-        lanes = FoldedLanes(
+        lanes = folded_lanes(
             store,
             registry,
             lanes=Lanes(settings.lanes),
@@ -148,7 +150,7 @@ async def _serve_observed(
         await close_or_exit(store.close())
 
 
-async def _tidy(keeper: LaneKeeper, lanes: FoldedLanes) -> None:
+async def _tidy(keeper: LaneKeeper, lanes: LanesAtWork[CorrelatorBatchHandler]) -> None:
     await keeper.joined()
     await lanes.remove_left_over_consumers()
 

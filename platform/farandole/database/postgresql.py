@@ -8,7 +8,7 @@ taken, so whoever has waited for the lock sees all that was committed meanwhile,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -60,6 +60,10 @@ _CONNECTION: Mapping[str, object] = {
 }
 """A server that is gone without a word is found out in some twenty seconds."""
 
+_ADDED_TO = ("application_name", "options")
+"""What a URL says of these comes behind what is needed: whoever takes over ends the sessions of a replica by its name.
+Of an option that is given twice the last one counts."""
+
 _CONFLICT = Trouble("other transactions keep coming between: look for a program that writes to it", may_rerun=True)
 _UNREACHED = Trouble("see that the server runs, is reached from here, and lets this user in")
 _ENDED = Trouble("the server ended the connection; this service connects again by itself")
@@ -75,6 +79,7 @@ _TROUBLES: Mapping[str, Trouble] = {
     "53300": Trouble("the server has no connection left: raise its max_connections, or end others"),
     "53400": Trouble("a limit of the server is reached: raise it", is_passing=True),
     "55P03": Trouble("another transaction holds its lock", is_passing=True),
+    "57014": Trouble("it took longer than the server lets it, or somebody cancelled it", is_passing=True),
     "57P01": _ENDED,
     "57P02": _ENDED,
     "57P03": Trouble("the server starts or stops"),
@@ -93,7 +98,7 @@ class Postgresql:
     """The `Dialect` of PostgreSQL, over psycopg."""
 
     def engine(self, url: sa.URL, *, writes: bool, pool_size: int, application_name: str) -> sa.Engine:
-        """See `Dialect.engine`. What the URL says itself, such as `?connect_timeout=2`, stands."""
+        """See `Dialect.engine`. What the URL says itself, such as `?connect_timeout=2`, stands, see `_ADDED_TO`."""
         engine = _engine(url, _WRITING_SESSION if writes else _SESSION, pool_size, application_name)
 
         @event.listens_for(engine, "connect")
@@ -169,8 +174,11 @@ class Postgresql:
 
 
 def _engine(url: sa.URL, session: Mapping[str, str], pool_size: int, application_name: str) -> sa.Engine:
-    options = " ".join(f"-c {name}={value}" for name, value in session.items())
-    own = {**_CONNECTION, "application_name": application_name, "options": options}
+    own = {
+        **_CONNECTION,
+        "application_name": _joined(application_name, url.query.get("application_name", "")),
+        "options": _joined(*(f"-c {name}={value}" for name, value in session.items()), url.query.get("options", "")),
+    }
     return sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
         poolclass=QueuePool,
@@ -179,9 +187,13 @@ def _engine(url: sa.URL, session: Mapping[str, str], pool_size: int, application
         hide_parameters=True,  # an error's text goes into logs; what a statement was given may be a secret
         connect_args={
             "autocommit": True,  # the driver opens no transactions of its own; `_begun` does
-            **{name: value for name, value in own.items() if name not in url.query},
+            **{name: value for name, value in own.items() if name in _ADDED_TO or name not in url.query},
         },
     )
+
+
+def _joined(*texts: str | Sequence[str]) -> str:
+    return " ".join(text if isinstance(text, str) else " ".join(text) for text in texts if text)
 
 
 def _driver(connection: sa.Connection) -> psycopg.Connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,12 @@ class Sqlite:
         return str(url.database)
 
     def make_place(self, url: sa.URL) -> None:
-        """See `Dialect.make_place`: the directory of the file."""
+        """See `Dialect.make_place`: the file, and its directory, for this user alone."""
         if url.database and url.database != ":memory:":
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            path = Path(url.database)
+            with suppress(OSError):  # what is wrong is told when it is opened
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.touch(mode=0o600)
 
     def refuse_replaced(self, connection: sa.Connection) -> None:
         """See `Dialect.refuse_replaced`: the path may lead to another file, or to none.

@@ -19,8 +19,8 @@ from farandole.errors import InvalidArgumentError, QueryError, StoreUnavailableE
 from farandole.lane_keeper import LaneKeeper
 from farandole.participant.circuits import Circuit
 from farandole.participant.handler import utc_now
-from farandole.participant.lanes_at_work import LanesAtWork
 from farandole.participant.participant import Participant
+from farandole.participant.participant_lanes import ParticipantLanes
 from farandole.participant.prerequisites import early_events
 from farandole.participant.queue_table import QueueEntry, QueueState
 from farandole.participant.tables import ParticipantTables
@@ -44,7 +44,7 @@ class StatusReader:
         *,
         database: Database,
         tables: ParticipantTables,
-        lanes: LanesAtWork,
+        lanes: ParticipantLanes,
         keeper: LaneKeeper,
         broker: Broker,
         problems: Callable[[], Mapping[str, str]],

@@ -187,7 +187,10 @@ class SupervisedService:
         except (OSError, FarandoleError) as error:
             raise StackError(f"{planned.name} can't be started: {error}") from error
         self._process, self._started_at = process, time.monotonic()
-        record_process(home, planned.name, process.pid, self._plan.services.index(planned))
+        try:
+            record_process(home, planned.name, process.pid, self._plan.services.index(planned))
+        except OSError as error:
+            _log.warning("not recorded: nobody else knows of it", process=planned.name, error=str(error))
         _log.info("service started", process=planned.name, pid=process.pid)
         return process
 

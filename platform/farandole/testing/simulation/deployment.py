@@ -12,7 +12,7 @@ from random import Random
 from farandole.broker.connection import Broker
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.definitions import Definitions
-from farandole.correlator.folded_lanes import FoldedLanes
+from farandole.correlator.folded_lanes import folded_lanes
 from farandole.correlator.main import open_store
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.definition import Definition
@@ -77,7 +77,7 @@ def _deploy(definitions: Sequence[Definition], registry: Registry, settings: Set
                 is_up_to_date.set()
 
         await open_store(store, definitions, replica=settings.service)
-        lanes = FoldedLanes(
+        lanes = folded_lanes(
             store,
             registry,
             lanes=Lanes(),

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from farandole.broker.connection import Broker
 from farandole.correlator.changes import SagaChanges
-from farandole.correlator.folded_lanes import FoldedLanes
+from farandole.correlator.folded_lanes import folded_lanes
 from farandole.correlator.main import open_store
 from farandole.correlator.memory_store import MemoryCorrelatorStore
 from farandole.correlator.store import Claim, CorrelatorStore
@@ -27,8 +27,8 @@ from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
 from farandole.memory_leases import MemoryLeases
 from farandole.participant.barrier import Direction
-from farandole.participant.lanes_at_work import LanesAtWork
 from farandole.participant.outcomes import DependencyDown, Snooze
+from farandole.participant.participant_lanes import ParticipantLanes
 from farandole.participant.step import Step
 from farandole.participant.transaction import Transaction
 from farandole.process import CHECKS
@@ -268,7 +268,7 @@ class Stage:
         database = ProcessDatabase(
             process, service.disk, disk.engine, time=self.loop.time, ended=partial(self._transacted, service, process)
         )
-        lanes = LanesAtWork(
+        lanes = ParticipantLanes(
             participant,
             database,
             disk.tables,
@@ -294,7 +294,7 @@ class Stage:
         )
         broker.start()
         await self._open(store)
-        lanes = FoldedLanes(
+        lanes = folded_lanes(
             store,
             self.registry,
             lanes=service.lanes,
