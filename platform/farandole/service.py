@@ -28,7 +28,7 @@ from farandole.outbox import OutboxRow
 from farandole.participant.handler import utc_now
 from farandole.participant.participant import Participant
 from farandole.participant.participant_lanes import ParticipantLanes
-from farandole.participant.readings import of_circuits, of_queue
+from farandole.participant.readings import foreseen_of, of_circuits, of_queue
 from farandole.participant.status import StatusReader
 from farandole.participant.tables import ParticipantTables
 from farandole.participant.transaction import CommandTransaction
@@ -133,7 +133,7 @@ def run(participant: Participant, *, grpc_port: int, rpcs: Rpcs = lambda _runtim
 
 
 async def _serve(participant: Participant, settings: Settings, rpcs: Rpcs) -> None:
-    async with telemetry_of(settings, participant.registry.types) as telemetry:
+    async with telemetry_of(settings, foreseen_of(participant)) as telemetry:
         await _serve_observed(participant, settings, rpcs, telemetry)
 
 

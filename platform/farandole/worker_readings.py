@@ -16,20 +16,20 @@ from farandole.telemetry.readings import Reading, Source
 
 
 def of_lag(broker: Broker, consumers: Sequence[str], monotonic: Callable[[], float] = time.monotonic) -> Source:
-    """Reads how far durable consumers are behind, those too that another replica reads, or nobody."""
-    standstill = _Standstill(monotonic)
+    """Reads how far durable consumers are behind, those too that another replica reads, or nobody; and for how long
+    the one has stood still that has for longest.
+    """
+    standstills = {consumer: _Standstill(monotonic) for consumer in consumers}
 
     async def read() -> Sequence[Reading]:
         readings = []
-        lags = []
-        reached = []
-        for consumer in consumers:
+        ages = []
+        for consumer, standstill in standstills.items():
             info = await broker.request(f"$JS.API.CONSUMER.INFO.{EVENTS}.{consumer}")
             lag = info["num_pending"] + info["num_ack_pending"]
-            lags.append(lag)
-            reached.append((info["delivered"]["stream_seq"], info["ack_floor"]["stream_seq"]))
+            ages.append(standstill.age(lag, info["delivered"]["stream_seq"], info["ack_floor"]["stream_seq"]))
             readings.append(Reading(catalogue.CONSUMER_LAG, (consumer,), lag))
-        readings.append(Reading(catalogue.POSITION_AGE, (), standstill.age(sum(lags), tuple(reached))))
+        readings.append(Reading(catalogue.POSITION_AGE, (), max(ages)))
         return readings
 
     return read
@@ -49,17 +49,21 @@ def of_outbox(unpublished: Callable[[], Sequence[OutboxRow]], now: Callable[[], 
 
 
 class _Standstill:
-    """For how long nothing has moved though something waits."""
+    """For how long a consumer has not moved though something waits."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._reached: object = None
+        self._delivered = 0
+        """The farthest: whoever takes nothing in may be given the same again and again."""
+        self._acknowledged = 0
         self._since = monotonic()
 
-    def age(self, waiting: int, reached: object) -> float:
+    def age(self, waiting: int, delivered: int, acknowledged: int) -> float:
         now = self._monotonic()
-        if not waiting or reached != self._reached:
-            self._reached, self._since = reached, now
+        if not waiting or delivered > self._delivered or acknowledged != self._acknowledged:
+            self._since = now
+        self._delivered = max(delivered, self._delivered) if waiting else delivered
+        self._acknowledged = acknowledged
         return now - self._since
 
 

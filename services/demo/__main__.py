@@ -22,8 +22,8 @@ from farandole import logs
 from farandole.cli import output
 from farandole.errors import FarandoleError
 from farandole.rpc import describe
+from farandole.stack.addresses import default_nats_url
 from farandole.stack.planning import make_plan
-from farandole.stack.ports import default_nats_url
 from farandole.stack.stack_file import STACK_FILE
 from orders.v1.order_events_pb2 import OrderCreated
 from services.demo.books import Entry
@@ -88,7 +88,7 @@ def _addresses() -> Addresses:
     """Where the stack of the current directory is, with its ports moved as `FARANDOLE_PORT_*` says."""
     stack = make_plan(Path(STACK_FILE), os.environ)
     return Addresses(
-        nats_url=default_nats_url(os.environ),
+        nats_url=default_nats_url(os.environ, Path.cwd()),
         services={service: stack.service(service).port.address for service in SERVICES},
     )
 

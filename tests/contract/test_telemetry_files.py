@@ -15,8 +15,12 @@ from typer.testing import CliRunner
 
 from farandole.cli.application import application
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, SAGA_FIELDS, parse_filter
+from farandole.stack.plan import Plan
+from farandole.stack.planning import METRICS_VARIABLE, make_plan
+from farandole.stack.shape import Shape
 from farandole.telemetry.catalogue import METRICS, PROCESS_METRICS, Kind
 from tests.contract.compose_project import required_program
+from tests.contract.metric_labels import strange
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "deploy" / "telemetry"
@@ -32,8 +36,8 @@ RULES: dict[str, dict[str, Any]] = {
 }
 TESTS = yaml.safe_load(ALERT_TESTS.read_text(encoding="utf-8"))["tests"]
 
-OF_SCRAPING = {"job", "instance"}
-"""The labels that Prometheus adds."""
+OF_SCRAPING = {"job", "instance", "replica"}
+"""The labels that Prometheus adds; the last by its configuration."""
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -95,12 +99,56 @@ def test_prometheus_takes_the_configuration_and_the_rules() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_prometheus_scrapes_what_a_stack_shows_with_one_replica_of_each_service_and_with_three() -> None:
+    """What is not there with one is marked: that it does not answer is no trouble where it never did."""
+    text = (FILES / "prometheus.yaml").read_text(encoding="utf-8")
+    (scraped,) = yaml.safe_load(text)["scrape_configs"]
+    assert scraped["job_name"] == "farandole"
+    targets = {
+        target: group.get("labels", {}).get("replica", "1")
+        for group in scraped["static_configs"]
+        for target in group["targets"]
+    }
+    environment = {METRICS_VARIABLE: "on"}
+    alone = _shown(make_plan(ROOT / "farandole.yaml", environment, Shape()))
+    several = _shown(make_plan(ROOT / "farandole.yaml", environment, Shape(replicas=3, database="postgres")))
+    assert {target for target, replica in targets.items() if replica == "1"} == set(alone.values())
+    assert dict(re.findall(r"- (\S+) # (\S+)", text)) == {address: name for name, address in several.items()}
+    assert targets == {address: name.rpartition("-")[2] if "-" in name else "1" for name, address in several.items()}
+
+
+def _shown(plan: Plan) -> dict[str, str]:
+    """Where services show their metrics, by name."""
+    return {service.name: service.metrics.address for service in plan.services if service.metrics is not None}
+
+
 def test_the_rules_and_their_tests_are_about_metrics_that_there_are() -> None:
     for rule in RULES.values():
         assert list(_unknown(rule["expr"])) == []
     for test in TESTS:
         for series in test["input_series"]:
             assert list(_unknown(series["series"], complete=True)) == []
+
+
+def test_the_rules_their_tests_and_the_dashboard_name_values_that_labels_can_have() -> None:
+    """What is called another way in the code would fire no alert, and none of the tests would tell."""
+    series = [series["series"] for test in TESTS for series in test["input_series"]]
+    strange_values = [
+        f"{name}: {label}={value}"
+        for query in (*(rule["expr"] for rule in RULES.values()), *series, *_queries())
+        for name, selectors in re.findall(r"\b(farandole_\w+)\{([^}]*)\}", query)
+        for label, operator, written in re.findall(r'(\w+)(=~|!~|!=|=)"([^"]*)"', selectors)
+        for value in (_alternatives(written) if "~" in operator else [written])
+        if label not in OF_SCRAPING and strange(_EXPOSED[name], label, value)
+    ]
+    assert strange_values == []
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """What a regular expression such as `a|b` or `of.(a|b)` stands for, without the variables of the dashboard."""
+    prefix, opening, inner = pattern.rpartition("(")
+    inner, _, suffix = inner.partition(")") if opening else (inner, "", "")
+    return [f"{prefix}{one}{suffix}" for one in inner.split("|") if not one.startswith("$")]
 
 
 def _queries() -> Iterator[str]:
@@ -124,6 +172,41 @@ def test_the_dashboard_is_about_metrics_that_there_are(tmp_path: Path) -> None:
     (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     done = promtool("check", "rules", tmp_path / "queries.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+OVER_REPLICAS = {
+    "farandole_health": "min",
+    "farandole_read_timestamp_seconds": "max",
+    # of what all replicas of a service share, which is the same in all: their database, and the consumers in the broker
+    "farandole_consumer_lag_events": "max",
+    "farandole_position_age_seconds": "max",
+    "farandole_queued_events": "max",
+    "farandole_open_sagas": "max",
+    "farandole_dead_letters_open": "max",
+    # of the lanes that a replica works on
+    "farandole_outbox_depth": "sum",
+    "farandole_outbox_oldest_seconds": "max",
+    "farandole_circuit_open": "max",
+    "farandole_circuit_waiting_sagas": "sum",
+}
+"""How a service's gauges are put together over its replicas."""
+
+
+@pytest.mark.parametrize("query", [*(rule["expr"] for rule in RULES.values()), *_queries()])
+def test_what_replicas_show_is_put_together_as_it_is_meant(query: str) -> None:
+    """Of what each shows of its own the sum, of what all show the same one of them."""
+    for how, name in re.findall(r"(?:(\w+)(?: by \([^)]*\))? ?\()?\b(farandole_\w+)", query):
+        if _EXPOSED[name].kind is Kind.GAUGE:
+            assert how in {OVER_REPLICAS[name], "delta", "absent"}, name
+
+
+def test_of_every_gauge_it_is_said_how_it_is_put_together() -> None:
+    assert set(OVER_REPLICAS) == {metric.name for metric in METRICS.values() if metric.kind is Kind.GAUGE}
+
+
+def test_the_page_says_what_is_added_up_over_replicas() -> None:
+    (added_up,) = re.findall(r"are added up: (.+?);", PAGE, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", added_up)) == {name for name, how in OVER_REPLICAS.items() if how == "sum"}
 
 
 def test_the_dashboard_s_panels_have_what_grafana_needs() -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import nats
 import pytest
 
-from farandole.testing.brokers import free_port
+from farandole.stack.home import Home
+from farandole.stack.shape import Shape, keep_shape
+from farandole.testing.brokers import BrokerUnderTest, free_port
 from tests.integration.stack_under_test import ROOT, StackUnderTest, eventually
 
 ORDER = {
@@ -215,6 +217,42 @@ def test_errors_say_what_the_correlator_said(stack: StackUnderTest) -> None:
     assert (code, "NOT_FOUND" in why) == (1, True)
     code, why = refused(stack, "sagas", "list", "--address", f"127.0.0.1:{free_port()}")
     assert (code, "no correlator answers at" in why) == (1, True)
+
+
+def test_any_replica_of_the_correlator_may_answer(stack: StackUnderTest, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.prepare()
+    keep_shape(home, Shape(replicas=2, database="postgres"))
+    stopped, there = str(free_port()), stack.environment["FARANDOLE_PORT_CORRELATOR"]
+    places = {"FARANDOLE_HOME": str(home.directory), "FARANDOLE_PORT_CORRELATOR": stopped}
+    asked = {**places, "FARANDOLE_PORT_CORRELATOR_2": there}
+    for command in (("sagas", "list", "--json"), ("deadletters", "list", "--json")):
+        assert json.loads(stack.farandole(*command, environment=asked).stdout) == json.loads(said(stack, *command))
+    other = str(free_port())
+    nobody = stack.farandole("sagas", "list", environment={**places, "FARANDOLE_PORT_CORRELATOR_2": other})
+    assert f"no correlator answers at 127.0.0.1:{stopped} or 127.0.0.1:{other}; start it with" in nobody.stderr
+
+
+def test_the_backup_of_a_stack_is_of_its_own_broker_whatever_the_variable_says(
+    stack: StackUnderTest, nats_server: BrokerUnderTest, tmp_path: Path
+) -> None:
+    backup = str(tmp_path / "backup")
+    foreign = {"FARANDOLE_NATS_URL": nats_server.url}
+    done = stack.farandole("backup", backup, environment=foreign)
+    assert "complete as of" in done.stdout, done.stderr
+    home = tmp_path / "home"
+    ports = {f"FARANDOLE_PORT_{name}": str(free_port()) for name in ("NATS", "NATS_MONITORING", "CORRELATOR")}
+    done = stack.farandole("restore", backup, environment={**foreign, **ports, "FARANDOLE_HOME": str(home)})
+    assert "complete as of" in done.stdout, done.stderr
+    assert [path.name for path in (home / "data" / "nats").glob("jetstream/*/streams/EVENTS")] == ["EVENTS"]
+
+    async def streams_of_the_other() -> int:
+        client = await nats.connect(nats_server.url)
+        found = await client.jetstream().streams_info()
+        await client.close()
+        return len(found)
+
+    assert asyncio.run(streams_of_the_other()) == 0
 
 
 def test_dead_letters_are_listed_and_shown_with_their_reason(stack: StackUnderTest) -> None:

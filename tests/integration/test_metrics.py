@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sqlite3
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,19 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from farandole.lanes import Lanes
+from farandole.partitions import partition_of
 from farandole.process import CHECKS
 from farandole.stack.provisioning import provision_broker
 from farandole.telemetry.catalogue import METRICS, PROCESS_METRICS, Kind
 from farandole.testing.brokers import EmbeddedBroker, free_port
+from orders.v1.order_pb2 import OrderLine
+from orders.v1.order_service_pb2 import PlaceOrderRequest
+from orders.v1.order_service_pb2_grpc import OrderServiceStub
 from tests.contract.compose_project import required_program
+from tests.contract.metric_labels import strange
 from tests.integration import stubborn_shipping
-from tests.integration.service_processes import CORRELATOR, ORDER_SERVICES, Services, eventually
+from tests.integration.service_processes import CORRELATOR, ORDER_SERVICES, Services, channels_to, eventually
 from tests.integration.stubborn_shipping import DEPENDENCY, ILLEGIBLE, JAMMED, OFFLINE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,8 +71,12 @@ class Scraped:
 class Scraper:
     """Asks services for their metrics."""
 
-    def __init__(self, ports: Mapping[str, int]) -> None:
+    def __init__(self, services: Services, broker: EmbeddedBroker, ports: Mapping[str, int]) -> None:
+        self.services = services
+        self.broker = broker
         self._ports = ports
+        self.fresh = self.scrape()
+        """What they showed before they were at work."""
 
     def scrape(self) -> Scraped:
         """What they show now."""
@@ -116,7 +128,7 @@ def scraper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraper]:
     try:
         provision_broker(broker.url)
         services.start(*ALL)
-        scraper = Scraper(ports)
+        scraper = Scraper(services, broker, ports)
         asyncio.run(_work(broker.url, scraper))
         yield scraper
     finally:
@@ -164,10 +176,34 @@ def test_what_is_shown_is_the_table_and_nothing_else(scraper: Scraper) -> None:
     assert {name: kind for name, kind in shown.items() if name not in of_process} == {
         metric.name: metric.kind.value for metric in METRICS.values()
     }
-    failures = {"farandole_publish_failures_total"}  # nothing has failed here
-    assert set(labels) - of_process == set(METRICS) - failures
+    assert set(labels) - of_process == set(METRICS)
     for name in set(labels) - of_process:
         assert labels[name] == {"service", *METRICS[name].labels}, name
+
+
+def test_labels_hold_the_values_that_are_known(scraper: Scraper) -> None:
+    """By which the alert rules, their tests and the dashboard are checked."""
+    for name, labels, _ in scraper.scrape().samples():
+        metric = METRICS.get(name) or METRICS.get(name.removesuffix("_count"))
+        if metric is not None:
+            own = [label for label in metric.labels if strange(metric, label, labels[label])]
+            assert not own, (name, labels)
+
+
+def test_nothing_that_is_counted_begins_with_a_number(scraper: Scraper) -> None:
+    """Of a series that does, Prometheus can't tell how much it grew, and no alert that rests on it fires."""
+
+    def counted(scraped: Scraped) -> set[str]:
+        return {_series(name, labels) for name, labels, _ in scraped.samples() if name.endswith(("_total", "_count"))}
+
+    assert counted(scraper.scrape()) == counted(scraper.fresh)
+    timed_out = {"type": "choreography.v1.SagaTimedOut", "disposition": "APPLIED"}
+    assert scraper.fresh.value("farandole_events_handled_total", CORRELATOR, **timed_out) == 0
+    for service in ALL:
+        assert scraper.fresh.value("farandole_publish_failures_total", service, reason="refused") == 0
+    for status in ("COMPLETED", "COMPENSATED", "FAILED"):
+        ended = {"definition": "order-fulfilment", "status": status}
+        assert scraper.fresh.value("farandole_saga_duration_seconds_count", CORRELATOR, **ended) == 0
 
 
 def test_no_label_holds_an_id_or_a_text(scraper: Scraper) -> None:
@@ -246,3 +282,44 @@ def test_alerts_fire_on_what_services_in_trouble_really_show(scraper: Scraper, t
 
 def _series(name: str, labels: Mapping[str, Any]) -> str:
     return f"{name}{{{', '.join(f'{label}={json.dumps(value)}' for label, value in labels.items())}}}"
+
+
+# What makes more of everything comes last
+
+
+async def test_a_participant_that_takes_nothing_in_shows_that_it_stands_still(scraper: Scraper) -> None:
+    """Its database is locked by another process, so that it tries the same again and again."""
+    lag, age = "farandole_consumer_lag_events", "farandole_position_age_seconds"
+    path = scraper.services.database_url("orders").removeprefix("sqlite:///")
+    one = order_id()
+    lane = Lanes(LANES).of(partition_of(one))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await publish(scraper.services.nats_url, (one, "1 Main Street"))
+        await scraper.until(lag, "orders", 1, consumer=f"orders-{lane}")
+        await scraper.until(age, "orders", 6)
+        other.execute("ROLLBACK")
+    await scraper.until(lag, "orders", 0, most=0, consumer=f"orders-{lane}")
+    await scraper.until(age, "orders", 0, most=0)
+
+
+async def test_a_participant_whose_broker_answers_nothing_shows_what_it_has_yet_to_publish(scraper: Scraper) -> None:
+    depth, oldest = "farandole_outbox_depth", "farandole_outbox_oldest_seconds"
+    request = PlaceOrderRequest(
+        order_id=order_id(),
+        customer_id="ada",
+        currency="EUR",
+        card=CARD,
+        address="1 Main Street",
+        lines=[OrderLine(sku="widget", quantity=1, unit_price_cents=1250)],
+    )
+    scraper.broker.suspend()
+    try:
+        async with channels_to(scraper.services, ["orders"]) as channels:
+            await OrderServiceStub(channels["orders"]).PlaceOrder(request, timeout=10)
+        await scraper.until(depth, "orders", 1, most=1)
+        await scraper.until(oldest, "orders", 1)
+    finally:
+        scraper.broker.resume()
+    await scraper.until(depth, "orders", 0, most=0)
+    await scraper.until(oldest, "orders", 0, most=0)

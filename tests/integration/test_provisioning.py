@@ -78,6 +78,7 @@ async def test_doing_it_again_finds_everything_as_it_should_be(empty: Broker) ->
         ("allow_direct", False),
         ("subjects", ["events.*.orders.>"]),
         ("retention", "interest"),
+        ("allow_rollup_hdrs", True),
     ],
 )
 async def test_what_loses_nothing_is_changed_in_place_where_that_is_asked_for(
@@ -94,6 +95,22 @@ async def test_what_loses_nothing_is_changed_in_place_where_that_is_asked_for(
     assert (await survey(empty)).drift == []
 
 
+async def test_what_keeps_publishers_waiting_or_refuses_them_is_taken_away(empty: Broker) -> None:
+    limits = {"no_ack": True, "discard_new_per_subject": True, "max_msgs_per_subject": 3}
+    await empty.request(f"$JS.API.STREAM.CREATE.{EVENTS}", {**STREAMS[EVENTS], **limits})
+    changed = await survey(empty, apply=True)
+    assert set(settings_of([*changed.changed])) == limits.keys()
+    assert changed.drift == []
+    assert (await survey(empty)).drift == []
+
+
+async def test_what_lets_events_run_out_is_shown_though_only_half_of_it_goes(empty: Broker) -> None:
+    await make(empty, subject_delete_marker_ttl=2_000_000_000)
+    changed = await survey(empty, apply=True)
+    assert set(settings_of([*changed.changed])) == {"allow_rollup_hdrs", "subject_delete_marker_ttl"}
+    assert settings_of([*changed.drift]) == ["allow_msg_ttl"]
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "obstacle"),
     [
@@ -103,6 +120,9 @@ async def test_what_loses_nothing_is_changed_in_place_where_that_is_asked_for(
         ("deny_purge", True, "the broker never takes it back"),
         ("subject_transform", EIGHT_PARTITIONS, "what is stored stays in the partitions that it is in"),
         ("metadata", {"farandole.partitions": "8"}, "the number of partitions is permanent"),
+        ("allow_msg_ttl", True, "the broker never takes it back"),
+        ("persist_mode", "async", "the broker never changes it"),
+        ("sources", [{"name": "OTHER"}], "what comes from there would be stored no longer"),
         ("subjects", ["events.*.>", "others"], "others would be stored no longer; if that is meant: `nats stream edit"),
     ],
 )
@@ -118,11 +138,39 @@ async def test_what_can_not_be_changed_is_shown_with_why_and_left(
     assert await events(empty) == 1
 
 
-@pytest.mark.parametrize("setting", ["duplicate_window", "max_bytes", "max_msg_size", "max_consumers"])
-async def test_what_operators_may_choose_is_no_drift(empty: Broker, setting: str) -> None:
-    await make(empty, **{setting: 1_000_000_000})
+async def test_a_mirror_is_shown_as_one_and_left(empty: Broker) -> None:
+    mirror = {"mirror": {"name": "OTHER"}, "subjects": None, "subject_transform": None}
+    await empty.request(f"$JS.API.STREAM.CREATE.{EVENTS}", {**STREAMS[EVENTS], **mirror})
+    before = await config_of(empty)
+    (drift,) = (await survey(empty, apply=True)).drift
+    assert drift.setting == "mirror"
+    assert drift.obstacle.endswith("if that is meant: `nats stream edit EVENTS --no-mirror`")
+    assert await config_of(empty) == before
+
+
+async def test_a_stream_that_is_sealed_is_shown_as_that(empty: Broker) -> None:
+    await make(empty)
+    await empty.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**await config_of(empty), "sealed": True})
+    drift = {one.setting: one.obstacle for one in (await survey(empty, apply=True)).drift}
+    assert drift == dict.fromkeys(("sealed", "deny_delete", "deny_purge"), "the broker never takes it back")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("duplicate_window", 1_000_000_000),
+        ("max_bytes", 1_000_000_000),
+        ("max_msg_size", 1_000_000_000),
+        ("max_consumers", 1_000_000_000),
+        ("compression", "s2"),
+        ("republish", {"src": ">", "dest": "copy.>"}),
+        ("allow_atomic", True),
+    ],
+)
+async def test_what_operators_may_choose_is_no_drift(empty: Broker, setting: str, value: object) -> None:
+    await make(empty, **{setting: value})
     assert (await survey(empty, apply=True)).drift == []
-    assert (await config_of(empty))[setting] == 1_000_000_000
+    assert (await config_of(empty))[setting] == value
 
 
 async def test_the_stream_that_pruning_makes_is_looked_at_where_it_is(empty: Broker) -> None:
@@ -142,6 +190,10 @@ async def test_services_mind_only_what_a_guarantee_rests_on(empty: Broker) -> No
     for look in (provision(empty), events_state(empty)):
         with pytest.raises(StreamDriftError, match=f"max_age is {HOUR}, not 0"):
             await look
+    await survey(empty, apply=True)
+    await empty.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**await config_of(empty), "allow_rollup_hdrs": True})
+    with pytest.raises(StreamDriftError, match="allow_rollup_hdrs is True, not False"):
+        await events_state(empty)
 
 
 async def test_consumers_that_nobody_reads_are_shown_and_stay(empty: Broker) -> None:

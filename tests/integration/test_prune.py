@@ -366,6 +366,47 @@ async def test_records_that_are_not_what_the_stream_makes_of_them_keep_it_whole(
     assert pruned_of(await events_state(scene.broker)) is None
 
 
+async def test_what_stands_behind_a_sequence_that_is_given_stays(scene: Scene) -> None:
+    third = await scene.first_of("done-2")
+    stored = await scene.left_of_sagas()
+    shown = await asyncio.to_thread(scene.farandole, "prune", "--until-sequence", str(third - 1), "--dry-run")
+    assert f"what stands up to {third - 1} may go" in shown
+    assert [str(third - 1), "--until-sequence", "was", "given"] in [line.split() for line in shown.splitlines()]
+    assert await scene.left_of_sagas() == stored
+    told = await asyncio.to_thread(scene.farandole.json, "prune", "--until-sequence", str(third - 1))
+    assert told["until"] == third - 1
+    assert await scene.left_of_sagas() == [sequence for sequence in stored if sequence >= third]
+
+
+async def test_a_participant_is_forgotten_with_a_reason_and_nothing_else_is_done(scene: Scene) -> None:
+    await scene.prune()
+    before = pruned_of(await events_state(scene.broker))
+    assert before is not None
+    assert "payments" in before.readers
+    lost: dict[str, Any] = {"forget": "payments", "reason": "its disk is lost"}
+    for option, value in (
+        ("--dry-run", {"dry_run": True}),
+        ("--until-sequence", {"until_sequence": 5}),
+        ("--without", {"without": ["shipping"]}),
+        ("--database", {"database": "sqlite:///nowhere"}),
+        ("--json", {"as_json": True}),
+    ):
+        with pytest.raises(InvalidArgumentError, match=f"^{option}: is of no effect with --forget"):
+            prune(**lost, **value)
+    assert pruned_of(await events_state(scene.broker)) == before
+    said = await asyncio.to_thread(scene.farandole, "prune", "--forget", "payments", "--reason", "its disk is lost")
+    assert said == "payments may begin anew, with what the stream still holds\n"
+    after = pruned_of(await events_state(scene.broker))
+    assert after is not None
+    assert after.until == before.until
+    assert after.readers.keys() == before.readers.keys() - {"payments"}
+    assert after.reasons["payments"] == "its disk is lost"
+    again = await asyncio.to_thread(
+        scene.farandole, "prune", "--forget", "payments", "--reason", "its disk is lost", code=1
+    )
+    assert "there is nothing to forget" in again
+
+
 @pytest.mark.parametrize("damage", ["a byte", "a piece"])
 async def test_a_snapshot_that_is_damaged_is_refused_with_the_remedy(scene: Scene, tmp_path: Path, damage: str) -> None:
     await scene.prune()

@@ -166,12 +166,61 @@ async def test_how_sagas_stood_is_told_by_sequence_and_by_time(scene: Scene) -> 
     told = await asyncio.to_thread(scene.farandole.json, "replay", "--until-sequence", str(second.fact.sequence))
     assert "paid" in [saga["sagaId"] for saga in told["open"]]
     assert sum(count["count"] for count in told["counts"]) == 2, "nothing of the later ones had been published"
+    assert (told["identical"], told["sagas"], told["changedSince"], told["differing"]) == (True, 0, 7, [])
+
+
+async def test_what_has_not_changed_since_is_compared(scene: Scene) -> None:
+    keys = ("done", "last", "unstarted", *OPEN)
+    recorded = {key: (await scene.correlator.store.get_sagas(key))[0].saga for key in keys}
+    ends = {key: saga.history[-1].fact for key, saga in recorded.items()}
+    unchanged = sorted(keys, key=lambda key: ends[key].sequence)[:4]
+    changed = next(key for key in keys if key not in unchanged)
+    place = ends[unchanged[-1]]
+    identical = "\nidentical: 4 sagas that have not changed since; 3 have\n"
+    assert identical in await run(scene.farandole, "replay", "--until-sequence", str(place.sequence))
+    assert identical in await run(scene.farandole, "replay", "--until-time", place.stream_time.isoformat())
+    scene.alter(f"UPDATE saga SET cause_detail = 'altered' WHERE key = '{changed}'")
+    assert identical in await run(scene.farandole, "replay", "--until-sequence", str(place.sequence))
+    scene.alter(
+        f"UPDATE saga SET cause_detail = 'altered' WHERE key = '{unchanged[0]}'",
+        f"DELETE FROM saga_history WHERE sequence = {ends[unchanged[1]].sequence}",
+        "INSERT INTO saga SELECT id + 1000, 'made-up', definition, partition, version, revision, status, cause, "
+        "cause_detail, health, start_time, update_time, end_time, deadline, next_deadline, finished_late, steps, "
+        f"history_omitted FROM saga WHERE key = '{unchanged[2]}'",
+    )
+    earlier = ("replay", "--until-sequence", str(place.sequence))
+    told = await asyncio.to_thread(scene.farandole.json, *earlier, code=1)
+    assert {one["record"].split()[1] for one in told["differing"]} == {*unchanged[:2], "made-up"}
+    assert (told["identical"], told["changedSince"], told["differingRecords"]) == (False, 3, 3)
+    assert "compared: 5 sagas that have not changed since; 3 have" in await run(scene.farandole, *earlier, code=1)
+
+
+async def test_a_live_store_that_is_behind_is_compared_as_far_as_it_is(scene: Scene, tmp_path: Path) -> None:
+    older = tmp_path / "older.db"
+    with sqlite3.connect(scene.farandole.database_url.removeprefix("sqlite:///")) as live:
+        live.execute("VACUUM INTO ?", (str(older),))
+    live.close()
+    await tell(scene.broker, "paid", HAPPY[3:])
+    await tell(scene.broker, "newer")
+    await scene.correlator.until("newer", Status.COMPLETED)
+    end = (await events_state(scene.broker)).last_sequence
+    said = await run(scene.farandole, "replay", "--until-sequence", str(end), "--database", f"sqlite:///{older}")
+    assert "\nidentical: 6 sagas that have not changed since; 2 have\n" in said
+
+
+async def test_what_is_shown_stands_where_there_is_no_live_store(scene: Scene) -> None:
+    said = await run(
+        scene.farandole, "replay", "--until-sequence", "40", "--database", "sqlite:///nowhere/at.db", code=2
+    )
+    assert "open then:" in said
+    assert "there is no database nowhere/at.db" in said
 
 
 async def test_what_can_not_be_replayed_is_said(scene: Scene, tmp_path: Path) -> None:
     for wrong, says in (
         ({"until_time": "yesterday"}, "--until-time: is no time such as"),
         ({"saga_id": "paid"}, "now: farandole sagas show"),
+        ({"saga_id": "paid", "until_sequence": 5, "database": "sqlite:///x"}, "--database: is not read for --saga"),
         ({"sagas": tmp_path, "until_sequence": 5}, "leave --until-… away"),
     ):
         with pytest.raises(InvalidArgumentError, match=says):

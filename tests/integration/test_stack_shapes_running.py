@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -106,6 +107,20 @@ def test_one_of_several_stops_and_starts_alone(stack: StackUnderTest) -> None:
         assert serving(stack) == [name for name in EVERYTHING if name != service]
         assert stack.farandole("start", service).stdout == f"started {service}\n"
         assert service in stack.farandole("logs").stdout
+    assert serving(stack) == EVERYTHING
+
+
+def test_commands_ask_those_servers_of_a_cluster_that_are_there(stack: StackUnderTest) -> None:
+    stack.farandole("stop", "nats-1")
+    provisioned = stack.farandole("provision", "--replicas", "3")
+    assert provisioned.returncode == 0, provisioned.stderr
+    order = {"orderId": "ord-1", "customerId": "ada", "currency": "EUR", "card": "c", "address": "1 Main Street"}
+    lines = [{"sku": "widget", "quantity": 1, "unitPriceCents": 5}]
+    published = stack.farandole("pub", "orders.v1.OrderCreated", json.dumps({**order, "lines": lines}))
+    assert "is stored at sequence 1\n" in published.stdout, published.stderr
+    forgotten = stack.farandole("prune", "--forget", "payments", "--reason", "its disk is lost")
+    assert "there is nothing to forget" in forgotten.stderr
+    assert stack.farandole("start", "nats-1").returncode == 0
     assert serving(stack) == EVERYTHING
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from farandole.errors import ConfigurationError
 from farandole.stack.plan import overriding, passed_on, resolve_command
 from farandole.stack.planning import make_plan
-from farandole.stack.ports import default_correlator_address, default_nats_url, resolve_port
+from farandole.stack.ports import resolve_port
 from farandole.stack.shape import Shape
 from farandole.stack.stack_file import find_stack_file, parse_stack_file, read_stack_file
 
@@ -226,16 +225,6 @@ def test_start_hands_on_settings_but_not_what_places_the_stack() -> None:
     assert overriding(environment) == {"FARANDOLE_SAGAS": "/sagas"}
 
 
-def test_commands_look_where_the_stack_is() -> None:
-    assert default_nats_url({}) == "nats://127.0.0.1:4222"
-    assert default_nats_url({"FARANDOLE_PORT_OFFSET": "10"}) == "nats://127.0.0.1:4232"
-    assert (
-        default_nats_url({"FARANDOLE_NATS_URL": "nats://broker:1", "FARANDOLE_PORT_OFFSET": "10"}) == "nats://broker:1"
-    )
-    assert default_correlator_address({"FARANDOLE_PORT_OFFSET": "10"}) == "127.0.0.1:50061"
-    assert default_correlator_address({"FARANDOLE_CORRELATOR_ADDRESS": "far:1"}) == "far:1"
-
-
 def test_python_and_farandole_are_those_that_run_the_stack() -> None:
     assert resolve_command(["python", "-m", "till"], "") == [sys.executable, "-m", "till"]
     assert resolve_command(["farandole", "correlator"], "") == [sys.executable, "-m", "farandole", "correlator"]
@@ -243,7 +232,6 @@ def test_python_and_farandole_are_those_that_run_the_stack() -> None:
 
 
 def test_services_show_their_metrics_on_ports_of_their_own_where_they_are_to() -> None:
-    """On those, too, at which the configuration for Prometheus looks for them."""
     assert all(service.metrics is None for service in make_plan(ROOT / "farandole.yaml", {}, Shape()).services)
     environment = {"FARANDOLE_STACK_METRICS": "on", "FARANDOLE_PORT_ORDERS_METRICS": "9464"}
     services = [one for one in make_plan(ROOT / "farandole.yaml", environment, Shape()).services if one.metrics]
@@ -251,9 +239,5 @@ def test_services_show_their_metrics_on_ports_of_their_own_where_they_are_to() -
         assert service.metrics in service.ports
         assert service.environment["FARANDOLE_METRICS_ADDRESS"] == service.metrics.address
         assert service.metrics.number == (9464 if service.name == "orders" else service.port.number + 10_000)
-    scraped = (ROOT / "deploy" / "telemetry" / "prometheus.yaml").read_text(encoding="utf-8")
-    assert re.findall(r"- (\S+) # (\w+)", scraped) == [
-        (f"127.0.0.1:{service.port.number + 10_000}", service.name) for service in services
-    ]
     with pytest.raises(ConfigurationError, match="FARANDOLE_STACK_METRICS: must be on or off"):
         make_plan(ROOT / "farandole.yaml", {"FARANDOLE_STACK_METRICS": "yes"}, Shape())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import generate_latest
 
+from farandole.broker.connection import Broker
 from farandole.envelope import Event, Publication, StoredMessage
 from farandole.errors import BrokerError, BrokerUnavailableError, ConfigurationError, StoreUnavailableError
 from farandole.outbox import OutboxRow
@@ -28,12 +31,13 @@ from farandole.registry import Registry
 from farandole.saga import Disposition
 from farandole.settings import Settings
 from farandole.telemetry import NO_ACCOUNT, NO_TELEMETRY, catalogue, traceparent
+from farandole.telemetry.foreseen import Foreseen
 from farandole.telemetry.ledger import Ledger
 from farandole.telemetry.metrics import Metrics
 from farandole.telemetry.readings import Reading, Source, keep_reading
 from farandole.telemetry.start import telemetry
 from farandole.telemetry.traces import Traces
-from farandole.worker_readings import of_outbox
+from farandole.worker_readings import of_lag, of_outbox
 from orders.v1.order_events_pb2 import OrderCreated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +47,9 @@ SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOT_SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 PLACE = ("order-fulfilment", "place-order", "forward")
 REGISTRY = Registry.of_classes([OrderCreated])
+FORESEEN = Foreseen(
+    event_types=[CREATED], states=["RETRYING", "WAITING"], parts=[PLACE], definitions=["order-fulfilment"]
+)
 
 
 def event(sequence: int = 1, *, trace_of: str = "") -> Event:
@@ -79,10 +86,11 @@ import asyncio, sys
 import farandole.correlator.main, farandole.service, services.orders.service
 from farandole.settings import Settings
 from farandole.telemetry import NO_TELEMETRY
+from farandole.telemetry.foreseen import Foreseen
 from farandole.telemetry.start import telemetry
 
 async def main():
-    async with telemetry(Settings.load("orders", grpc_port=50052), ()) as found:
+    async with telemetry(Settings.load("orders", grpc_port=50052), Foreseen()) as found:
         assert found is NO_TELEMETRY
     print(*sorted(name for name in sys.modules if name.split(".")[0] in {"opentelemetry", "prometheus_client"}))
 
@@ -109,7 +117,7 @@ async def test_the_standard_variables_turn_traces_off(off: Mapping[str, str], mo
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     for name, value in off.items():
         monkeypatch.setenv(name, value)
-    async with telemetry(Settings.load("orders", grpc_port=50052), ()) as found:
+    async with telemetry(Settings.load("orders", grpc_port=50052), Foreseen()) as found:
         assert found is NO_TELEMETRY
 
 
@@ -118,12 +126,12 @@ async def test_what_can_not_be_turned_on_is_said(monkeypatch: pytest.MonkeyPatch
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         settings = Settings.load("orders", grpc_port=50052, metrics_address=address)
         with pytest.raises(ConfigurationError, match=f"FARANDOLE_METRICS_ADDRESS: {address} can't be bound"):
-            async with telemetry(settings, ()):
+            async with telemetry(settings, Foreseen()):
                 pass
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with pytest.raises(ConfigurationError, match="OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf"):
-        async with telemetry(Settings.load("orders", grpc_port=50052), ()):
+        async with telemetry(Settings.load("orders", grpc_port=50052), Foreseen()):
             pass
 
 
@@ -191,7 +199,7 @@ def traces(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Traces:
 
 
 def test_what_is_rolled_back_is_told_nowhere(traces: Traces, exported: Exported) -> None:
-    metrics = Metrics("orders", [CREATED])
+    metrics = Metrics("orders", FORESEEN)
     rolled_back = Ledger(traces, metrics)
     rolled_back.begin(event(trace_of=SAMPLED))
     header = rolled_back.traceparent(event(trace_of=SAMPLED))
@@ -199,7 +207,7 @@ def test_what_is_rolled_back_is_told_nowhere(traces: Traces, exported: Exported)
     traces.published(publication(header))
     traces.stop()
     assert exported.spans == []
-    assert b"farandole_events_handled_total{" not in generate_latest(metrics.registry)
+    assert set(counted(metrics).values()) == {0}
 
 
 def test_what_a_failed_handler_had_published_is_not_told(traces: Traces, exported: Exported) -> None:
@@ -223,7 +231,7 @@ def test_what_a_failed_handler_had_published_is_not_told(traces: Traces, exporte
 
 
 def test_without_traces_a_trace_goes_on_as_it_came() -> None:
-    ledger = Ledger(None, Metrics("orders", []))
+    ledger = Ledger(None, Metrics("orders", Foreseen()))
     assert ledger.traceparent(event(trace_of=SAMPLED)) == SAMPLED
     assert ledger.traceparent(None) == ""
 
@@ -266,8 +274,52 @@ def test_a_step_that_needs_several_events_has_links_to_all(traces: Traces, expor
     assert {f"{link.context.span_id:016x}" for link in span.links} == {SAMPLED[36:52], other[36:52]}
 
 
+def counted(metrics: Metrics) -> dict[str, float]:
+    """What is counted, by series."""
+    lines = (line.rpartition(" ") for line in generate_latest(metrics.registry).decode().splitlines())
+    return {series: float(value) for series, _, value in lines if re.match(r"farandole_\w+_(total|count)\{", series)}
+
+
+def test_what_is_foreseen_is_shown_at_0_until_it_happens() -> None:
+    """A series that began with a number would not have grown, for all that Prometheus can tell."""
+    place = 'definition="order-fulfilment",direction="forward",outcome="{}",service="orders",step="place-order"'
+    of_type = f'service="orders",type="{CREATED}"'
+    assert counted(Metrics("orders", FORESEEN)) == dict.fromkeys(
+        [
+            *(
+                f'farandole_events_handled_total{{disposition="{disposition.name}",{of_type}}}'
+                for disposition in Disposition
+            ),
+            *(
+                f'farandole_events_put_off_total{{service="orders",state="{state}",type="{event_type}"}}'
+                for state in ("RETRYING", "WAITING")
+                for event_type in (CREATED, "unknown")
+            ),
+            f"farandole_events_published_total{{{of_type}}}",
+            'farandole_events_published_total{service="orders",type="unknown"}',
+            *(
+                f'farandole_publish_failures_total{{reason="{reason}",service="orders"}}'
+                for reason in ("conflict", "refused", "unavailable")
+            ),
+            'farandole_sagas_started_total{definition="order-fulfilment",service="orders"}',
+            *(
+                f'farandole_saga_duration_seconds_count{{definition="order-fulfilment",service="orders",status="{status}"}}'
+                for status in ("COMPLETED", "COMPENSATED", "FAILED")
+            ),
+            *(
+                f"farandole_handler_duration_seconds_count{{{place.format(outcome)}}}"
+                for outcome in ("returned", "raised")
+            ),
+            'farandole_batch_events_count{service="orders"}',
+            'farandole_transaction_duration_seconds_count{service="orders"}',
+            'farandole_publish_duration_seconds_count{service="orders"}',
+        ],
+        0.0,
+    )
+
+
 def test_labels_hold_the_types_that_are_known() -> None:
-    metrics = Metrics("orders", [])
+    metrics = Metrics("orders", Foreseen())
     ledger = Ledger(None, metrics)
     ledger.noted(event(), Disposition.DUPLICATE)
     ledger.settled()
@@ -286,7 +338,7 @@ def test_labels_hold_the_types_that_are_known() -> None:
     ],
 )
 def test_publications_fail_by_their_reasons(error: BrokerError, reason: str) -> None:
-    metrics = Metrics("orders", [])
+    metrics = Metrics("orders", Foreseen())
     metrics.not_published(error)
     line = f'farandole_publish_failures_total{{reason="{reason}",service="orders"}} 1.0'
     assert line in generate_latest(metrics.registry).decode()
@@ -332,6 +384,43 @@ async def test_what_can_not_be_read_leaves_the_rest(monkeypatch: pytest.MonkeyPa
     assert not reading.done()
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
+
+
+class Consumers(Broker):
+    """What a broker says of durable consumers."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, tuple[int, int, int]] = {}
+        """Of each: how many wait, and the last that was delivered and acknowledged."""
+
+    async def request(self, subject: str, _payload: dict[str, Any] | None = None) -> dict[str, Any]:
+        waiting, delivered, acknowledged = self.told[subject.rpartition(".")[2]]
+        return {
+            "num_pending": waiting,
+            "num_ack_pending": 0,
+            "delivered": {"stream_seq": delivered},
+            "ack_floor": {"stream_seq": acknowledged},
+        }
+
+
+async def test_one_lane_that_stands_still_among_others_that_move_is_seen() -> None:
+    """It is delivered the same events again and again, as where its database refuses them."""
+    consumers = Consumers()
+    now = 1000.0
+    read = of_lag(consumers, ["orders-0", "orders-1", "orders-2"], monotonic=lambda: now)
+    for minute in range(6):
+        consumers.told = {
+            "orders-0": (0, 40, 40),
+            "orders-1": (7, 41 - minute % 2, 40),
+            "orders-2": (7, 50 + minute, 50),
+        }
+        now = 1000.0 + 60 * minute
+        shown = {(one.metric, *one.labels): one.value for one in await read()}
+        assert shown[catalogue.CONSUMER_LAG, "orders-1"] == 7
+        assert shown[catalogue.CONSUMER_LAG, "orders-0"] == 0
+        assert shown[catalogue.POSITION_AGE,] == 60 * minute
+    consumers.told["orders-1"] = (6, 41, 41)
+    assert (await read())[-1] == Reading(catalogue.POSITION_AGE, (), 0)
 
 
 async def test_the_outbox_is_as_old_as_the_first_event_that_waits() -> None:

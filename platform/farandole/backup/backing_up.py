@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from farandole.backup.origins import origins_of, refuse_strange
 from farandole.backup.stores import Programs, backup_store, refuse_filled, restore_store, store_kind
 from farandole.backup.streams import backup_stream, path_size, restore_stream, sha256_of
 from farandole.broker.connection import Broker
@@ -74,10 +75,15 @@ async def back_up(
     """Backs up databases, by service and URL, and all streams into a new or empty directory.
 
     What was begun and not finished has no manifest, and the directory can be removed. Raises `SnapshotError` where the
-    directory holds anything, `PreconditionError` where the stream was pruned meanwhile, and what stores and broker do.
+    directory holds anything, `PreconditionError` where a store belongs to another stream or the stream was pruned
+    meanwhile, and what stores and broker do.
     """
+    origins = {name: await asyncio.to_thread(origins_of, url) for name, url in stores.items()}
+    state = await events_state(broker)
+    for name, found in origins.items():
+        refuse_strange(name, found, state)
     _make_empty(directory)
-    pruned = pruned_of(await events_state(broker))
+    pruned = pruned_of(state)
     files: list[BackedUp] = []
     for name, url in stores.items():
         report(name, 0, 0)

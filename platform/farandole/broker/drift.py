@@ -13,10 +13,20 @@ _CHOSEN = frozenset({"num_replicas", "metadata", "duplicate_window", "max_bytes"
 number of replicas where one is asked for."""
 _SAID = frozenset({"description"})
 """What should be as it is here, though no guarantee rests on it."""
+_OF_NO_MIRROR = frozenset({"subjects", "subject_transform"})
+"""What a mirror can't have: that it is one is what is wrong."""
+_NEVER_CHANGED = "the broker never changes it"
+_NEVER_TAKEN_BACK = "the broker never takes it back"
+_STORED_NO_LONGER = "what comes from there would be stored no longer"
 _PERMANENT = {
-    "storage": "the broker never changes it",
-    "deny_delete": "the broker never takes it back",
-    "deny_purge": "the broker never takes it back",
+    "storage": _NEVER_CHANGED,
+    "persist_mode": _NEVER_CHANGED,
+    "sealed": _NEVER_TAKEN_BACK,
+    "deny_delete": _NEVER_TAKEN_BACK,
+    "deny_purge": _NEVER_TAKEN_BACK,
+    "allow_msg_ttl": _NEVER_TAKEN_BACK,
+    "allow_msg_counter": _NEVER_TAKEN_BACK,
+    "sources": _STORED_NO_LONGER,
     "subject_transform": "what is stored stays in the partitions that it is in",
 }
 
@@ -50,9 +60,10 @@ def drift_of(wanted: Mapping[str, Any], actual: Mapping[str, Any], *, replicas: 
 
 def _drift_of(wanted: Mapping[str, Any], actual: Mapping[str, Any], replicas: int | None) -> Iterator[Drift]:
     name = wanted["name"]
+    passed_over = _CHOSEN | (_OF_NO_MIRROR if actual.get("mirror") else frozenset())
     for setting, value in wanted.items():
-        found = actual.get(setting, _unset(value))
-        if setting not in _CHOSEN and found != value:
+        found = actual.get(setting, unset(value))
+        if setting not in passed_over and found != value:
             yield Drift(name, setting, found, value, setting not in _SAID, _obstacle(name, setting, found, value))
     partitions = wanted["metadata"].get(PARTITIONS_METADATA)
     stored = (actual.get("metadata") or {}).get(PARTITIONS_METADATA)
@@ -76,7 +87,9 @@ def _obstacle(stream: str, setting: str, actual: object, wanted: object) -> str:
                 f"{', '.join(others)} would be stored no longer; if that is meant: `nats stream edit {stream} {option}`"
             )
     if setting == "retention" and actual == "workqueue":
-        return "the broker never changes it"
+        return _NEVER_CHANGED
+    if setting == "mirror":
+        return f"{_STORED_NO_LONGER}; if that is meant: `nats stream edit {stream} --no-mirror`"
     return _PERMANENT.get(setting, "")
 
 
@@ -91,6 +104,6 @@ def _covers(pattern: str, subject: str) -> bool:
     return len(narrow) == len(wide)
 
 
-def _unset(value: object) -> object:
+def unset(value: object) -> object:
     """What a setting means that the server leaves out of its answer."""
-    return False if isinstance(value, bool) else 0 if value == 0 else None
+    return False if isinstance(value, bool) else value if value in (0, "default") else None

@@ -1,6 +1,7 @@
 """The streams that Farandole needs: what they must look like, making them, and telling drift.
 
-Every setting is given, since clients' defaults differ. Provisioning is idempotent and never deletes data.
+Every setting on which something rests is given, since clients' defaults differ. Provisioning is idempotent and never
+deletes data.
 """
 
 from __future__ import annotations
@@ -46,6 +47,17 @@ def _stream(name: str, **settings: object) -> dict[str, Any]:
         "allow_direct": True,
         "deny_delete": False,
         "deny_purge": False,
+        # what lets a publisher, the broker or another stream erase, refuse, or add to what is stored
+        "no_ack": False,
+        "sealed": False,
+        "discard_new_per_subject": False,
+        "allow_rollup_hdrs": False,
+        "allow_msg_ttl": False,
+        "subject_delete_marker_ttl": 0,
+        "allow_msg_counter": False,
+        "persist_mode": "default",
+        "mirror": None,
+        "sources": None,
         "num_replicas": 1,
         **settings,
     }

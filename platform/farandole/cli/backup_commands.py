@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
@@ -36,12 +34,14 @@ StoreOption = Annotated[
 
 def backup(directory: DirectoryArgument, store: StoreOption = None, file: FileOption = None) -> None:
     """Back everything up while it runs: every database, then every stream, into a new directory."""
-    from farandole.cli.output import print_next, quiet_logs, shell_word
+    from farandole.cli.output import print_next, progress, quiet_logs, shell_word
 
     quiet_logs()
-    stores = _given(store) or _stores(_plan(file))
-    with _progress() as report:
-        manifest = asyncio.run(_back_up(directory, stores, report))
+    given = _given(store)
+    plan = None if given else _plan(file)
+    stores = given if plan is None else _stores(plan)
+    with progress() as report:
+        manifest = asyncio.run(_back_up(directory, stores, _nats_url(plan), report))
     _print_manifest(manifest)
     print_next([f"farandole restore {shell_word(str(directory))}   # in an empty place"])
 
@@ -63,13 +63,13 @@ def restore(
     Nothing is overwritten. Where it can't be finished, what was begun in a stack's place is removed again.
     """
     from farandole.backup.backing_up import read_backup
-    from farandole.cli.output import print_next, quiet_logs
+    from farandole.cli.output import print_next, progress, quiet_logs
 
     quiet_logs()
     manifest = read_backup(directory)
     given = _given(store)
     plan = None if given else _plan(file, _shape(manifest, nats or "single"))
-    with _progress() as report:
+    with progress() as report:
         if plan is None:
             _restore_into(directory, manifest, given, stream_replicas, report)
         else:
@@ -79,12 +79,12 @@ def restore(
         print_next([plan.shape.command, "farandole replay"])
 
 
-async def _back_up(directory: Path, stores: Mapping[str, str], report: Report) -> Manifest:
+async def _back_up(directory: Path, stores: Mapping[str, str], nats_url: str | None, report: Report) -> Manifest:
     from farandole.backup.backing_up import back_up
     from farandole.backup.stores import find_program
     from farandole.cli.live_correlator import connected_broker
 
-    async with connected_broker() as broker:
+    async with connected_broker(nats_url) as broker:
         return await back_up(directory, stores, broker, find_program, report)
 
 
@@ -95,7 +95,7 @@ def _restore_into(
     from farandole.backup.stores import find_program
 
     restore_stores(directory, manifest, stores, find_program, report)
-    asyncio.run(_restore_streams(directory, manifest, replicas, report))
+    asyncio.run(_restore_streams(directory, manifest, None, replicas, report))
 
 
 def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, report: Report) -> None:
@@ -115,7 +115,7 @@ def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, report: Repo
     try:
         bring_up_servers(plan, os.environ, Path.cwd())
         restore_stores(directory, manifest, _stores(plan), find_program, report)
-        asyncio.run(_restore_streams(directory, manifest, len(plan.brokers) or None, report))
+        asyncio.run(_restore_streams(directory, manifest, _nats_url(plan), len(plan.brokers) or None, report))
     except BaseException:
         take_down(plan)
         shutil.rmtree(plan.home.data)  # it was empty
@@ -123,11 +123,13 @@ def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, report: Repo
     take_down(plan)
 
 
-async def _restore_streams(directory: Path, manifest: Manifest, replicas: int | None, report: Report) -> None:
+async def _restore_streams(
+    directory: Path, manifest: Manifest, nats_url: str | None, replicas: int | None, report: Report
+) -> None:
     from farandole.backup.backing_up import restore_streams
     from farandole.cli.live_correlator import connected_broker
 
-    async with connected_broker() as broker:
+    async with connected_broker(nats_url) as broker:
         await restore_streams(directory, manifest, broker, report, replicas=replicas)
 
 
@@ -144,6 +146,11 @@ def _shape(manifest: Manifest, nats: NatsKind) -> Shape:
 
     is_postgres = any(one.kind == "postgresql" for one in manifest.stores)
     return Shape(database="postgres" if is_postgres else "sqlite", nats=nats)
+
+
+def _nats_url(plan: Plan | None) -> str | None:
+    """The broker to which the stores belong: that of the stack, whatever variables say; None for the variable's."""
+    return None if plan is None else plan.nats_url
 
 
 def _stores(plan: Plan) -> dict[str, str]:
@@ -188,21 +195,3 @@ def _print_manifest(manifest: Manifest) -> None:
         made.add_row(one.name, one.kind, str(one.size), events)
     console().print(made)
     typer.echo(f"complete as of {manifest.made}")
-
-
-@contextmanager
-def _progress() -> Iterator[Report]:
-    """A bar on a terminal, on standard error; elsewhere nothing."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    if not sys.stderr.isatty():
-        yield lambda _what, _done, _of: None
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def report(what: str, done: int, of: int) -> None:
-            bar.update(task, description=what, completed=done, total=of or None)
-
-        yield report

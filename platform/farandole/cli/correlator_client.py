@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,7 +34,7 @@ PAGE_SIZE = 1000
 
 _LONGEST_ANSWER_BYTES = 64 * 1024 * 1024
 """A saga with a long history is larger than gRPC's own limit of 4 MiB."""
-_THIS_MACHINE = ("127.", "localhost:", "[::1]:")
+_THIS_MACHINE = ("127.", "ipv4:127.", "localhost:", "[::1]:")
 
 
 @contextmanager
@@ -41,9 +42,9 @@ def correlator(address: str | None) -> Iterator[grpc.Channel]:
     """A channel to the correlator. What a call raises inside becomes a `FarandoleError` that people can read."""
     import grpc
 
-    from farandole.stack.ports import default_correlator_address
+    from farandole.stack.addresses import default_correlator_address
 
-    target = address or default_correlator_address(os.environ)
+    target = address or default_correlator_address(os.environ, Path.cwd())
     options = (
         ("grpc.max_receive_message_length", _LONGEST_ANSWER_BYTES),
         # A proxy that the environment names is not meant for this machine itself.
@@ -79,13 +80,14 @@ def _readable(error: grpc.RpcError, target: str) -> FarandoleError:
     from farandole.rpc.client import read_problem
 
     problem = read_problem(error)
+    places = target.removeprefix("ipv4:").replace(",", " or ")
     match problem.code:
         case grpc.StatusCode.UNAVAILABLE if not problem.reason:
             return QueryError(
-                f"no correlator answers at {target}; start it with `farandole up`, or name it by --address"
+                f"no correlator answers at {places}; start it with `farandole up`, or name it by --address"
             )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return QueryError(f"the correlator at {target} did not answer in time")
+            return QueryError(f"the correlator at {places} did not answer in time")
         case grpc.StatusCode.INVALID_ARGUMENT if problem.fields:
             wrong = problem.fields[0]
             return InvalidArgumentError(wrong.field, "; ".join(field.description for field in problem.fields))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,11 +41,11 @@ def provision(
     Ends with 1 where something is not. Deletes nothing, and changes nothing without --apply.
     """
     from farandole.cli.output import colored, console, quiet_logs, table
-    from farandole.stack.ports import default_nats_url
+    from farandole.stack.addresses import default_nats_url
     from farandole.stack.provisioning import survey_broker
 
     quiet_logs()
-    found = survey_broker(default_nats_url(os.environ), replicas=replicas, apply=apply)
+    found = survey_broker(default_nats_url(os.environ, Path.cwd()), replicas=replicas, apply=apply)
     drifted = {drift.stream for drift in found.drift}
     for stream in found.streams:
         how = "is there already" if stream not in found.made else "made"
@@ -97,10 +98,11 @@ def pub(
     from farandole.envelope import encode
     from farandole.registry import Registry
     from farandole.settings import Settings
-    from farandole.stack.ports import CORRELATOR_PORT, default_nats_url
+    from farandole.stack.addresses import default_nats_url
+    from farandole.stack.ports import CORRELATOR_PORT
 
     quiet_logs()
-    settings = Settings.load("pub", grpc_port=CORRELATOR_PORT, nats_url=default_nats_url(os.environ))
+    settings = Settings.load("pub", grpc_port=CORRELATOR_PORT, nats_url=default_nats_url(os.environ, Path.cwd()))
     path = settings.descriptors
     try:
         serialized = path.read_bytes()

@@ -18,10 +18,9 @@ from farandole.correlator.store import CorrelatorStore
 from farandole.errors import ConfigurationError, Fault
 from farandole.lifecycle import CORRELATOR
 from farandole.registry import Registry
-from farandole.stack.planning import make_plan
-from farandole.stack.ports import CORRELATOR_PORT, default_nats_url
+from farandole.stack.addresses import default_nats_url, stack_here
+from farandole.stack.ports import CORRELATOR_PORT
 from farandole.stack.provisioning import connect
-from farandole.stack.stack_file import find_stack_file
 
 _SQLITE = "sqlite:///"
 
@@ -58,9 +57,10 @@ async def live_correlator(database: str | None) -> AsyncIterator[LiveCorrelator]
 
 
 @asynccontextmanager
-async def connected_broker() -> AsyncIterator[Broker]:
-    """The broker that the command line means. Raises `BrokerUnavailableError`."""
-    broker = await connect(_settings(database_password_file=None))  # that of databases which others name
+async def connected_broker(nats_url: str | None = None) -> AsyncIterator[Broker]:
+    """A broker: without a URL the one that the command line means. Raises `BrokerUnavailableError`."""
+    given = {} if nats_url is None else {"nats_url": nats_url}
+    broker = await connect(_settings(database_password_file=None, **given))  # that of databases which others name
     try:
         yield broker
     finally:
@@ -73,22 +73,20 @@ def event_registry() -> Registry:
 
 
 def _settings(**given: Any) -> CorrelatorSettings:  # noqa: ANN401 - pydantic's own fields
-    return CorrelatorSettings.load(
-        CORRELATOR, grpc_port=CORRELATOR_PORT, nats_url=default_nats_url(os.environ), **given
-    )
+    if "nats_url" not in given:
+        given["nats_url"] = default_nats_url(os.environ, Path.cwd())
+    return CorrelatorSettings.load(CORRELATOR, grpc_port=CORRELATOR_PORT, **given)
 
 
 def _stacks_database() -> str | None:
     """That of the embedded stack whose file is here or above; None where there is none, or it has no correlator. What
     PostgreSQL needs to let this process in is set for it."""
-    try:
-        plan = make_plan(find_stack_file(Path.cwd()), os.environ)
-    except ConfigurationError:
+    plan = stack_here(os.environ, Path.cwd())
+    if plan is None:
         return None
     if plan.postgres is not None:
         os.environ["PGPASSFILE"] = str(plan.postgres.passwords)
-    services = (service for service in plan.services if service.kind == "service" and service.database == CORRELATOR)
-    return next((service.environment["FARANDOLE_DATABASE_URL"] for service in services), None)
+    return next((replica.environment["FARANDOLE_DATABASE_URL"] for replica in plan.replicas(CORRELATOR)), None)
 
 
 def _refuse_missing(url: str) -> None:

@@ -6,7 +6,8 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -93,6 +94,26 @@ def print_next(commands: Iterable[str]) -> None:
     lines = "".join(f"  {command}\n" for command in commands)
     sys.stdout.write(f"\nTry next:\n{printable(lines)}" if lines else "")
     sys.stdout.flush()
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, on standard error; elsewhere nothing.
+
+    To be told now and then: what is at work, and how much of it is done, of how much (0 where that is not known).
+    """
+    from rich.progress import Progress
+
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _of: None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(what: str, done: int, of: int) -> None:
+            bar.update(task, description=what, completed=done, total=of or None)
+
+        yield report
 
 
 def duration(seconds: float | None) -> str:

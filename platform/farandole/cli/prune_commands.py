@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from farandole.cli.correlator_client import JsonOption
-from farandole.cli.replay_commands import DatabaseOption, progress
+from farandole.cli.replay_commands import DatabaseOption
 from farandole.errors import InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
@@ -49,6 +51,16 @@ def prune(
 
     if (without or forget) and not reason.strip():
         raise InvalidArgumentError("--reason", "is needed with --without and --forget: what was known is given up")
+    if forget is not None:
+        _refuse_beside_forget(
+            {
+                "--dry-run": dry_run,
+                "--until-sequence": until_sequence,
+                "--without": without,
+                "--database": database,
+                "--json": as_json,
+            }
+        )
     quiet_logs()
     if forget is not None:
         asyncio.run(_forget(forget, reason))
@@ -58,11 +70,18 @@ def prune(
         )
 
 
+def _refuse_beside_forget(options: Mapping[str, object]) -> None:
+    for option, given in options.items():
+        if given:
+            raise InvalidArgumentError(option, "is of no effect with --forget, which prunes nothing; leave one away")
+
+
 async def _prune(
     reasons: dict[str, str], until_sequence: int | None, database: str | None, *, dry_run: bool, as_json: bool
 ) -> None:
     from farandole.broker.pruned import pruned_of
     from farandole.cli.live_correlator import live_correlator
+    from farandole.cli.output import progress
     from farandole.correlator.inquiry import BrokerInquiry
     from farandole.replay.holds import find_holds
     from farandole.replay.pruning import Pruning, refuse_silent
@@ -82,8 +101,8 @@ async def _prune(
                 _end_dry_run(holds, until, done, as_json=as_json)
                 return
             refuse_silent(holds)
-            with progress("pruning") as report:
-                pruning = Pruning(broker, correlator.store, correlator.registry, report=report)
+            with progress() as report:
+                pruning = Pruning(broker, correlator.store, correlator.registry, report=partial(report, "pruning"))
                 if until <= done:
                     removed = await pruning.remove()
                     _print_nothing(done, removed, holds, as_json=as_json)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +17,12 @@ from farandole.cli.correlator_client import JsonOption, LimitOption
 from farandole.errors import InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
-    from farandole.replay.comparison import Comparison, Difference
-    from farandole.replay.folding import Folded, Report
+    from choreography.v1 import saga_pb2
+    from farandole.correlator.queries import SagaCount
+    from farandole.correlator.store import CorrelatorStore
+    from farandole.registry import Registry
+    from farandole.replay.comparison import Comparison, Difference, Unchanged
+    from farandole.replay.folding import Extent, Folded
     from farandole.replay.replaying import Verified
     from farandole.replay.trial import Trial, TriedSaga
 
@@ -34,16 +40,27 @@ _MOST_DIFFERENCES_SHOWN = 20
 """Of one saga; --json has them all."""
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """How things stood at an earlier place."""
+
+    store: CorrelatorStore
+    folded: Folded
+    extent: Extent
+
+
 def replay(
     until_sequence: Annotated[
         int | None,
-        typer.Option(
-            "--until-sequence", min=1, help="Show how sagas stood once the event of that sequence was folded."
-        ),
+        typer.Option("--until-sequence", min=1, help="How sagas stood once the event of that sequence was folded."),
     ] = None,
     until_time: Annotated[
         str | None,
-        typer.Option("--until-time", help="The same by time, such as 2026-11-22T07:30:00Z.", show_default=False),
+        typer.Option(
+            "--until-time",
+            help="The same by time, such as 2026-11-22T07:30:00Z; without a zone it is that of this machine.",
+            show_default=False,
+        ),
     ] = None,
     saga_id: Annotated[
         str | None, typer.Option("--saga", help="With --until-…: this one saga in full.", show_default=False)
@@ -62,7 +79,8 @@ def replay(
 ) -> None:
     """Fold the stream into an empty store, and compare with the live one. Publishes nothing.
 
-    Exits with 1 where the records differ.
+    Up to an earlier place it shows how sagas stood there, and compares those that have not changed since. Exits with 1
+    where the records differ.
     """
     from farandole.cli.output import quiet_logs
 
@@ -74,22 +92,29 @@ def replay(
         raise InvalidArgumentError(
             "--saga", "shows one saga as of --until-sequence or --until-time; now: farandole sagas show"
         )
+    if saga_id is not None and database is not None:
+        raise InvalidArgumentError("--database", "is not read for --saga: what is shown comes from the stream alone")
     quiet_logs()
     if sagas is not None:
         asyncio.run(_try(sagas, database, limit, as_json=as_json))
+    elif saga_id is not None:
+        asyncio.run(_show_saga(saga_id, until_sequence, time, as_json=as_json))
     elif is_earlier:
-        asyncio.run(_show_earlier(until_sequence, time, saga_id, limit, as_json=as_json))
+        asyncio.run(_show_earlier(until_sequence, time, database, limit, as_json=as_json))
     else:
         asyncio.run(_compare(database, limit, as_json=as_json))
 
 
 async def _compare(database: str | None, limit: int, *, as_json: bool) -> None:
     from farandole.cli.live_correlator import live_correlator
+    from farandole.cli.output import progress
     from farandole.replay.replaying import live_view, verify
 
     async with live_correlator(database) as correlator, live_view(correlator.broker, correlator.store) as live:
-        with progress("folding the stream") as report:
-            verified = await verify(correlator.broker, live, registry=correlator.registry, report=report)
+        with progress() as report:
+            verified = await verify(
+                correlator.broker, live, registry=correlator.registry, report=partial(report, "folding the stream")
+            )
     _print_verified(verified, limit, as_json=as_json)
     if not verified.comparison.are_identical:
         raise typer.Exit(DIFFERS)
@@ -141,53 +166,82 @@ def print_comparison(comparison: Comparison, limit: int) -> None:
         typer.echo(f"and {more} more records; --limit shows more")
 
 
-async def _show_earlier(
-    sequence: int | None, time: datetime | None, saga_id: str | None, limit: int, *, as_json: bool
-) -> None:
+async def _show_saga(saga_id: str, sequence: int | None, time: datetime | None, *, as_json: bool) -> None:
     from google.protobuf.json_format import MessageToDict
 
-    from farandole.broker.streams import events_state
-    from farandole.cli.live_correlator import connected_broker, event_registry
+    from farandole.cli.live_correlator import event_registry
     from farandole.cli.output import console, print_json
-    from farandole.cli.saga_commands import saga_table, saga_view
-    from farandole.correlator.filters import SAGA_FIELDS, parse_filter
-    from farandole.correlator.messages import definitions_by_version, saga_message, saga_with_history
-    from farandole.correlator.queries import SagaQuery
-    from farandole.replay.replaying import extent_of, replayed
+    from farandole.cli.saga_commands import saga_view
+    from farandole.correlator.messages import definitions_by_version, saga_with_history
 
     registry = event_registry()
-    async with connected_broker() as broker:
+    async with _folded(sequence, time, registry) as earlier:
+        folded = earlier.folded
+        definitions = definitions_by_version(await earlier.store.definitions())
+        found = await earlier.store.get_sagas(saga_id)
+    if not found:
+        raise NotFoundError(
+            f"there was no saga {saga_id} yet at sequence {folded.last_sequence}", reason="SAGA_NOT_FOUND"
+        )
+    shown = [saga_with_history(one, definitions, registry) for one in found]
+    if as_json:
+        print_json({**_folded_json(folded), "sagas": [MessageToDict(one) for one in shown]})
+        return
+    typer.echo(f"{folded_text(folded)}\n")
+    for one in shown:
+        console().print(saga_view(one, ""))
+
+
+async def _show_earlier(
+    sequence: int | None, time: datetime | None, database: str | None, limit: int, *, as_json: bool
+) -> None:
+    from farandole.cli.live_correlator import event_registry, live_correlator
+    from farandole.cli.output import print_json
+    from farandole.correlator.filters import SAGA_FIELDS, parse_filter
+    from farandole.correlator.messages import definitions_by_version, saga_message
+    from farandole.correlator.queries import SagaQuery
+    from farandole.replay.replaying import compare_unchanged_with, live_view
+
+    async with _folded(sequence, time, event_registry()) as earlier:
+        definitions = definitions_by_version(await earlier.store.definitions())
+        counts = await earlier.store.summarize()
+        page = await earlier.store.list_sagas(SagaQuery(parse_filter("NOT end_time:*", SAGA_FIELDS), limit=limit))
+        sagas = [saga_message(saga, definitions) for saga in page.sagas]
+        if not as_json:
+            _print_earlier(earlier.folded, counts, sagas, has_more=page.next is not None)
+        # what is shown stands, though there be no live store to compare it with
+        async with live_correlator(database) as correlator, live_view(correlator.broker, correlator.store) as live:
+            unchanged = await compare_unchanged_with(live, earlier.store, earlier.extent)
+    if as_json:
+        print_json({**_earlier_json(earlier.folded, counts, sagas), **_unchanged_json(unchanged)})
+    else:
+        _print_unchanged(unchanged, limit)
+    if not unchanged.comparison.are_identical:
+        raise typer.Exit(DIFFERS)
+
+
+@asynccontextmanager
+async def _folded(sequence: int | None, time: datetime | None, registry: Registry) -> AsyncIterator[Earlier]:
+    """The stream folded so far, into a store that goes after."""
+    from farandole.broker.streams import events_state
+    from farandole.cli.live_correlator import connected_broker
+    from farandole.cli.output import progress
+    from farandole.replay.replaying import extent_of, replayed
+
+    async with connected_broker() as broker, AsyncExitStack() as kept:
         state = await events_state(broker)
         extent = extent_of(state, sequence=sequence, time=time)
-        with progress("folding the stream") as report:
-            async with replayed(broker, extent, registry=registry, state=state, report=report) as (store, folded):
-                definitions = definitions_by_version(await store.definitions())
-                counts = await store.summarize()
-                found = await store.get_sagas(saga_id) if saga_id is not None else ()
-                open_now = parse_filter("NOT end_time:*", SAGA_FIELDS)
-                page = await store.list_sagas(SagaQuery(open_now, limit=limit))
-    if saga_id is not None:
-        if not found:
-            raise NotFoundError(
-                f"there was no saga {saga_id} yet at sequence {folded.last_sequence}", reason="SAGA_NOT_FOUND"
+        with progress() as report:
+            folding = replayed(
+                broker, extent, registry=registry, state=state, report=partial(report, "folding the stream")
             )
-        shown = [saga_with_history(one, definitions, registry) for one in found]
-        if as_json:
-            print_json({**_folded_json(folded), "sagas": [MessageToDict(one) for one in shown]})
-            return
-        typer.echo(f"{folded_text(folded)}\n")
-        for one in shown:
-            console().print(saga_view(one, ""))
-        return
-    sagas = [saga_message(saga, definitions) for saga in page.sagas]
-    if as_json:
-        told = [
-            {"definition": one.definition, "status": one.status.name, "health": one.health.name, "count": one.count}
-            for one in counts
-        ]
-        print_json({**_folded_json(folded), "counts": told, "open": [MessageToDict(one) for one in sagas]})
-        return
-    from farandole.cli.output import colored, table
+            store, folded = await kept.enter_async_context(folding)
+        yield Earlier(store, folded, extent)
+
+
+def _print_earlier(folded: Folded, counts: Sequence[SagaCount], sagas: list[saga_pb2.Saga], *, has_more: bool) -> None:
+    from farandole.cli.output import colored, console, table
+    from farandole.cli.saga_commands import saga_table
 
     typer.echo(f"{folded_text(folded)}\n")
     made = table("DEFINITION", "STATUS", "HEALTH", "SAGAS")
@@ -197,12 +251,24 @@ async def _show_earlier(
     if sagas:
         typer.echo("\nopen then:")
         console().print(saga_table(sagas))
-        if page.next is not None:
+        if has_more:
             typer.echo(f"\nthe first {len(sagas)}; --limit shows more")
+
+
+def _print_unchanged(unchanged: Unchanged, limit: int) -> None:
+    comparison = unchanged.comparison
+    told = f"{comparison.sagas} sagas that have not changed since; {unchanged.changed} have"
+    typer.echo()
+    if comparison.are_identical:
+        typer.echo(f"identical: {told}")
+        return
+    print_comparison(comparison, limit)
+    typer.echo(f"\ncompared: {told}")
 
 
 async def _try(directory: Path, database: str | None, limit: int, *, as_json: bool) -> None:
     from farandole.cli.live_correlator import live_correlator
+    from farandole.cli.output import progress
     from farandole.definition_files import load_definitions
     from farandole.replay.replaying import live_view
     from farandole.replay.trial import try_definitions
@@ -210,9 +276,13 @@ async def _try(directory: Path, database: str | None, limit: int, *, as_json: bo
     async with live_correlator(database) as correlator:
         definitions = load_definitions(directory, correlator.registry)
         async with live_view(correlator.broker, correlator.store) as live:
-            with progress("folding the stream under these definitions") as report:
+            with progress() as report:
                 trial = await try_definitions(
-                    correlator.broker, live, definitions, registry=correlator.registry, report=report
+                    correlator.broker,
+                    live,
+                    definitions,
+                    registry=correlator.registry,
+                    report=partial(report, "folding the stream under these definitions"),
                 )
     _print_trial(trial, limit, as_json=as_json)
 
@@ -302,6 +372,22 @@ def _folded_json(folded: Folded) -> dict[str, Any]:
     }
 
 
+def _earlier_json(folded: Folded, counts: Sequence[SagaCount], sagas: list[saga_pb2.Saga]) -> dict[str, Any]:
+    from google.protobuf.json_format import MessageToDict
+
+    told = [
+        {"definition": one.definition, "status": one.status.name, "health": one.health.name, "count": one.count}
+        for one in counts
+    ]
+    return {**_folded_json(folded), "counts": told, "open": [MessageToDict(one) for one in sagas]}
+
+
+def _unchanged_json(unchanged: Unchanged) -> dict[str, Any]:
+    compared = _comparison_json(unchanged.comparison)
+    del compared["deadLetters"]  # they are not compared
+    return {"identical": unchanged.comparison.are_identical, "changedSince": unchanged.changed, **compared}
+
+
 def _comparison_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "sagas": comparison.sagas,
@@ -326,23 +412,3 @@ def _moment(text: str) -> datetime:
     except ValueError:
         raise InvalidArgumentError("--until-time", f"is no time such as 2026-11-22T07:30:00Z: {text}") from None
     return moment.astimezone(UTC)
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Report]:
-    """A bar on a terminal, on standard error; elsewhere nothing."""
-    import sys
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    if not sys.stderr.isatty():
-        yield lambda _done, _all: None
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-
-        def report(done: int, of: int) -> None:
-            bar.update(task, completed=done, total=of)
-
-        yield report

@@ -76,6 +76,7 @@ from farandole.partitions import PARTITIONS, partition_key, partition_of
 from farandole.registry import Registry
 from farandole.saga import Disposition, Lifecycle, Saga
 from farandole.telemetry import NO_TELEMETRY, Account, Telemetry
+from farandole.telemetry.catalogue import GIVEN_UP
 from farandole.worker import FirstHeard, Handled, Position
 
 _CACHED_KEYS = 20_000
@@ -441,7 +442,7 @@ class CorrelatorBatchHandler:
         if dead_letter.sequence not in self._unreadable:
             publications.append(unreadable_publication(self._registry, dead_letter, time=self._clock()))
         folding.dead_letters.append(NewDeadLetter(dead_letter, publications))
-        folding.account.put_off(unreadable, "DEAD_LETTERED")
+        folding.account.put_off(unreadable, GIVEN_UP)
 
     def _is_taken_in(self, message: StoredMessage) -> bool:
         """Whether a message's partition had been folded as far when this handler claimed it."""

@@ -23,7 +23,7 @@ from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.plugin_service import PluginService
 from farandole.correlator.plugins_in_use import use_plugins
-from farandole.correlator.readings import of_dead_letters, of_sagas
+from farandole.correlator.readings import foreseen_of, of_dead_letters, of_sagas
 from farandole.correlator.saga_service import SagaService
 from farandole.correlator.settings import CorrelatorSettings
 from farandole.correlator.store import CorrelatorStore
@@ -68,7 +68,7 @@ def read_registry(descriptors: Path) -> Registry:
 async def _serve(settings: CorrelatorSettings) -> None:
     registry = read_registry(settings.descriptors)
     definitions = load_definitions(settings.sagas, registry)
-    async with telemetry_of(settings, registry.types) as telemetry:
+    async with telemetry_of(settings, foreseen_of(registry, definitions)) as telemetry:
         await _serve_observed(settings, registry, definitions, telemetry)
 
 

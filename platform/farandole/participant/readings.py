@@ -1,4 +1,4 @@
-"""What a participant finds out about its own queue and circuits, for gauges."""
+"""What a participant finds out about its own queue and circuits, for gauges, and what it knows of its labels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 
 from farandole.database import Database
 from farandole.participant.circuits import Circuit
+from farandole.participant.participant import Participant
 from farandole.participant.queue_table import QueueState, QueueTable
 from farandole.telemetry import catalogue
+from farandole.telemetry.foreseen import Foreseen
 from farandole.telemetry.readings import Reading, Source
 
 _MOST_DEPENDENCIES = 50
 _OTHERS = "other"
+
+
+def foreseen_of(participant: Participant) -> Foreseen:
+    """What a participant's labels will hold."""
+    return Foreseen(
+        event_types=participant.registry.types,
+        states=[state.name for state in QueueState],
+        parts={
+            reaction.place
+            for reactions in participant.reactions.values()
+            for reaction in reactions
+            if reaction.handler is not None
+        },
+    )
 
 
 def of_queue(database: Database, queue: QueueTable) -> Source:

@@ -7,7 +7,7 @@ said, and the digest of that, depend on the descriptor set with which it was rea
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import TypeAlias, TypeVar
@@ -82,6 +82,16 @@ class Comparison:
             self.detailed.append(differing)
 
 
+@dataclass(slots=True)
+class Unchanged:
+    """What came of comparing live records with how they stood at an earlier place."""
+
+    comparison: Comparison = field(default_factory=Comparison)
+    """Of the sagas that have not changed since."""
+    changed: int = 0
+    """Sagas of which one side has events that the other one has not got to."""
+
+
 def compare(live: Iterable[Item], replayed: Iterable[Item]) -> Comparison:
     """Compares what two stores hold, as they export it: sagas, dead letters, and definitions that both have.
 
@@ -97,11 +107,7 @@ def compare(live: Iterable[Item], replayed: Iterable[Item]) -> Comparison:
             difference = Difference("content", mine.digest[:12], digest[:12])
             comparison.add(Differing(f"definition {mine.name} v{mine.version}", (difference,)))
     for first, second in _side_by_side(ours.of(RecordedSaga), theirs.of(RecordedSaga)):
-        comparison.sagas += 1
-        comparison.events += len((first or second).saga.history)  # type: ignore[union-attr]  # one of the two is there
-        if found := saga_differences(first, second):
-            saga = (first or second).saga  # type: ignore[union-attr]
-            comparison.add(Differing(f"{saga.definition} {saga.key}", found))
+        _add_saga(comparison, first, second)
     letters = {one.id: one for one in theirs.of(DeadLetter)}
     for letter in ours.of(DeadLetter):
         comparison.dead_letters += 1
@@ -110,6 +116,31 @@ def compare(live: Iterable[Item], replayed: Iterable[Item]) -> Comparison:
     for letter in letters.values():
         comparison.add(Differing(f"dead letter {letter.id}", _dead_letter_differences(None, letter)))
     return comparison
+
+
+def compare_unchanged(
+    live: Iterable[Item], replayed: Iterable[Item], *, is_of_both: Callable[[Saga], bool]
+) -> Unchanged:
+    """Compares two stores of which one is as of an earlier place: the sagas that have not changed in between.
+
+    `is_of_both` says of a record whether both stores have got as far as its last event. Where one has a record that the
+    other can't have yet, the saga has changed, and nothing of it is compared.
+    """
+    unchanged = Unchanged()
+    for first, second in _side_by_side(_Kinds(live).of(RecordedSaga), _Kinds(replayed).of(RecordedSaga)):
+        if all(one is None or is_of_both(one.saga) for one in (first, second)):
+            _add_saga(unchanged.comparison, first, second)
+        else:
+            unchanged.changed += 1
+    return unchanged
+
+
+def _add_saga(comparison: Comparison, first: RecordedSaga | None, second: RecordedSaga | None) -> None:
+    saga = (first or second).saga  # type: ignore[union-attr]  # one of the two is there
+    comparison.sagas += 1
+    comparison.events += len(saga.history)
+    if found := saga_differences(first, second):
+        comparison.add(Differing(f"{saga.definition} {saga.key}", found))
 
 
 def saga_differences(live: RecordedSaga | None, replayed: RecordedSaga | None) -> tuple[Difference, ...]:

@@ -24,7 +24,7 @@ from farandole.correlator.store import CorrelatorStore
 from farandole.database import Database
 from farandole.definition import Definition
 from farandole.envelope import Publication, StoredMessage
-from farandole.partitions import PARTITIONS
+from farandole.partitions import PARTITIONS, partition_of
 from farandole.registry import Registry
 from farandole.saga import Saga
 
@@ -54,8 +54,17 @@ class Extent:
     def has(self, message: StoredMessage) -> bool:
         """Whether an event is within. One that the broker put into no partition counts to the first."""
         partition = message.subject.split(".", 2)[1]
-        until = self.until[int(partition) if partition in _PARTITIONS else 0]
-        return message.sequence <= until and (self.time is None or message.time <= self.time)
+        return self._reaches(int(partition) if partition in _PARTITIONS else 0, message.sequence, message.time)
+
+    def has_all_of(self, saga: Saga) -> bool:
+        """Whether every event that a record was made of is within. One without events is made of nothing."""
+        if not saga.history:
+            return True
+        last = saga.history[-1].fact
+        return self._reaches(partition_of(saga.key), last.sequence, last.stream_time)
+
+    def _reaches(self, partition: int, sequence: int, time: datetime) -> bool:
+        return sequence <= self.until[partition] and (self.time is None or time <= self.time)
 
 
 _PARTITIONS = frozenset(str(partition) for partition in range(PARTITIONS))

@@ -21,7 +21,7 @@ from farandole.correlator.store import CorrelatorStore
 from farandole.errors import InvalidArgumentError, PreconditionError
 from farandole.partitions import PARTITIONS
 from farandole.registry import Registry
-from farandole.replay.comparison import Comparison, compare
+from farandole.replay.comparison import Comparison, Unchanged, compare, compare_unchanged
 from farandole.replay.folding import Extent, Folded, Report, ToldDefinitions, empty_store, fold_stream
 
 
@@ -84,11 +84,29 @@ async def verify(broker: Broker, live: LiveView, *, registry: Registry, report: 
 
 async def compare_with(live: LiveView, store: CorrelatorStore) -> Comparison:
     """Compares a live view with what another store holds."""
+    async with _exported(store) as path:
+        return compare(reading(live.contents), reading(path))
+
+
+async def compare_unchanged_with(live: LiveView, store: CorrelatorStore, extent: Extent) -> Unchanged:
+    """Compares a live view with a store into which the stream was folded to an earlier place, in what has not changed
+    in between. A live view that is behind that place is compared as far as it is."""
+    async with _exported(store) as path:
+        return compare_unchanged(
+            reading(live.contents),
+            reading(path),
+            is_of_both=lambda saga: extent.has_all_of(saga) and live.extent.has_all_of(saga),
+        )
+
+
+@asynccontextmanager
+async def _exported(store: CorrelatorStore) -> AsyncIterator[Path]:
+    """All that a store holds, in a file that goes after."""
     with TemporaryDirectory(prefix="farandole-replayed-") as directory:
         path = Path(directory) / "replayed"
         with writing(path) as take:
             await store.export(take)
-        return compare(reading(live.contents), reading(path))
+        yield path
 
 
 @asynccontextmanager

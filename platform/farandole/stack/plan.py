@@ -101,6 +101,10 @@ class Plan:
         """The database of each service, which its replicas share."""
         return tuple(dict.fromkeys(service.database for service in self.services if service.kind == "service"))
 
+    def replicas(self, name: str) -> tuple[PlannedService, ...]:
+        """The replicas of a service of the stack file, the first one first; none where it has no such service."""
+        return tuple(service for service in self.services if service.kind == "service" and service.database == name)
+
     @property
     def longest_stop_seconds(self) -> float:
         """How long the slowest service may take to end."""

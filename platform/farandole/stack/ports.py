@@ -76,19 +76,6 @@ def resolve_port(service: str, default: int, environment: Mapping[str, str], pur
     return Port(number, variable)
 
 
-def default_nats_url(environment: Mapping[str, str]) -> str:
-    """Where a command looks for the broker: `FARANDOLE_NATS_URL`, else the embedded stack's."""
-    return environment.get("FARANDOLE_NATS_URL") or f"nats://{resolve_port('nats', BROKER_PORT, environment).address}"
-
-
-def default_correlator_address(environment: Mapping[str, str]) -> str:
-    """Where a command looks for the correlator: `FARANDOLE_CORRELATOR_ADDRESS`, else the embedded stack's."""
-    return (
-        environment.get("FARANDOLE_CORRELATOR_ADDRESS")
-        or resolve_port("correlator", CORRELATOR_PORT, environment).address
-    )
-
-
 def _number(environment: Mapping[str, str], variable: str, faults: list[Fault]) -> int | None:
     text = environment.get(variable, "").strip()
     if not text:

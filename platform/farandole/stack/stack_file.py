@@ -89,12 +89,18 @@ class StackFile(_Entry):
 
 def find_stack_file(start: Path) -> Path:
     """The stack file in a directory or the nearest one above it. Raises `ConfigurationError` where there is none."""
-    for directory in (start, *start.parents):
-        if (directory / STACK_FILE).is_file():
-            return directory / STACK_FILE
-    raise ConfigurationError(
-        [Fault(str(start / STACK_FILE), "is not here, nor in a directory above; name it by --file")]
-    )
+    found = nearest_stack_file(start)
+    if found is None:
+        raise ConfigurationError(
+            [Fault(str(start / STACK_FILE), "is not here, nor in a directory above; name it by --file")]
+        )
+    return found
+
+
+def nearest_stack_file(start: Path) -> Path | None:
+    """The stack file in a directory or the nearest one above it; None where there is none."""
+    files = (directory / STACK_FILE for directory in (start, *start.parents))
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_stack_file(path: Path) -> StackFile:

@@ -12,6 +12,23 @@ from dataclasses import dataclass
 
 UNKNOWN = "unknown"
 """The event type of what is none, in labels."""
+GIVEN_UP = "DEAD_LETTERED"
+"""The state of an event that is given up on, in labels; that of a participant's queue has the same name."""
+
+
+class Outcome(enum.StrEnum):
+    """What a run of a handler came to."""
+
+    RETURNED = "returned"
+    RAISED = "raised"
+
+
+class PublishFailure(enum.StrEnum):
+    """Why a publication was not acknowledged."""
+
+    CONFLICT = "conflict"
+    REFUSED = "refused"
+    UNAVAILABLE = "unavailable"
 
 
 class Kind(enum.StrEnum):
@@ -109,7 +126,7 @@ POSITION_AGE = Metric(
     "farandole_position_age_seconds",
     Kind.GAUGE,
     (),
-    "For how long no event was taken in though some wait; 0 while none waits.",
+    "For how long the consumer that stands still for longest took no event in though some wait; 0 for none.",
 )
 OUTBOX_DEPTH = Metric("farandole_outbox_depth", Kind.GAUGE, (), "Publications that the stream has not acknowledged.")
 OUTBOX_OLDEST = Metric(

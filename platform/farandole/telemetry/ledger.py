@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 from farandole.envelope import Event, Unreadable
 from farandole.saga import Disposition, Saga
+from farandole.telemetry.foreseen import Place
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from farandole.telemetry.metrics import Metrics
     from farandole.telemetry.traces import Sending, Traces
-
-Place = tuple[str, str, str]
-"""A part of a step: definition, step, direction."""
 
 
 @dataclass(slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter as Count
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
@@ -12,39 +14,63 @@ from prometheus_client.registry import Collector
 
 from farandole.envelope import Publication
 from farandole.errors import BrokerError, BrokerUnavailableError
-from farandole.saga import Saga
+from farandole.saga import Disposition, Saga, Status
 from farandole.telemetry import catalogue
-from farandole.telemetry.catalogue import METRICS, UNKNOWN, Kind, Metric
-from farandole.telemetry.ledger import Ledger, Place
+from farandole.telemetry.catalogue import METRICS, UNKNOWN, Kind, Metric, Outcome, PublishFailure
+from farandole.telemetry.foreseen import Foreseen, Place
+from farandole.telemetry.ledger import Ledger
 from farandole.telemetry.readings import Reading
 
 _SERVICE = "service"
 _CONFLICTS = frozenset({10071, 10164})
 """The broker's codes for a compare-and-set that came too late."""
+Child = TypeVar("Child", Counter, Histogram)
 
 
 class Metrics:
     """What a process has counted, and what it read of itself last."""
 
-    def __init__(self, service: str, event_types: Collection[str]) -> None:
-        """`event_types` are those that labels may name; all others are `unknown`."""
+    def __init__(self, service: str, foreseen: Foreseen) -> None:
+        """What is `foreseen` is shown at 0 until it happens."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each: when it was first counted
         self.registry = CollectorRegistry()
         self._service = service
-        self._types = frozenset(event_types)
-        self._handled = _Counters(catalogue.EVENTS_HANDLED, self.registry, service)
-        self._put_off = _Counters(catalogue.EVENTS_PUT_OFF, self.registry, service)
-        self._handlers = _Histograms(catalogue.HANDLER_DURATION, self.registry, service)
-        self._published = _Counters(catalogue.EVENTS_PUBLISHED, self.registry, service)
-        self._failures = _Counters(catalogue.PUBLISH_FAILURES, self.registry, service)
-        self._started = _Counters(catalogue.SAGAS_STARTED, self.registry, service)
-        self._sagas = _Histograms(catalogue.SAGA_DURATION, self.registry, service)
-        self._transactions = _Histograms(catalogue.TRANSACTION_DURATION, self.registry, service).of()
-        self._batches = _Histograms(catalogue.BATCH_EVENTS, self.registry, service).of()
-        self._publishing = _Histograms(catalogue.PUBLISH_DURATION, self.registry, service).of()
+        self._types = frozenset(foreseen.event_types)
+        self._handled = self._counters(catalogue.EVENTS_HANDLED)
+        self._put_off = self._counters(catalogue.EVENTS_PUT_OFF)
+        self._handlers = self._histograms(catalogue.HANDLER_DURATION)
+        self._published = self._counters(catalogue.EVENTS_PUBLISHED)
+        self._failures = self._counters(catalogue.PUBLISH_FAILURES)
+        self._started = self._counters(catalogue.SAGAS_STARTED)
+        self._sagas = self._histograms(catalogue.SAGA_DURATION)
+        self._transactions = self._histograms(catalogue.TRANSACTION_DURATION).of()
+        self._batches = self._histograms(catalogue.BATCH_EVENTS).of()
+        self._publishing = self._histograms(catalogue.PUBLISH_DURATION).of()
+        self._show_zeros(foreseen)
         self._readings = _Readings(service)
         self.registry.register(self._readings)
         ProcessCollector(registry=self.registry)
+
+    def _counters(self, metric: Metric) -> _Children[Counter]:
+        labels = (_SERVICE, *metric.labels)
+        return _Children(Counter(metric.name, metric.documentation, labels, registry=self.registry), self._service)
+
+    def _histograms(self, metric: Metric) -> _Children[Histogram]:
+        labels, buckets = (_SERVICE, *metric.labels), metric.buckets
+        family = Histogram(metric.name, metric.documentation, labels, registry=self.registry, buckets=buckets)
+        return _Children(family, self._service)
+
+    def _show_zeros(self, foreseen: Foreseen) -> None:
+        types = (*self._types, UNKNOWN)
+        self._handled.show(self._types, (disposition.name for disposition in Disposition))
+        self._put_off.show(types, foreseen.states)
+        self._published.show(types)
+        self._failures.show(PublishFailure)
+        self._started.show(foreseen.definitions)
+        self._sagas.show(foreseen.definitions, (status.name for status in Status if status.is_terminal))
+        for place in foreseen.parts:
+            for outcome in Outcome:
+                self._handlers.of(*_words(place), outcome)
 
     def settled(self, ledger: Ledger, seconds: float) -> None:
         """Counts what a transaction did, which took so long."""
@@ -57,7 +83,7 @@ class Metrics:
             if handling.state:
                 put_off[event_type, handling.state] += 1
             for run in handling.runs:
-                outcome = "returned" if run.error is None else "raised"
+                outcome = Outcome.RETURNED if run.error is None else Outcome.RAISED
                 self._handlers.of(*_words(run.place), outcome).observe(run.seconds)
         for labels, number in handled.items():
             self._handled.of(*labels).inc(number)
@@ -77,9 +103,11 @@ class Metrics:
     def not_published(self, error: BrokerError) -> None:
         """The stream has not acknowledged a publication."""
         if error.code in _CONFLICTS:
-            reason = "conflict"
+            reason = PublishFailure.CONFLICT
+        elif isinstance(error, BrokerUnavailableError):
+            reason = PublishFailure.UNAVAILABLE
         else:
-            reason = "unavailable" if isinstance(error, BrokerUnavailableError) else "refused"
+            reason = PublishFailure.REFUSED
         self._failures.of(reason).inc()
 
     def read(self, readings: Iterable[Reading]) -> None:
@@ -98,40 +126,24 @@ class Metrics:
         return event_type if event_type in self._types else UNKNOWN
 
 
-class _Counters:
-    """One counter with its children at hand: looking one up by its labels costs more than counting."""
+class _Children(Generic[Child]):
+    """One counter or histogram with its children at hand: looking one up by its labels costs more than counting."""
 
-    def __init__(self, metric: Metric, registry: CollectorRegistry, service: str) -> None:
-        self._family = Counter(metric.name, metric.documentation, (_SERVICE, *metric.labels), registry=registry)
+    def __init__(self, family: Child, service: str) -> None:
+        self._family: Child = family
         self._service = service
-        self._children: dict[tuple[str, ...], Counter] = {}
+        self._children: dict[tuple[str, ...], Child] = {}
 
-    def of(self, *labels: str) -> Counter:
+    def of(self, *labels: str) -> Child:
         child = self._children.get(labels)
         if child is None:
             child = self._children[labels] = self._family.labels(self._service, *labels)
         return child
 
-
-class _Histograms:
-    """The same of a histogram."""
-
-    def __init__(self, metric: Metric, registry: CollectorRegistry, service: str) -> None:
-        self._family = Histogram(
-            metric.name,
-            metric.documentation,
-            (_SERVICE, *metric.labels),
-            registry=registry,
-            buckets=metric.buckets,
-        )
-        self._service = service
-        self._children: dict[tuple[str, ...], Histogram] = {}
-
-    def of(self, *labels: str) -> Histogram:
-        child = self._children.get(labels)
-        if child is None:
-            child = self._children[labels] = self._family.labels(self._service, *labels)
-        return child
+    def show(self, *values: Iterable[str]) -> None:
+        """Shows the children of all combinations of these values, each of one label."""
+        for labels in itertools.product(*values):
+            self.of(*labels)
 
 
 class _Readings(Collector):

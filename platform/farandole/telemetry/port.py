@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from farandole.envelope import Event, Publication, Unreadable
 from farandole.errors import BrokerError
 from farandole.saga import Disposition, Saga
+from farandole.telemetry.foreseen import Place
 from farandole.telemetry.readings import Source
 
 Guard = Callable[[Any, Any, str], AbstractAsyncContextManager[None]]
@@ -29,7 +30,7 @@ class Account(Protocol):
         """The event, which is to be dealt with again, was tried so often."""
         ...
 
-    def running(self, place: tuple[str, str, str], given: Sequence[Event]) -> AbstractContextManager[None]:
+    def running(self, place: Place, given: Sequence[Event]) -> AbstractContextManager[None]:
         """The context in which the handler of a part of a step, (definition, step, direction), runs, given the events
         that the step needs; the last event begun is among them."""
         ...
@@ -98,7 +99,7 @@ class _NoAccount:
     def tried_before(self, event: Event, attempts: int) -> None:
         pass
 
-    def running(self, place: tuple[str, str, str], given: Sequence[Event]) -> AbstractContextManager[None]:  # noqa: ARG002
+    def running(self, place: Place, given: Sequence[Event]) -> AbstractContextManager[None]:  # noqa: ARG002
         return _NOTHING
 
     def noted(self, event: Event, disposition: Disposition) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import structlog
 from farandole.envelope import Publication
 from farandole.errors import BrokerError, ConfigurationError, Fault
 from farandole.settings import Settings
+from farandole.telemetry.foreseen import Foreseen
 from farandole.telemetry.ledger import Ledger
 from farandole.telemetry.port import NO_TELEMETRY, Account, Guard, Telemetry
 from farandole.telemetry.readings import Source, keep_reading
@@ -33,15 +34,15 @@ _log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def telemetry(settings: Settings, event_types: Collection[str]) -> AsyncIterator[Telemetry]:
+async def telemetry(settings: Settings, foreseen: Foreseen) -> AsyncIterator[Telemetry]:
     """The telemetry of a process while it runs: traces where `OTEL_EXPORTER_OTLP_ENDPOINT` is set, metrics where
     `FARANDOLE_METRICS_ADDRESS` is; `NO_TELEMETRY` where neither is.
 
-    `event_types` are those that the process knows. Raises `ConfigurationError` where the address can't be bound, or
-    another protocol is asked for than the one that is spoken.
+    Raises `ConfigurationError` where the address can't be bound, or another protocol is asked for than the one that
+    is spoken.
     """
     traces = _traces(settings) if _wants_traces() else None
-    metrics = _metrics(settings.service, event_types) if settings.metrics_address else None
+    metrics = _metrics(settings.service, foreseen) if settings.metrics_address else None
     if traces is None and metrics is None:
         yield NO_TELEMETRY
         return
@@ -101,10 +102,10 @@ def _traces(settings: Settings) -> Traces:
     return Traces(settings.service, settings.replica)
 
 
-def _metrics(service: str, event_types: Collection[str]) -> Metrics:
+def _metrics(service: str, foreseen: Foreseen) -> Metrics:
     from farandole.telemetry.metrics import Metrics  # what is off is not imported
 
-    return Metrics(service, event_types)
+    return Metrics(service, foreseen)
 
 
 def _serve(metrics: Metrics, address: str) -> Callable[[], None]:
