@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from choreography.v1 import participant_pb2, participant_service_pb2
+from farandole.backup import backing_up
+from farandole.backup.backing_up import Manifest, back_up, read_backup
 from farandole.backup.stores import backup_store, find_program
 from farandole.broker import pruned as pruned_module
 from farandole.broker import pruning_turn as turn_module
@@ -26,7 +28,7 @@ from farandole.broker.pruning_turn import pruning_turn
 from farandole.broker.publisher import Publisher
 from farandole.broker.responder import respond, status_subject
 from farandole.broker.stored import events_behind
-from farandole.broker.streams import EVENTS, SNAPSHOTS, events_state
+from farandole.broker.streams import DEADLETTERS, EVENTS, SNAPSHOTS, events_state
 from farandole.cli.prune_commands import prune
 from farandole.correlator.contents import Item
 from farandole.correlator.dead_letters import DeadLetter
@@ -68,6 +70,11 @@ from tests.integration.farandole_command import Command
 
 PARTICIPANTS = ("orders", "inventory", "payments", "shipping")
 RESERVED, SHIPPING_FAILED = "events.*.inventory.v1.ItemsReserved", "events.*.shipping.v1.ShippingFailed"
+UNDONE: tuple[tuple[str, dict[str, object]], ...] = (
+    HAPPY[0],
+    ("inventory.v1.ReservationFailed", {"reason": "OUT_OF_STOCK"}),
+    ("orders.v1.OrderCancelled", {"reason": "out of stock"}),
+)
 
 
 @dataclass
@@ -186,6 +193,11 @@ async def scene(broker: Broker, nats_server: BrokerUnderTest, tmp_path: Path) ->
         for task in answering:
             task.cancel()
         await asyncio.gather(*answering, return_exceptions=True)
+
+
+async def killed(*_arguments: object, **_named: object) -> int:
+    """In place of a part of a run: the run ends there."""
+    raise KeyboardInterrupt
 
 
 def records(items: Iterable[Item]) -> list[Item]:
@@ -537,9 +549,6 @@ async def test_a_correlator_that_could_fold_otherwise_than_it_did_begins_from_th
 async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stays(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def killed(*_arguments: object, **_named: object) -> int:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(pruning_module, "purge", killed)
     with pytest.raises(KeyboardInterrupt):
         await scene.prune()
@@ -697,9 +706,6 @@ async def test_the_mark_is_changed_by_one_at_a_time(scene: Scene, monkeypatch: p
 async def test_without_its_snapshot_nothing_goes_and_nothing_is_folded(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    async def killed(*_arguments: object, **_named: object) -> int:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(pruning_module, "purge", killed)
     with pytest.raises(KeyboardInterrupt):
         await scene.prune()
@@ -724,3 +730,74 @@ async def test_without_its_snapshot_nothing_goes_and_nothing_is_folded(
     async with at_work(scene.broker, scene.farandole.nats_url, tmp_path, "empty") as empty:
         await empty.correlator.problems.until(says)
         assert await empty.store.positions() == {}
+
+
+async def test_what_was_pruned_is_not_tried_under_a_changed_definition(scene: Scene, tmp_path: Path) -> None:
+    await tell(scene.broker, "undone", UNDONE)
+    await scene.correlator.until("undone", Status.COMPENSATED)
+    await scene.settled()
+    await scene.prune()
+    await tell(scene.broker, "undone", HAPPY[2:3])  # too late: it has to be undone, so the saga is open again
+    await scene.correlator.until("undone", Status.COMPENSATING)
+    await tell(scene.broker, "done-0", HAPPY[:1])  # to who knows only what is left it seems to begin here
+    await tell(scene.broker, "open", HAPPY[:3])
+    await scene.settled()
+    changed = changed_definition(tmp_path, ('"1800s"', '"900s"'))
+    told = await asyncio.to_thread(scene.farandole.json, "replay", "--sagas", str(changed))
+    assert told["untried"] == ["order-fulfilment undone"]
+    assert [one["saga"] for one in told["differing"]] == ["open"]
+    assert told["open"] == 2
+    said = await asyncio.to_thread(scene.farandole, "replay", "--sagas", str(changed))
+    assert "not tried, since their first events were pruned: order-fulfilment undone" in said
+
+
+async def test_of_what_an_interrupted_run_has_left_nothing_is_told_as_new(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pruning_module, "purge", killed)
+    with pytest.raises(KeyboardInterrupt):
+        await scene.prune()
+    await tell(scene.broker, "later")
+    await scene.correlator.until("later", Status.COMPLETED)
+    await scene.settled()
+    never_ends = ("success: orders.v1.OrderCompleted", "success: parcels.v1.ParcelOrderCompleted")
+    changed = changed_definition(tmp_path, ("name: order-fulfilment", "name: order-watch"), never_ends)
+    told = await asyncio.to_thread(scene.farandole.json, "replay", "--sagas", str(changed))
+    assert [(one["saga"], one["stands"]) for one in told["differing"]] == [("later", "-")]
+
+
+async def test_a_backup_whose_stores_are_older_than_what_was_pruned_meanwhile_is_none(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those stores would need events that the stream of the same backup has no more."""
+    url = scene.farandole.database_url
+
+    def copy_and_prune(*given: Any) -> None:
+        backup_store(*given)
+        scene.farandole("prune")
+
+    async def backed_up(directory: Path) -> Manifest:
+        return await back_up(directory, {"correlator": url}, scene.broker, find_program, lambda *_: None)
+
+    monkeypatch.setattr(backing_up, "backup_store", copy_and_prune)
+    with pytest.raises(PreconditionError, match=r"pruned while it was backed up.* back up again") as refused:
+        await backed_up(tmp_path / "first")
+    assert refused.value.reason == "PRUNED_MEANWHILE"
+    with pytest.raises(SnapshotError, match="is no whole backup"):
+        read_backup(tmp_path / "first")
+    monkeypatch.undo()
+    made = await backed_up(tmp_path / "second")
+    assert [one.name for one in made.streams] == [SNAPSHOTS, DEADLETTERS, EVENTS]
+    assert read_backup(tmp_path / "second") == made
+
+
+def changed_definition(directory: Path, *changes: tuple[str, str]) -> Path:
+    """A directory with the active definition's file, changed so."""
+    text = (directory / "definitions" / "order-fulfilment.yaml").read_text()
+    for was, becomes in changes:
+        assert was in text
+        text = text.replace(was, becomes)
+    changed = directory / "changed"
+    changed.mkdir()
+    (changed / "order.yaml").write_text(text)
+    return changed
