@@ -155,6 +155,13 @@ def _pattern(line: str) -> str:
     return ".*".join(re.escape(part) for part in line.split("…"))
 
 
+def link_checkout(directory: Path) -> None:
+    """Makes a directory like a fresh checkout, but for the stack file."""
+    for entry in ROOT.iterdir():
+        if entry.name not in _LEFT_OUT and not _SHARED_CACHES.fullmatch(entry.name):
+            (directory / entry.name).symlink_to(entry)
+
+
 @dataclass
 class Terminal:
     """A directory like a fresh checkout, with stacks of its own on ports of its own, and a shell in it."""
@@ -171,9 +178,7 @@ class Terminal:
     @classmethod
     def open(cls, directory: Path, tools: Sequence[Path]) -> Terminal:
         """A terminal in a checkout-like directory, with these programs. What it starts is ended by `close`."""
-        for entry in ROOT.iterdir():
-            if entry.name not in _LEFT_OUT and not _SHARED_CACHES.fullmatch(entry.name):
-                (directory / entry.name).symlink_to(entry)
+        link_checkout(directory)
         kept = {
             name: value
             for name, value in os.environ.items()

@@ -59,6 +59,12 @@ COMMAND_SECONDS = 90.0
 JSON = dict[str, Any]
 Value = TypeVar("Value")
 
+_OF_OTHER_SHAPES = (
+    "postgres",
+    "nats_routes",
+    *(f"nats_{number}{port}" for number in (2, 3) for port in ("", "_monitoring", "_routes")),
+)
+"""What else has a port where the stack runs on PostgreSQL, or with a cluster of brokers."""
 _GRPCURL_CODE_BASE = 64
 """grpcurl exits with this and the gRPC status code added up."""
 _PORTS = range(20_000, 32_000, 20)
@@ -302,11 +308,16 @@ class Grpcurl:
 class Stack:
     """The stack of `farandole.yaml` with a home and ports of its own."""
 
-    def __init__(self, home: Path, tools: Tools, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, tools: Tools, environment: Mapping[str, str] | None = None, *, checkout: Path = ROOT
+    ) -> None:
+        """`checkout` is where that file is."""
         self.home = home
+        self.checkout = checkout
         self.tools = tools
-        first = free_ports(len(PARTS) + 1)
-        self.ports = {name: first + number for number, name in enumerate((*PARTS, "nats_monitoring"))}
+        names = (*PARTS, "nats_monitoring", *_OF_OTHER_SHAPES)
+        first = free_ports(len(names))
+        self.ports = {name: first + number for number, name in enumerate(names)}
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FARANDOLE_")},
             "FARANDOLE_HOME": str(home),
@@ -340,7 +351,7 @@ class Stack:
             text=True,
             timeout=seconds,
             check=False,
-            cwd=ROOT,
+            cwd=self.checkout,
             env={**self.environment, **(environment or {})},
         )
 
@@ -358,7 +369,7 @@ class Stack:
             text=True,
             timeout=COMMAND_SECONDS,
             check=False,
-            cwd=ROOT,
+            cwd=self.checkout,
             env=self.environment,
         )
 
@@ -507,9 +518,11 @@ def definitions(directory: Path, **durations: str) -> Path:
 
 
 @contextmanager
-def running(home: Path, tools: Tools, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+def running(
+    home: Path, tools: Tools, environment: Mapping[str, str] | None = None, *, checkout: Path = ROOT
+) -> Iterator[Stack]:
     """A stack that is up, and down again after. `environment` is added to what its processes get."""
-    stack = Stack(home, tools, environment)
+    stack = Stack(home, tools, environment, checkout=checkout)
     try:
         stack.farandole("up")
         yield stack

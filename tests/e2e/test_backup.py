@@ -2,52 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from farandole.broker.publisher import Publisher
-from farandole.envelope import Publication
-from farandole.testing.brokers import connect
-from tests.e2e.running_stack import JSON, SERVICES, Stack, Tools, eventually, order, order_subject, running
-
-ADDRESSES = ("1 Main Street", "1 Main Street", "nowhere")
-"""Every third order fails at its last step, so that all of it is to be undone."""
+from tests.e2e.busy_orders import busy, counts
+from tests.e2e.running_stack import JSON, SERVICES, Stack, Tools, eventually, running
 
 PAYMENTS = "SELECT status, count(*) FROM payments GROUP BY status"
-
-
-@contextmanager
-def busy(stack: Stack) -> Iterator[None]:
-    """Orders come in all the time."""
-    stop = threading.Event()
-
-    async def publish() -> None:
-        broker = await connect(stack.nats.url)
-        publisher = Publisher(broker)
-        number = 0
-        while not stop.is_set():
-            key = f"ord-{number}"
-            body = json.dumps(order(key, address=ADDRESSES[number % 3])).encode()
-            await publisher.publish(Publication(key, order_subject(key), {}, body))
-            number += 1
-            await asyncio.sleep(0.02)
-        await publisher.stop()
-        await broker.close()
-
-    thread = threading.Thread(target=lambda: asyncio.run(publish()))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def rows(stack: Stack, service: str, query: str) -> list[tuple[object, ...]]:
@@ -57,14 +20,6 @@ def rows(stack: Stack, service: str, query: str) -> list[tuple[object, ...]]:
         return connection.execute(query).fetchall()
     finally:
         connection.close()
-
-
-def counts(stack: Stack) -> dict[str, int]:
-    """How many sagas have each status."""
-    told: dict[str, int] = {}
-    for saga in stack.sagas():
-        told[saga["status"]] = told.get(saga["status"], 0) + 1
-    return told
 
 
 @pytest.mark.timeout(300)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
 from farandole.backup.stores import backup_store, find_program, restore_store, store_kind
@@ -17,11 +18,14 @@ from farandole.broker.connection import Broker
 from farandole.broker.streams import provision
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import FoldedBatch
+from farandole.correlator.stores import scheme_of
 from farandole.database import Database
-from farandole.errors import SnapshotError, StoreUnavailableError
+from farandole.errors import ConfigurationError, SnapshotError, StoreUnavailableError
 from farandole.testing.brokers import BrokerUnderTest
+from farandole.testing.databases import DatabaseUnderTest
 from farandole.testing.store_conformance import INCARNATION, exported, filled
 from tests.integration.correlators import ROOT
+from tests.integration.farandole_command import Command
 
 
 @pytest.fixture
@@ -71,6 +75,71 @@ def test_a_copy_that_is_damaged_is_not_put_in_place(another_database: Callable[[
     assert "postgresql+psycopg" not in str(refused.value)
     if store_kind(place) == "sqlite":
         assert not Path(place.removeprefix("sqlite:///")).exists()
+
+
+def test_what_the_url_says_of_a_connection_holds_for_postgresql_s_programs_too(
+    postgres_url: str, postgres: DatabaseUnderTest, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreUnavailableError, match=r"pg_dump of .* failed: .*SSL"):  # the server has none
+        backup_store(f"{postgres_url}?sslmode=require", tmp_path / "refused", find_program)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("CREATE TABLE something ()")
+    with pytest.raises(StoreUnavailableError, match='can\'t be reached: invalid connection option "sslmod"'):
+        backup_store(f"{postgres_url}?sslmod=require", tmp_path / "misspelt", find_program)
+    copy = tmp_path / "copy"
+    backup_store(postgres_url, copy, find_program)
+    read_only = "options=-c%20default_transaction_read_only%3Don"
+    with pytest.raises(StoreUnavailableError, match=r"pg_restore of .* failed: .*in a read-only transaction"):
+        restore_store(copy, f"{postgres.new_database()}?{read_only}", find_program)
+
+
+@pytest.mark.parametrize("place", ["before the server", "among the options"])
+def test_a_password_is_in_no_command_line_and_in_no_message(place: str, postgres_url: str, tmp_path: Path) -> None:
+    password = str(urlsplit(postgres_url).password)
+    url = postgres_url
+    if place == "among the options":
+        url = f"{postgres_url.replace(f':{password}@', '@')}?password={password}&application_name=backup"
+    noted = tmp_path / "noted"
+    noting = tmp_path / "noting"
+    noting.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {noted}\nexec {find_program("pg_dump")} "$@"\n')
+    noting.chmod(0o700)
+    backup_store(url, tmp_path / "copy", lambda _name: str(noting))
+    assert "dbname=" in noted.read_text()
+    assert password not in noted.read_text()
+    (tmp_path / "copy").unlink()
+    with pytest.raises(StoreUnavailableError) as refused:
+        backup_store(url.replace(f":{urlsplit(url).port}", ":1"), tmp_path / "copy", lambda _name: str(noting))
+    assert password not in str(refused.value)
+
+
+def test_a_secret_that_a_program_takes_in_its_command_line_alone_is_refused(postgres_url: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match="sslpassword: can't be handed to PostgreSQL's programs unseen"
+    ) as refused:
+        backup_store(f"{postgres_url}?sslpassword=hidden", tmp_path / "copy", find_program)
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["journal:///x", "memory:", "postgres://db.example/x", "nothing"])
+def test_a_store_of_another_kind_is_refused_with_the_remedy(url: str, tmp_path: Path) -> None:
+    for use in (
+        lambda: store_kind(url),
+        lambda: backup_store(url, tmp_path / "copy", find_program),
+        lambda: restore_store(tmp_path / "copy", url, find_program),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{scheme_of(url)}: is no database .* by its own means"):
+            use()
+    assert not (tmp_path / "copy").exists()
+
+
+async def test_the_command_backs_up_nothing_where_one_store_is_of_another_kind(
+    provisioned: BrokerUnderTest, tmp_path: Path
+) -> None:
+    directory = tmp_path / "backup"
+    farandole = Command(provisioned.url, "")
+    said = await asyncio.to_thread(farandole, "backup", str(directory), "--store", "correlator=journal:///x", code=2)
+    assert said.startswith("farandole: journal: is no database that this copies")
+    assert not any(directory.glob("*"))
 
 
 async def test_the_commands_take_the_password_from_its_file(

@@ -8,20 +8,27 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from choreography.v1 import participant_pb2, participant_service_pb2
+from farandole.backup import backing_up
+from farandole.backup.backing_up import Manifest, back_up, read_backup
+from farandole.backup.stores import backup_store, find_program
 from farandole.broker import pruned as pruned_module
+from farandole.broker import pruning_turn as turn_module
 from farandole.broker.connection import Broker
-from farandole.broker.pruned import check_not_pruned, forget_reader, pruned_of, purge
+from farandole.broker.pruned import Pruned, check_not_pruned, forget_reader, pruned_of, purge
+from farandole.broker.pruning_turn import pruning_turn
 from farandole.broker.publisher import Publisher
 from farandole.broker.responder import respond, status_subject
 from farandole.broker.stored import events_behind
-from farandole.broker.streams import EVENTS, SNAPSHOTS, events_state
+from farandole.broker.streams import DEADLETTERS, EVENTS, SNAPSHOTS, events_state
 from farandole.cli.prune_commands import prune
 from farandole.correlator.contents import Item
 from farandole.correlator.dead_letters import DeadLetter
@@ -32,7 +39,16 @@ from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.correlator.store import CorrelatorStore
 from farandole.database import Database
 from farandole.envelope import Publication
-from farandole.errors import InvalidArgumentError, PreconditionError, QueryError, SnapshotError, StreamPrunedError
+from farandole.errors import (
+    BrokerError,
+    InvalidArgumentError,
+    PreconditionError,
+    QueryError,
+    SnapshotError,
+    StreamPrunedError,
+)
+from farandole.replay import pruning as pruning_module
+from farandole.replay import replaying as replaying_module
 from farandole.replay.folding import Extent
 from farandole.replay.holds import Holds, find_holds
 from farandole.replay.pruning import KEPT_TYPES, Pruning
@@ -54,6 +70,11 @@ from tests.integration.farandole_command import Command
 
 PARTICIPANTS = ("orders", "inventory", "payments", "shipping")
 RESERVED, SHIPPING_FAILED = "events.*.inventory.v1.ItemsReserved", "events.*.shipping.v1.ShippingFailed"
+UNDONE: tuple[tuple[str, dict[str, object]], ...] = (
+    HAPPY[0],
+    ("inventory.v1.ReservationFailed", {"reason": "OUT_OF_STOCK"}),
+    ("orders.v1.OrderCancelled", {"reason": "out of stock"}),
+)
 
 
 @dataclass
@@ -105,6 +126,13 @@ class Scene:
             until = until or holds.until
             await pruning.prune(live, holds, until, reasons={})
             return until
+
+    async def remove(self) -> int:
+        """Removes what an interrupted run has left."""
+        return await Pruning(self.broker, self.store, REGISTRY, report=lambda _done, _all: None).remove()
+
+    async def mark(self) -> Pruned | None:
+        return pruned_of(await events_state(self.broker))
 
     async def replay(self, extent: Extent | None = None) -> Verified:
         """A replay as far as the live records are, or so far."""
@@ -165,6 +193,11 @@ async def scene(broker: Broker, nats_server: BrokerUnderTest, tmp_path: Path) ->
         for task in answering:
             task.cancel()
         await asyncio.gather(*answering, return_exceptions=True)
+
+
+async def killed(*_arguments: object, **_named: object) -> int:
+    """In place of a part of a run: the run ends there."""
+    raise KeyboardInterrupt
 
 
 def records(items: Iterable[Item]) -> list[Item]:
@@ -326,7 +359,67 @@ async def test_who_does_not_answer_is_passed_over_only_with_a_reason(scene: Scen
     check_not_pruned(state, "loyalty", 0)
     assert await forget_reader(scene.broker, "shipping", "begins anew")
     check_not_pruned(await events_state(scene.broker), "shipping", 0)
-    assert not await forget_reader(scene.broker, "nobody", "was never there")
+    refused = await asyncio.to_thread(scene.farandole, "prune", "--forget", "correlator", "--reason", "lost", code=1)
+    assert "correlator is no participant: there is nothing to forget" in refused
+
+
+async def test_who_was_not_asked_and_is_behind_is_refused_until_it_is_forgotten(scene: Scene) -> None:
+    behind = await scene.first_of("done-1")
+    until = await scene.prune()
+    assert 0 < behind < until
+    # neither a definition nor a consumer told of `audit`: its consumer was removed while it was stopped
+    state = await events_state(scene.broker)
+    for durable in ("audit", "audit-3"):
+        check_not_pruned(state, durable, 0)
+        check_not_pruned(state, durable, until)
+        for position in (1, behind, until - 1):
+            with pytest.raises(StreamPrunedError, match="`farandole prune --forget audit "):
+                check_not_pruned(state, durable, position)
+    said = await asyncio.to_thread(scene.farandole, "prune", "--forget", "audit", "--reason", "a gap does no harm")
+    assert "audit may begin anew" in said
+    check_not_pruned(await events_state(scene.broker), "audit-3", behind)
+    assert await forget_reader(scene.broker, "shipping", "begins anew")
+    check_not_pruned(await events_state(scene.broker), "shipping", behind)
+    # that was about what had gone then
+    await tell(scene.broker, "next")
+    await scene.correlator.until("next", Status.COMPLETED)
+    await scene.settled()
+    further = await scene.prune()
+    with pytest.raises(StreamPrunedError, match=f"pruned up to {further}"):
+        check_not_pruned(await events_state(scene.broker), "audit", behind)
+
+
+async def test_who_comes_back_with_all_that_went_is_let_on(scene: Scene) -> None:
+    await tell(scene.broker, "open", HAPPY[:3])
+    await tell(scene.broker, "later")
+    await scene.correlator.until("later", Status.COMPLETED)
+    await scene.settled()
+    await scene.consumer("shipping", "events.>", description="Farandole participant shipping", after=0)
+    scene.positions["shipping"] = None
+    told = await asyncio.to_thread(scene.farandole.json, "prune", "--without", "shipping", "--reason", "is away")
+    until = told["until"]
+    assert until == await scene.first_of("open") - 1 < await scene.end()
+    state = await events_state(scene.broker)
+    for durable in ("payments", "shipping"):  # the one has read all of the stream, nobody knows how far the other has
+        check_not_pruned(state, durable, until)
+        with pytest.raises(StreamPrunedError, match=f"needs to have read up to {until}"):
+            check_not_pruned(state, durable, until - 1)
+
+
+async def test_who_was_there_at_the_last_pruning_is_asked_at_the_next(scene: Scene) -> None:
+    await scene.consumer("audit", "events.>", description="Farandole participant audit")
+    first = (await asyncio.to_thread(scene.farandole.json, "prune", "--without", "audit", "--reason", "is away"))[
+        "until"
+    ]
+    await scene.broker.request(f"$JS.API.CONSUMER.DELETE.{EVENTS}.audit")
+    await tell(scene.broker, "next")
+    await scene.correlator.until("next", Status.COMPLETED)
+    await scene.settled()
+    with pytest.raises(PreconditionError, match="audit did not tell how far it has read"):
+        await scene.prune()
+    check_not_pruned(await events_state(scene.broker), "audit", first)
+    assert await forget_reader(scene.broker, "audit", "is no more")
+    assert await scene.prune() > first
 
 
 async def test_dead_letters_that_are_open_hold_and_stray_events_do_not(scene: Scene) -> None:
@@ -388,10 +481,10 @@ async def test_a_participant_is_forgotten_with_a_reason_and_nothing_else_is_done
     assert after.until == before.until
     assert after.readers.keys() == before.readers.keys() - {"payments"}
     assert after.reasons["payments"] == "its disk is lost"
-    again = await asyncio.to_thread(
-        scene.farandole, "prune", "--forget", "payments", "--reason", "its disk is lost", code=1
+    none = await asyncio.to_thread(
+        scene.farandole, "prune", "--forget", "correlator", "--reason", "its disk is lost", code=1
     )
-    assert "there is nothing to forget" in again
+    assert "there is nothing to forget" in none
 
 
 @pytest.mark.parametrize("damage", ["a byte", "a piece"])
@@ -432,13 +525,31 @@ async def test_an_old_backup_does_not_go_on_where_events_are_gone(scene: Scene, 
         assert set((await old.positions()).values()) == {0}
 
 
+async def test_a_correlator_that_could_fold_otherwise_than_it_did_begins_from_the_snapshot(
+    scene: Scene, nats_server: BrokerUnderTest, tmp_path: Path
+) -> None:
+    await tell(scene.broker, "open", HAPPY[:3])
+    await scene.settled()
+    at = await scene.end()
+    await asyncio.to_thread(backup_store, scene.farandole.database_url, tmp_path / "older.db", find_program)
+    await tell(scene.broker, "later")
+    await scene.correlator.until("later", Status.COMPLETED)
+    await scene.settled()
+    assert await scene.prune() < at, "all that is gone it had folded; a redrive since may have had it read that again"
+    scene.correlator.running.cancel()
+    await asyncio.gather(scene.correlator.running, return_exceptions=True)
+    async with at_work(scene.broker, nats_server.url, tmp_path, "older") as older:
+        await older.correlator.problems.until("with an empty one it begins from the snapshot")
+        assert set((await older.store.positions()).values()) == {at}
+    for name in ("new", "correlator", "correlator"):  # an empty one; and the live one, however often it is restarted
+        async with at_work(scene.broker, nats_server.url, tmp_path, name) as begun:
+            await begun.correlator.problems.until_well()
+
+
 async def test_what_an_interrupted_run_left_goes_next_time_and_one_snapshot_stays(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def killed(*_arguments: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Pruning, "remove", killed)
+    monkeypatch.setattr(pruning_module, "purge", killed)
     with pytest.raises(KeyboardInterrupt):
         await scene.prune()
     monkeypatch.undo()
@@ -474,7 +585,7 @@ async def test_a_run_that_follows_a_whole_one_begins_where_that_ended(
 
     monkeypatch.setattr(scene.broker, "request", noting)
     monkeypatch.setattr(pruned_module, "_PURGED_AT_ONCE", 5)
-    assert await purge(scene.broker, keep=KEPT_TYPES) == 0
+    assert await scene.remove() == 0
     assert purged == [], "nothing is asked for where nothing is to be done"
     await tell(scene.broker, "next")
     await scene.correlator.until("next", Status.COMPLETED)
@@ -483,3 +594,210 @@ async def test_a_run_that_follows_a_whole_one_begins_where_that_ended(
     assert await scene.left_of_sagas() == []
     assert until < min(purged) <= until + 6
     assert max(purged) == second + 1
+
+
+@pytest.mark.parametrize(
+    ("module", "before"),
+    [
+        (pruning_module, "verify"),
+        (replaying_module, "fold_stream"),
+        (pruning_module, "store_snapshot"),
+        (pruning_module, "restore_snapshot"),
+        (pruning_module, "compare_with"),
+    ],
+)
+async def test_a_run_that_another_one_overtakes_changes_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, module: ModuleType, before: str
+) -> None:
+    middle, end = await scene.first_of("done-2"), await scene.end()
+    original = getattr(module, before)
+    for slower, faster in ((middle + 1, middle), (middle + 2, end)):
+
+        async def overtaken(*arguments: Any, faster: int = faster, **named: Any) -> Any:
+            monkeypatch.setattr(module, before, original)
+            await scene.prune(until=faster)
+            return await original(*arguments, **named)
+
+        monkeypatch.setattr(module, before, overtaken)
+        with pytest.raises(PreconditionError) as refused:
+            await scene.prune(until=slower)
+        assert refused.value.reason == "PRUNED_MEANWHILE"
+        mark = await scene.mark()
+        assert mark is not None
+        assert (mark.until, mark.removed) == (faster, faster)
+        assert (await scene.replay()).comparison.are_identical, "its snapshot is there, and nothing else went"
+    with pytest.raises(PreconditionError, match="pruned up to"):
+        await scene.prune(until=middle)
+
+
+@pytest.mark.parametrize("before", ["begin_from_snapshot", "fold_stream"])
+async def test_a_replay_that_a_prune_overtakes_tells_of_no_difference(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    original = getattr(replaying_module, before)
+
+    async def overtaken(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(replaying_module, before, original)
+        await tell(scene.broker, "next")
+        await scene.correlator.until("next", Status.COMPLETED)
+        await scene.settled()
+        await scene.prune()
+        return await original(*arguments, **named)
+
+    monkeypatch.setattr(replaying_module, before, overtaken)
+    with pytest.raises(PreconditionError, match="meanwhile; run it again"):
+        await scene.replay()
+    assert (await scene.replay()).comparison.are_identical
+
+
+async def test_a_run_that_ends_late_leaves_alone_what_came_after_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, end = await scene.first_of("done-2"), await scene.end()
+
+    async def slow(*arguments: Any, **named: Any) -> int:
+        monkeypatch.setattr(pruning_module, "purge", purge)
+        removed = await purge(*arguments, **named)
+        assert await forget_reader(scene.broker, "shipping", "begins anew")
+        await scene.prune(until=end)
+        return removed
+
+    monkeypatch.setattr(pruning_module, "purge", slow)
+    await scene.prune(until=first)
+    mark = await scene.mark()
+    assert mark is not None
+    assert (mark.until, mark.removed) == (end, end)
+    assert mark.reasons == {"shipping": "begins anew"}
+    assert (await scene.replay()).comparison.are_identical
+
+
+async def test_the_mark_is_changed_by_one_at_a_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    await scene.prune()
+    names = [f"reader-{number}" for number in range(5)]
+    await asyncio.gather(*(forget_reader(scene.broker, name, "none of them is lost") for name in names))
+    mark = await scene.mark()
+    assert mark is not None
+    assert set(mark.forgotten) == set(names)
+    # what a process that died has left is passed over after a while, and only then
+    publisher = Publisher(scene.broker)
+    await publisher.publish(Publication("turn", "snapshots.turn", {}, b""))
+    await publisher.stop()
+    waiting = asyncio.create_task(forget_reader(scene.broker, "shipping", "begins anew"))
+    asked = asyncio.Event()
+    request = scene.broker.request
+
+    async def noting(subject: str, body: Any = None) -> dict[str, Any]:
+        if subject == f"$JS.API.STREAM.INFO.{SNAPSHOTS}":
+            asked.set()
+        return await request(subject, body)
+
+    monkeypatch.setattr(scene.broker, "request", noting)
+    async with asyncio.timeout(20):
+        for _ in range(3):
+            asked.clear()
+            await asked.wait()
+        assert not waiting.done()
+        monkeypatch.setattr(turn_module, "_LONGEST", timedelta(0))
+        assert await waiting
+    async with pruning_turn(scene.broker):
+        pass
+
+
+async def test_without_its_snapshot_nothing_goes_and_nothing_is_folded(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pruning_module, "purge", killed)
+    with pytest.raises(KeyboardInterrupt):
+        await scene.prune()
+    monkeypatch.undo()
+    left = await scene.stored()
+    await scene.broker.request(f"$JS.API.STREAM.DELETE.{SNAPSHOTS}")
+    says = "is not there, or not all of it; restore the stream SNAPSHOTS from its backup"
+    assert says in await asyncio.to_thread(scene.farandole, "prune", code=1)
+    assert says in await asyncio.to_thread(scene.farandole, "replay", code=1)
+    await tell(scene.broker, "next")
+    await scene.correlator.until("next", Status.COMPLETED)
+    assert says in await asyncio.to_thread(scene.farandole, "prune", code=1)
+    assert (await scene.stored())[: len(left)] == left, "nothing went"
+    # whoever is passed over can be forgotten all the same, and that makes no stream in place of the one that is lost
+    assert await forget_reader(scene.broker, "shipping", "begins anew")
+    with pytest.raises(BrokerError, match="stream not found"):
+        await scene.broker.request(f"$JS.API.STREAM.INFO.{SNAPSHOTS}")
+    scene.correlator.running.cancel()
+    await asyncio.gather(scene.correlator.running, return_exceptions=True)
+    async with at_work(scene.broker, scene.farandole.nats_url, tmp_path) as restarted:
+        await restarted.correlator.problems.until_well()
+    async with at_work(scene.broker, scene.farandole.nats_url, tmp_path, "empty") as empty:
+        await empty.correlator.problems.until(says)
+        assert await empty.store.positions() == {}
+
+
+async def test_what_was_pruned_is_not_tried_under_a_changed_definition(scene: Scene, tmp_path: Path) -> None:
+    await tell(scene.broker, "undone", UNDONE)
+    await scene.correlator.until("undone", Status.COMPENSATED)
+    await scene.settled()
+    await scene.prune()
+    await tell(scene.broker, "undone", HAPPY[2:3])  # too late: it has to be undone, so the saga is open again
+    await scene.correlator.until("undone", Status.COMPENSATING)
+    await tell(scene.broker, "done-0", HAPPY[:1])  # to who knows only what is left it seems to begin here
+    await tell(scene.broker, "open", HAPPY[:3])
+    await scene.settled()
+    changed = changed_definition(tmp_path, ('"1800s"', '"900s"'))
+    told = await asyncio.to_thread(scene.farandole.json, "replay", "--sagas", str(changed))
+    assert told["untried"] == ["order-fulfilment undone"]
+    assert [one["saga"] for one in told["differing"]] == ["open"]
+    assert told["open"] == 2
+    said = await asyncio.to_thread(scene.farandole, "replay", "--sagas", str(changed))
+    assert "not tried, since their first events were pruned: order-fulfilment undone" in said
+
+
+async def test_of_what_an_interrupted_run_has_left_nothing_is_told_as_new(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pruning_module, "purge", killed)
+    with pytest.raises(KeyboardInterrupt):
+        await scene.prune()
+    await tell(scene.broker, "later")
+    await scene.correlator.until("later", Status.COMPLETED)
+    await scene.settled()
+    never_ends = ("success: orders.v1.OrderCompleted", "success: parcels.v1.ParcelOrderCompleted")
+    changed = changed_definition(tmp_path, ("name: order-fulfilment", "name: order-watch"), never_ends)
+    told = await asyncio.to_thread(scene.farandole.json, "replay", "--sagas", str(changed))
+    assert [(one["saga"], one["stands"]) for one in told["differing"]] == [("later", "-")]
+
+
+async def test_a_backup_whose_stores_are_older_than_what_was_pruned_meanwhile_is_none(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those stores would need events that the stream of the same backup has no more."""
+    url = scene.farandole.database_url
+
+    def copy_and_prune(*given: Any) -> None:
+        backup_store(*given)
+        scene.farandole("prune")
+
+    async def backed_up(directory: Path) -> Manifest:
+        return await back_up(directory, {"correlator": url}, scene.broker, find_program, lambda *_: None)
+
+    monkeypatch.setattr(backing_up, "backup_store", copy_and_prune)
+    with pytest.raises(PreconditionError, match=r"pruned while it was backed up.* back up again") as refused:
+        await backed_up(tmp_path / "first")
+    assert refused.value.reason == "PRUNED_MEANWHILE"
+    with pytest.raises(SnapshotError, match="is no whole backup"):
+        read_backup(tmp_path / "first")
+    monkeypatch.undo()
+    made = await backed_up(tmp_path / "second")
+    assert [one.name for one in made.streams] == [SNAPSHOTS, DEADLETTERS, EVENTS]
+    assert read_backup(tmp_path / "second") == made
+
+
+def changed_definition(directory: Path, *changes: tuple[str, str]) -> Path:
+    """A directory with the active definition's file, changed so."""
+    text = (directory / "definitions" / "order-fulfilment.yaml").read_text()
+    for was, becomes in changes:
+        assert was in text
+        text = text.replace(was, becomes)
+    changed = directory / "changed"
+    changed.mkdir()
+    (changed / "order.yaml").write_text(text)
+    return changed

@@ -12,8 +12,11 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from farandole.backup.origins import origins_of, refuse_strange
 from farandole.backup.stores import Programs, backup_store, refuse_filled, restore_store, store_kind
@@ -22,12 +25,14 @@ from farandole.broker.codes import STREAM_NOT_FOUND
 from farandole.broker.connection import Broker
 from farandole.broker.pruned import pruned_of
 from farandole.broker.streams import DEADLETTERS, EVENTS, SNAPSHOTS, events_state
-from farandole.errors import BrokerError, PreconditionError, SnapshotError
+from farandole.errors import BrokerError, FarandoleError, PreconditionError, SnapshotError
 
 FORMAT = "farandole.backup/1"
 MANIFEST = "manifest.json"
 _STREAMS = (SNAPSHOTS, DEADLETTERS, EVENTS)
 """In this order: whatever the others tell of is in the events too."""
+
+_log = structlog.get_logger(__name__)
 
 Report = Callable[[str, int, int], None]
 """Told now and then: what is at work, and how many bytes of it are done, of how many (0 where that is not known)."""
@@ -130,13 +135,51 @@ def read_backup(directory: Path) -> Manifest:
     return manifest
 
 
-def restore_stores(
-    directory: Path, manifest: Manifest, stores: Mapping[str, str], programs: Programs, report: Report
+async def restore(
+    directory: Path,
+    manifest: Manifest,
+    stores: Mapping[str, str],
+    broker: Broker,
+    programs: Programs,
+    report: Report,
+    *,
+    replicas: int | None = None,
 ) -> None:
-    """Restores every database of a backup to the place that `stores` gives, by service; all places must be empty.
+    """Restores every stream on a broker that has none of them, in so many replicas or as many as they had, and every
+    database to the place that `stores` gives, by service; all places must be empty.
 
-    Raises `SnapshotError`, with nothing written, where a place is missing or not empty.
+    Everything is looked at first. Raises `SnapshotError`, with nothing written, where a stream is there, or a place is
+    missing or not empty; and what stores and broker do. Where it fails later no stream stays, and the error tells which
+    databases were filled.
     """
+    for one in manifest.streams:
+        await _refuse_existing(broker, one.name)
+    await asyncio.to_thread(_refuse_unfit, manifest, stores)
+    done: list[BackedUp] = []
+    try:
+        for one in (*manifest.streams, *manifest.stores):
+            path = directory / one.file
+            report(one.name, 0, 0)
+            if one.stream is None:
+                await asyncio.to_thread(restore_store, path, stores[one.name], programs)
+            else:
+                told = partial(report, one.name)
+                await restore_stream(broker, one.name, path, one.stream, told, replicas=replicas)
+            done.append(one)
+    except BaseException as error:
+        for one in done:
+            if one.stream is not None:
+                await _remove_stream(broker, one.name)
+        filled = [one.name for one in done if one.stream is None]
+        if filled and isinstance(error, FarandoleError):
+            raise SnapshotError(
+                f"{error}; what was restored of the streams is removed; of the databases {', '.join(filled)} "
+                f"{'is' if len(filled) == 1 else 'are'} filled, and to be emptied before this is tried again"
+            ) from None
+        raise
+
+
+def _refuse_unfit(manifest: Manifest, stores: Mapping[str, str]) -> None:
     for one in manifest.stores:
         if one.name not in stores:
             raise SnapshotError(f"the backup has a database of {one.name}, and no place for it; name it by --store")
@@ -145,30 +188,6 @@ def restore_stores(
                 f"the backup of {one.name} is one of {one.kind}; {store_kind(stores[one.name])} can't take it"
             )
         refuse_filled(stores[one.name])
-    for one in manifest.stores:
-        report(one.name, 0, 0)
-        restore_store(directory / one.file, stores[one.name], programs)
-
-
-async def restore_streams(
-    directory: Path, manifest: Manifest, broker: Broker, report: Report, *, replicas: int | None = None
-) -> None:
-    """Restores every stream of a backup on a broker that has none of them.
-
-    Raises `SnapshotError`, with nothing made, where the broker has one, and what the broker does.
-    """
-    for one in manifest.streams:
-        await _refuse_existing(broker, one.name)
-    for one in manifest.streams:
-        assert one.stream is not None, "it is a stream"
-        await restore_stream(
-            broker,
-            one.name,
-            directory / one.file,
-            one.stream,
-            lambda done, of, name=one.name: report(name, done, of),  # type: ignore[misc]
-            replicas=replicas,
-        )
 
 
 async def _refuse_existing(broker: Broker, name: str) -> None:
@@ -179,6 +198,13 @@ async def _refuse_existing(broker: Broker, name: str) -> None:
             return
         raise
     raise SnapshotError(f"the broker has a stream {name} already: a backup is restored into an empty place only")
+
+
+async def _remove_stream(broker: Broker, name: str) -> None:
+    try:
+        await broker.request(f"$JS.API.STREAM.DELETE.{name}")
+    except BrokerError as error:
+        _log.warning("a stream that was restored may be left", stream=name, error=str(error))
 
 
 def _make_empty(directory: Path) -> None:

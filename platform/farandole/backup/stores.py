@@ -1,7 +1,8 @@
 """Backing up one database into a file while it is in use, and restoring it where there is none.
 
 SQLite by its own online backup: a copy of what was committed at one moment. PostgreSQL by `pg_dump` and `pg_restore`,
-which see one moment too; the password goes to them in their environment and is in no command line.
+which see one moment too, and are told of a connection all that the URL says; the password goes to them in their
+environment and is in no command line. A store of any other kind is backed up by its own means.
 """
 
 from __future__ import annotations
@@ -10,25 +11,39 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import sqlalchemy as sa
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import Conninfo
 
+from farandole.correlator.stores import scheme_of
+from farandole.database.postgresql import Postgresql
 from farandole.errors import ConfigurationError, Fault, SnapshotError, StoreUnavailableError
+from farandole.private_file import private_file
 from farandole.stack.embedded_postgres import find_programs
 
 Programs = Callable[[str], str]
 """Where a program of PostgreSQL is, such as `pg_dump`. Raises `ConfigurationError` where there is none."""
 
+_KINDS = ("sqlite", "postgresql")
 _PAGES_AT_ONCE = 2_000
-_PRIVATE = 0o600
 
 
 def store_kind(url: str) -> str:
-    """`sqlite` or `postgresql`."""
-    return sa.make_url(url).get_backend_name()
+    """`sqlite` or `postgresql`. Raises `ConfigurationError` with the remedy for a store of another kind, such as that
+    of a plug-in."""
+    scheme = scheme_of(url)
+    if scheme not in _KINDS:
+        reason = (
+            "is no database that this copies: back such a store up by its own means, or let the correlator fill an "
+            "empty one out of the stream; name all other databases by --store"
+        )
+        raise ConfigurationError([Fault(scheme, reason)])
+    return scheme
 
 
 def backup_store(url: str, path: Path, programs: Programs) -> None:
@@ -36,8 +51,9 @@ def backup_store(url: str, path: Path, programs: Programs) -> None:
 
     Raises `StoreUnavailableError` where it can't be read.
     """
-    path.touch(mode=_PRIVATE, exist_ok=False)
-    if store_kind(url) == "sqlite":
+    kind = store_kind(url)
+    private_file(path).close()
+    if kind == "sqlite":
         _copy(_file_of(url), path, what=f"the database {_file_of(url)}")
     else:
         _run([programs("pg_dump"), "--format=custom", "--no-owner", f"--file={path}"], url)
@@ -52,14 +68,13 @@ def restore_store(path: Path, url: str, programs: Programs) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         beginning = place.with_name(f"{place.name}.restoring")
         beginning.unlink(missing_ok=True)
-        beginning.touch(mode=_PRIVATE)
+        private_file(beginning).close()
         _copy(path, beginning, what=f"the backup {path}")
         _refuse_damaged(beginning, path)
         beginning.rename(place)
     else:
         command = [programs("pg_restore"), "--no-owner", "--exit-on-error", "--single-transaction"]
-        database = sa.make_url(url).database or ""
-        _run([*command, f"--dbname={database}", str(path)], url)
+        _run([*command, str(path)], url)
 
 
 def refuse_filled(url: str) -> None:
@@ -128,22 +143,37 @@ def _file_of(url: str) -> Path:
 
 
 def _run(command: list[str], url: str) -> None:
-    parts = sa.make_url(url)
-    environment = {
-        **os.environ,
-        "PGHOST": parts.host or "",
-        "PGPORT": str(parts.port or ""),
-        "PGUSER": parts.username or "",
-        "PGDATABASE": parts.database or "",
-        **({"PGPASSWORD": parts.password} if parts.password else {}),
-    }
-    present = {name: value for name, value in environment.items() if value}
-    done = subprocess.run(command, env=present, capture_output=True, text=True, check=False)  # noqa: S603 - PostgreSQL's
+    connection, secrets = _connection(url)
+    done = subprocess.run(  # noqa: S603 - PostgreSQL's
+        [*command, f"--dbname={connection}"], env={**os.environ, **secrets}, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        raise StoreUnavailableError(
-            f"{Path(command[0]).name} of {_shown(url)} failed: {said[-1] if said else 'no reason'}"
-        )
+        raise StoreUnavailableError(f"{Path(command[0]).name} of {_shown(url)} failed: {_reason(done.stderr)}")
+
+
+def _connection(url: str) -> tuple[str, Mapping[str, str]]:
+    """What libpq takes for a URL, as a service's driver gives it to libpq; and the variables in which it takes what
+    nobody else may see."""
+    driver_url = _driver_url(url)
+    _, given = driver_url.get_dialect()().create_connect_args(driver_url)
+    hidden = {option.keyword.decode(): option.envvar for option in Conninfo.get_defaults() if option.dispchar == b"*"}
+    secrets: dict[str, str] = {}
+    for keyword in hidden.keys() & given.keys():
+        variable = hidden[keyword]
+        if variable is None:
+            reason = "can't be handed to PostgreSQL's programs unseen: they take it in their command line alone"
+            raise ConfigurationError([Fault(keyword, reason)])
+        secrets[variable.decode()] = given.pop(keyword)
+    try:
+        return make_conninfo(**given), secrets
+    except psycopg.Error as error:
+        raise StoreUnavailableError(f"the database {_shown(url)} can't be reached: {_first_line(error)}") from None
+
+
+def _reason(said: str) -> str:
+    """The line with the error: behind it may stand the statement in which it came, which is no reason."""
+    lines = said.strip().splitlines() or ["no reason"]
+    return next((line for line in lines if ": error: " in line), lines[-1])
 
 
 def _driver_url(url: str) -> sa.URL:
@@ -151,7 +181,7 @@ def _driver_url(url: str) -> sa.URL:
 
 
 def _shown(url: str) -> str:
-    return sa.make_url(url).render_as_string(hide_password=True)
+    return Postgresql().name(sa.make_url(url))
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,12 +20,14 @@ from farandole.broker.codes import STREAM_NAME_IN_USE
 from farandole.broker.connection import Broker, read_answer
 from farandole.broker.headers import DESCRIPTION, STATUS
 from farandole.errors import BrokerError, BrokerUnavailableError, SnapshotError
+from farandole.private_file import private_file
 
 Report = Callable[[int, int], None]
 """Told now and then: how many bytes are done, of how many."""
 
 _CHUNK_BYTES = 128 * 1024
 _SILENCE_SECONDS = 20.0
+_RETRY_SECONDS = 0.05
 
 
 async def backup_stream(broker: Broker, name: str, path: Path, report: Report) -> dict[str, Any]:
@@ -43,7 +46,7 @@ async def backup_stream(broker: Broker, name: str, path: Path, report: Report) -
         request = {"deliver_subject": inbox, "no_consumers": True, "chunk_size": _CHUNK_BYTES}
         answer = await broker.request(f"$JS.API.STREAM.SNAPSHOT.{name}", request)
         total, done = answer["state"]["bytes"], 0
-        with _new_file(path) as file:
+        with private_file(path) as file:
             while (message := await _next(chunks, name)).data:
                 file.write(message.data)
                 done += len(message.data)
@@ -97,11 +100,24 @@ async def restore_stream(
 
 async def _deliver(broker: Broker, subject: str, chunk: bytes, name: str) -> None:
     try:
-        reply = await broker.client.request(subject, chunk, timeout=_SILENCE_SECONDS)
+        reply = await _handed_over(broker, subject, chunk)
     except (nats.errors.Error, OSError, TimeoutError) as error:
         raise BrokerUnavailableError(f"the stream {name} was not restored: {_text(error)}") from None
     if reply.data:
         read_answer(reply.data, f"the restoring of {name}")
+
+
+async def _handed_over(broker: Broker, subject: str, chunk: bytes) -> Msg:
+    """The answer to a chunk. In a cluster another server may take it, of whose subject this one hears a moment later:
+    till then there is no responder, and nobody has got it."""
+    until = time.monotonic() + _SILENCE_SECONDS
+    while True:
+        try:
+            return await broker.client.request(subject, chunk, timeout=_SILENCE_SECONDS)
+        except nats.errors.NoRespondersError:
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(_RETRY_SECONDS)
 
 
 async def _next(chunks: asyncio.Queue[Msg], name: str) -> Msg:
@@ -125,11 +141,6 @@ def sha256_of(path: Path) -> str:
 def path_size(path: Path) -> int:
     """The size of a file in bytes."""
     return path.stat().st_size
-
-
-def _new_file(path: Path) -> BinaryIO:
-    path.touch(mode=0o600, exist_ok=False)
-    return path.open("wb")
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -60,7 +60,8 @@ def restore(
 ) -> None:
     """Restore a backup into an empty place: a stack that has no data, or databases and a broker that are empty.
 
-    Nothing is overwritten. Where it can't be finished, what was begun in a stack's place is removed again.
+    Nothing is overwritten, and nothing written before all places were looked at. Where it can't be finished, what was
+    begun in a stack's place is removed again; with --store the streams are, and it tells which databases are filled.
     """
     from farandole.backup.backing_up import read_backup
     from farandole.cli.output import print_next, progress, quiet_logs
@@ -71,7 +72,7 @@ def restore(
     plan = None if given else _plan(file, _shape(manifest, nats or "single"))
     with progress() as report:
         if plan is None:
-            _restore_into(directory, manifest, given, stream_replicas, report)
+            asyncio.run(_restore(directory, manifest, given, None, stream_replicas, report))
         else:
             _restore_stack(directory, manifest, plan, report)
     _print_manifest(manifest)
@@ -88,19 +89,7 @@ async def _back_up(directory: Path, stores: Mapping[str, str], nats_url: str | N
         return await back_up(directory, stores, broker, find_program, report)
 
 
-def _restore_into(
-    directory: Path, manifest: Manifest, stores: Mapping[str, str], replicas: int | None, report: Report
-) -> None:
-    from farandole.backup.backing_up import restore_stores
-    from farandole.backup.stores import find_program
-
-    restore_stores(directory, manifest, stores, find_program, report)
-    asyncio.run(_restore_streams(directory, manifest, None, replicas, report))
-
-
 def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, report: Report) -> None:
-    from farandole.backup.backing_up import restore_stores
-    from farandole.backup.stores import find_program
     from farandole.stack.bring_up import bring_up_servers
     from farandole.stack.control import SupervisorClient
     from farandole.stack.take_down import take_down
@@ -114,8 +103,7 @@ def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, report: Repo
         raise StackError("the stack is running: a backup is restored into an empty place only; `farandole down` first")
     try:
         bring_up_servers(plan, os.environ, Path.cwd())
-        restore_stores(directory, manifest, _stores(plan), find_program, report)
-        asyncio.run(_restore_streams(directory, manifest, _nats_url(plan), len(plan.brokers) or None, report))
+        asyncio.run(_restore(directory, manifest, _stores(plan), _nats_url(plan), len(plan.brokers) or None, report))
     except BaseException:
         take_down(plan)
         shutil.rmtree(plan.home.data)  # it was empty
@@ -123,14 +111,20 @@ def _restore_stack(directory: Path, manifest: Manifest, plan: Plan, report: Repo
     take_down(plan)
 
 
-async def _restore_streams(
-    directory: Path, manifest: Manifest, nats_url: str | None, replicas: int | None, report: Report
+async def _restore(
+    directory: Path,
+    manifest: Manifest,
+    stores: Mapping[str, str],
+    nats_url: str | None,
+    replicas: int | None,
+    report: Report,
 ) -> None:
-    from farandole.backup.backing_up import restore_streams
+    from farandole.backup.backing_up import restore
+    from farandole.backup.stores import find_program
     from farandole.cli.live_correlator import connected_broker
 
     async with connected_broker(nats_url) as broker:
-        await restore_streams(directory, manifest, broker, report, replicas=replicas)
+        await restore(directory, manifest, stores, broker, find_program, report, replicas=replicas)
 
 
 def _plan(file: Path | None, shape: Shape | None = None) -> Plan:

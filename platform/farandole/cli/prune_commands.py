@@ -190,7 +190,7 @@ async def _forget(participant: str, reason: str) -> None:
     async with connected_broker() as broker:
         if not await forget_reader(broker, participant, reason):
             raise NotFoundError(
-                f"the stream was not pruned while there was a participant {participant}: there is nothing to forget",
+                f"the stream was never pruned, or {participant} is no participant: there is nothing to forget",
                 reason="PARTICIPANT_NOT_FOUND",
             )
     typer.echo(f"{participant} may begin anew, with what the stream still holds")

@@ -26,10 +26,11 @@ from farandole.correlator.dead_letters import DeadLetter
 from farandole.correlator.queries import RecordedSaga, StoredDefinition
 from farandole.envelope import Publication
 from farandole.errors import SnapshotError
+from farandole.private_file import private_file
 from farandole.times import microseconds_of, time_of
 
 FORMAT = "farandole.correlator.contents/1"
-"""Raised with every change of the fields of an item, of which a test keeps an example."""
+"""Raised with every change of the fields of an item; a test keeps an example of each kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,7 @@ def writing(path: Path) -> Iterator[Take]:
         count += 1
         file.write(encode_item(item) + b"\n")
 
-    path.touch(mode=0o600, exist_ok=False)
-    with gzip.open(path, "wb", compresslevel=_COMPRESSION) as file:
+    with private_file(path) as raw, gzip.open(raw, "wb", compresslevel=_COMPRESSION) as file:
         file.write(_line({"format": FORMAT}))
         yield take
         file.write(_line({"items": count}))

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
 import structlog
 
@@ -29,6 +28,7 @@ from farandole.correlator.contents import FORMAT, reading
 from farandole.correlator.store import CorrelatorStore
 from farandole.envelope import Publication
 from farandole.errors import BrokerError, SnapshotError
+from farandole.private_file import private_file
 
 _PIECE_BYTES = 256 * 1024
 """Well below the least `max_payload` that brokers are run with, also as base64 in an answer."""
@@ -87,7 +87,7 @@ async def fetch_snapshot(broker: Broker, snapshot_id: str, path: Path) -> Snapsh
     the broker does."""
     snapshot = _manifest(snapshot_id, await _message(broker, snapshot_id, _MANIFEST))
     digest = hashlib.sha256()
-    with _new_file(path) as file:
+    with private_file(path) as file:
         for number in range(snapshot.pieces):
             piece = await _message(broker, snapshot_id, str(number))
             digest.update(piece)
@@ -95,6 +95,12 @@ async def fetch_snapshot(broker: Broker, snapshot_id: str, path: Path) -> Snapsh
     if digest.hexdigest() != snapshot.sha256:
         raise SnapshotError(f"the snapshot {snapshot_id} is not what was stored: its digest differs; {_REMEDY}")
     return snapshot
+
+
+async def check_snapshot(broker: Broker, snapshot_id: str) -> None:
+    """Reads a snapshot as `fetch_snapshot` does, and keeps nothing."""
+    with TemporaryDirectory(prefix="farandole-snapshot-") as directory:
+        await fetch_snapshot(broker, snapshot_id, Path(directory) / "snapshot")
 
 
 async def remove_other_snapshots(broker: Broker, snapshot_id: str) -> None:
@@ -148,12 +154,6 @@ _REMEDY = (
 def _publication(snapshot_id: str, part: str, data: bytes) -> Publication:
     subject = f"snapshots.{snapshot_id}.{part}"
     return Publication(snapshot_id, subject, {"Nats-Msg-Id": subject}, data)
-
-
-def _new_file(path: Path) -> BinaryIO:
-    """A file that only this user can read."""
-    path.touch(mode=0o600, exist_ok=False)
-    return path.open("wb")
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

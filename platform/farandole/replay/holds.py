@@ -15,6 +15,7 @@ from typing import Any
 from choreography.v1 import participant_pb2, saga_definition_pb2
 from farandole.broker.connection import Broker
 from farandole.broker.consumers import durable_consumers, service_of
+from farandole.broker.pruned import pruned_of
 from farandole.broker.stored import next_stored
 from farandole.broker.streams import StreamState
 from farandole.correlator.contents import reading
@@ -52,7 +53,7 @@ class Holds:
     open_sagas: int = 0
     open_dead_letters: int = 0
     readers: dict[str, int] = field(default_factory=dict)
-    """By participant: the position up to which it has certainly read. It has no need of what may go."""
+    """By participant: the position that its database has, or has to come back with."""
     silent: list[str] = field(default_factory=list)
     """Participants that did not tell their position, and were not passed over."""
 
@@ -84,7 +85,9 @@ async def find_holds(broker: Broker, live: LiveView, *, inquiry: Inquiry, withou
     state = live.state  # older than what consumers and participants tell now: what came since is not let go
     holds = Holds()
     holds.found.append(Hold(CORRELATOR, live.first_position, "has folded so far"))
-    by_participant: dict[str, list[_Consumer]] = {name: [] for name in _hold_records(holds, live)}
+    by_participant: dict[str, list[_Consumer]] = {
+        name: [] for name in _hold_records(holds, live) | _asked_before(state)
+    }
     for consumer in map(_consumer, await durable_consumers(broker)):
         if consumer.service is None:
             until = state.last_sequence if consumer.is_done else consumer.acknowledged
@@ -109,7 +112,14 @@ async def find_holds(broker: Broker, live: LiveView, *, inquiry: Inquiry, withou
 
 def _unknown(name: str, participants: Collection[str]) -> str:
     known = ", ".join(sorted(participants)) or "none"
-    return f"{name} is no participant; definitions and consumers tell of {known}{did_you_mean(name, participants)}"
+    return f"{name} is no participant; those that are known are {known}{did_you_mean(name, participants)}"
+
+
+def _asked_before(state: StreamState) -> set[str]:
+    """The participants that were there when the stream was pruned last: a consumer that was removed, or was not there
+    again after a restore, is no sign that nobody reads any more."""
+    pruned = pruned_of(state)
+    return set(pruned.readers) - {CORRELATOR} if pruned else set()
 
 
 def _last_known(consumers: Sequence[_Consumer], state: StreamState) -> int:

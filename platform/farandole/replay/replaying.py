@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from farandole.broker.connection import Broker
+from farandole.broker.pruned import check_pruned_no_further
 from farandole.broker.streams import StreamState, check_position, events_state
 from farandole.correlator.contents import PartitionPosition, reading, writing
 from farandole.correlator.snapshots import begin_from_snapshot
@@ -115,14 +116,17 @@ async def replayed(
 ) -> AsyncIterator[tuple[CorrelatorStore, Folded]]:
     """A store of its own into which the stream was folded so far, and what was folded; it goes after.
 
-    Raises `PreconditionError` where the stream was pruned, and its snapshot reaches further already.
+    Raises `PreconditionError` where the stream was pruned, and its snapshot reaches further already; also where it has
+    been pruned further since `state`.
     """
     async with empty_store() as store:
         await begin_from_snapshot(broker, store)
+        await check_pruned_no_further(broker, state)  # what it began from may reach further than what is asked for
         _refuse_pruned(await store.positions(), extent)
         folded = await fold_stream(
             broker, store, ToldDefinitions(), registry=registry, state=state, extent=extent, report=report
         )
+        await check_pruned_no_further(broker, state)  # what was to be folded may have gone before it was
         yield store, folded
 
 
