@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 
+from farandole.backup.stores import store_kind
 from farandole.broker.streams import EVENTS, StreamState
 from farandole.errors import PreconditionError, StoreUnavailableError
 
@@ -30,9 +31,9 @@ class Origin:
 def origins_of(url: str) -> list[Origin]:
     """The streams that a database was folded from: one, as a rule; none where nothing was folded yet.
 
-    Reads only. Raises `StoreUnavailableError` where it can't be read.
+    Reads only. Raises `ConfigurationError` for a store of another kind, `StoreUnavailableError` where it can't be read.
     """
-    engine = _reading_engine(sa.make_url(url))
+    engine = _reading_engine(url)
     try:
         with engine.connect() as connection:
             there = set(sa.inspect(connection).get_table_names())
@@ -52,10 +53,10 @@ def origins_of(url: str) -> list[Origin]:
         engine.dispose()
 
 
-def _reading_engine(url: sa.URL) -> sa.Engine:
-    if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url.set(drivername="postgresql+psycopg"))
-    path = Path(url.database or "").absolute()  # opened so, one that is not there is not made
+def _reading_engine(url: str) -> sa.Engine:
+    if store_kind(url) != "sqlite":
+        return sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
+    path = Path(sa.make_url(url).database or "").absolute()  # opened so, one that is not there is not made
     return sa.create_engine("sqlite://", creator=partial(sqlite3.connect, f"file:{quote(str(path))}?mode=ro", uri=True))
 
 
