@@ -11,6 +11,8 @@ NO_SUITABLE_PEERS = 10005
 CONSUMER_NOT_FOUND = 10014
 NO_MESSAGE_FOUND = 10037
 """The stream has no such message, by its sequence or its subject."""
+NO_SUCH_SEQUENCE = 10043
+"""There is nothing to delete at that sequence."""
 MESSAGE_TOO_LARGE = 10054
 """The message is above the stream's `max_msg_size`."""
 STREAM_NAME_IN_USE = 10058

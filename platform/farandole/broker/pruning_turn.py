@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
+from farandole.broker.codes import NO_MESSAGE_FOUND, NO_SUCH_SEQUENCE
 from farandole.broker.connection import Broker
 from farandole.broker.publisher import Publisher
 from farandole.broker.streams import SNAPSHOTS, stream_state
@@ -22,8 +23,6 @@ _SUBJECT = "snapshots.turn"
 _LONGEST = timedelta(seconds=30)
 """A turn takes a few requests. One that is as old as this, by the broker's clock, was left by a process that died."""
 _LOOK_SECONDS = 0.1
-_CONFLICTS = frozenset({10071, 10164})
-_NO_MESSAGE_FOUND, _NO_SUCH_SEQUENCE = 10037, 10043
 
 
 @asynccontextmanager
@@ -56,7 +55,7 @@ async def _take(broker: Broker, publisher: Publisher) -> int | None:
             expected = {"Nats-Expected-Last-Subject-Sequence": str(left_over)}
             return (await publisher.publish(Publication("turn", _SUBJECT, expected, b""))).sequence
         except BrokerError as error:
-            if error.code not in _CONFLICTS:
+            if not error.is_conflict:
                 raise
         await asyncio.sleep(_LOOK_SECONDS)
         left_over = await _left_over(broker)
@@ -67,7 +66,7 @@ async def _left_over(broker: Broker) -> int:
     try:
         held = (await broker.request(f"$JS.API.STREAM.MSG.GET.{SNAPSHOTS}", {"last_by_subj": _SUBJECT}))["message"]
     except BrokerError as error:
-        if error.code == _NO_MESSAGE_FOUND:
+        if error.code == NO_MESSAGE_FOUND:
             return 0
         raise
     now = (await broker.request(f"$JS.API.STREAM.INFO.{SNAPSHOTS}"))["ts"]
@@ -79,5 +78,5 @@ async def _give_back(broker: Broker, turn: int) -> None:
     try:
         await broker.request(f"$JS.API.STREAM.MSG.DELETE.{SNAPSHOTS}", {"seq": turn})
     except BrokerError as error:
-        if error.code != _NO_SUCH_SEQUENCE:  # it had lasted too long, and somebody else's came in its place
+        if error.code != NO_SUCH_SEQUENCE:  # it had lasted too long, and somebody else's came in its place
             raise
