@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from farandole.backup.backing_up import MANIFEST
 from farandole.backup.streams import path_size, sha256_of
 from farandole.broker.connection import Broker
-from farandole.broker.streams import DEADLETTERS, EVENTS, provision
+from farandole.broker.streams import DEADLETTERS, EVENTS, events_state, provision
 from farandole.correlator.sql_store import SqlCorrelatorStore
 from farandole.database import Database
 from farandole.testing.brokers import BrokerUnderTest
@@ -47,6 +49,9 @@ async def backup(broker: Broker, nats_server: BrokerUnderTest, tmp_path: Path) -
     await store.open()
     await filled(store)
     await store.close()
+    incarnation = (await events_state(broker)).incarnation
+    with closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute("UPDATE correlator_position SET incarnation = ?, position = 0", (incarnation,))
     stores = [f"--store={name}=sqlite:///{source}" for name in ("correlator", "payments")]
     await asyncio.to_thread(Command(nats_server.url, ""), "backup", str(tmp_path / "backup"), *stores)
     yield tmp_path / "backup"
