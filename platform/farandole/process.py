@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -85,6 +86,7 @@ async def work_until_stopped(
     What runs `beside` the work ends with it, so that a process that was displaced answers for nobody; it may end
     before. Raises what ended the work otherwise: the process is to be started anew.
     """
+    gc.freeze()  # modules and what they hold stay to the end: looking through them for garbage costs, the more the more
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in _STOP_SIGNALS:

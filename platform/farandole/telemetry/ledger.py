@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -67,9 +67,9 @@ class Ledger:
         self._metrics = metrics
         self._began = time.perf_counter()
         self._current: Handling | None = None
-        """The event that was begun last."""
-        self.handlings: dict[int, Handling] = {}
-        """By the event's sequence, in order."""
+        """Of the event that was begun last."""
+        self.handlings: dict[int, Handling | None] = {}
+        """By the event's sequence, in order; None for one that no trace is recorded of, and nobody counts."""
         self.sagas: list[SagaStep] = []
         self.sendings: list[Sending] = []
         """The events that are to be published, as far as their traces are recorded."""
@@ -80,13 +80,14 @@ class Ledger:
 
     def tried_before(self, event: Event, attempts: int) -> None:
         """See `Account.tried_before`."""
-        if attempts:
-            self._of(event).attempts = attempts + 1
+        if attempts and (handling := self._of(event)) is not None:
+            handling.attempts = attempts + 1
 
     def running(self, place: Place, given: Sequence[Event]) -> AbstractContextManager[None]:
         """See `Account.running`."""
         handling = self._current
-        assert handling is not None, "a handler runs for an event that was begun"
+        if handling is None:
+            return _NOT_TOLD
         run = Run(place)
         handling.runs.append(run)
         if self._traces is not None and handling.span is not None:
@@ -96,36 +97,42 @@ class Ledger:
 
     def noted(self, event: Event, disposition: Disposition) -> None:
         """See `Account.noted`."""
-        handling = self._of(event)
-        handling.disposition = disposition
-        handling.end = time.time_ns()
+        if (handling := self._of(event)) is not None:
+            handling.disposition = disposition
+            handling.end = time.time_ns()
 
     def put_off(
         self, event: Event | Unreadable, state: str, *, attempts: int = 0, error: BaseException | None = None
     ) -> None:
         """See `Account.put_off`."""
-        handling = self._of(event)
-        handling.state, handling.attempts, handling.error = state, attempts, error
-        handling.end = time.time_ns()
+        if (handling := self._of(event)) is not None:
+            handling.state, handling.attempts, handling.error = state, attempts, error
+            handling.end = time.time_ns()
         if self.sendings:  # what its handler had published was taken back
             self.sendings = [sending for sending in self.sendings if sending.cause is not event]
 
     def folded(self, event: Event, changed: Mapping[str, Saga]) -> None:
         """See `Account.folded`."""
-        handling = self._of(event)
-        handling.definitions = tuple(changed)
-        self.noted(event, _disposition(event, changed))
+        if (handling := self._of(event)) is not None:
+            handling.definitions = tuple(changed)
+            handling.disposition = _disposition(event, changed)
+            handling.end = time.time_ns()
 
     def changed(self, before: Saga | None, after: Saga) -> None:
         """See `Account.changed`."""
-        self.sagas.append(SagaStep(before, after))
+        if self._metrics is not None:
+            self.sagas.append(SagaStep(before, after))
 
     def traceparent(self, cause: Event | Unreadable | None) -> str:
         """See `Account.traceparent`."""
         if self._traces is None:
             return "" if cause is None else cause.traceparent
-        span = self._ambient if cause is None else self._of(cause).span
-        header, sending = self._traces.sending(cause, span)
+        if cause is None:
+            within = self._ambient
+        else:
+            handling = self._of(cause)
+            within = None if handling is None else handling.span
+        header, sending = self._traces.sending(cause, within)
         if sending is not None:
             self.sendings.append(sending)
         return header
@@ -137,14 +144,18 @@ class Ledger:
         if self._metrics is not None:
             self._metrics.settled(self, time.perf_counter() - self._began)
 
-    def _of(self, event: Event | Unreadable) -> Handling:
+    def _of(self, event: Event | Unreadable) -> Handling | None:
         sequence = event.message.sequence
-        handling = self.handlings.get(sequence)
-        if handling is None:
-            handling = self.handlings[sequence] = Handling(event)
-            if self._traces is not None:
-                handling.span = self._traces.begin(event)
-        return handling
+        try:
+            return self.handlings[sequence]
+        except KeyError:
+            span = None if self._traces is None else self._traces.begin(event)
+            wanted = span is not None or self._metrics is not None
+            handling = self.handlings[sequence] = Handling(event, span) if wanted else None
+            return handling
+
+
+_NOT_TOLD = nullcontext()
 
 
 class _Running:

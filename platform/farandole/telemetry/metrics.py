@@ -75,6 +75,7 @@ class Metrics:
         handled: Count[tuple[str, str]] = Count()
         put_off: Count[tuple[str, str]] = Count()
         for handling in ledger.handlings.values():
+            assert handling is not None, "with metrics somebody wants to know of each"
             event_type = self._type(handling.event.message.type)
             if handling.disposition is not None:
                 handled[event_type, handling.disposition.name] += 1

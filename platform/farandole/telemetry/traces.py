@@ -31,7 +31,7 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resou
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from farandole.envelope import Event, Publication, Unreadable
@@ -53,6 +53,9 @@ _NOT_SAMPLED = "-00"
 """How a `traceparent` ends of which nothing is recorded, as good as always; other flags may be set besides."""
 _NOT_TRACED = "/grpc."
 """Health and reflection, which are called without end."""
+
+_NOWHERE = Context()
+"""In no trace."""
 
 _log = structlog.get_logger(__name__)
 
@@ -86,7 +89,8 @@ class Traces:
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it repeats each failure; `_Telling` does not
         trace.set_tracer_provider(self._provider)  # for spans that handlers make themselves
         self._tracer = self._provider.get_tracer("farandole", version("farandole"))
-        self._follows = isinstance(sampler, ParentBased)
+        self._sampler = self._provider.sampler
+        self._follows = isinstance(self._sampler, ParentBased)
         """Whether nothing is recorded of what follows from something that is not."""
         self._sending: dict[str, Span] = {}
         """By `traceparent`, in the order in which they were decided."""
@@ -98,7 +102,10 @@ class Traces:
             return None
         came = traceparent.read(header)
         if came is None:
-            with self._ids.of_trace(traceparent.derived(message_id(event.source, event.id)).trace_id):
+            trace_id = traceparent.derived(message_id(event.source, event.id)).trace_id
+            if self._follows and not self._begins(trace_id):
+                return None
+            with self._ids.of_trace(trace_id):
                 span = self._process(event, Context())
         elif self._follows and not came.is_sampled:
             return None
@@ -107,6 +114,10 @@ class Traces:
             within = trace.set_span_in_context(NonRecordingSpan(cause), Context())
             span = self._process(event, within, Link(cause))
         return span if span.is_recording() else None
+
+    def _begins(self, trace_id: int) -> bool:
+        """Whether a trace that begins here is recorded: asked before a span is made of it, which costs far more."""
+        return self._sampler.should_sample(_NOWHERE, trace_id, "process").decision is Decision.RECORD_AND_SAMPLE
 
     def _process(self, event: Event | Unreadable, within: Context, *links: Link) -> Span:
         message = event.message
@@ -156,7 +167,7 @@ class Traces:
     def settled(self, ledger: Ledger) -> None:
         """Ends the spans of what a transaction dealt with, and remembers those of what it publishes."""
         for handling in ledger.handlings.values():
-            if handling.span is not None and handling.end:
+            if handling is not None and handling.span is not None and handling.end:
                 _describe(handling, handling.span)
                 handling.span.end(handling.end)
         for sending in ledger.sendings:
