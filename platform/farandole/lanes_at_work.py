@@ -3,7 +3,7 @@ stream."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from farandole.broker.connection import Broker
@@ -87,9 +87,10 @@ class LanesAtWork(Generic[Handler]):
         """By lane, as they are now."""
         return dict(sorted(self._at_work.items()))
 
-    async def remove_left_over_consumers(self) -> None:
-        """Removes the durable consumers of another number of lanes, which nobody reads once all replicas have this
-        one."""
+    async def remove_left_over_consumers(self, joined: Callable[[], Awaitable[None]]) -> None:
+        """Removes the durable consumers of another number of lanes, once nobody reads them: all replicas have this one
+        when `joined` returns, see `LaneKeeper.joined`."""
+        await joined()
         await remove_consumers(self._broker, self.lanes.left_over(self._service), description=self._description)
 
     @property

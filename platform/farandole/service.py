@@ -18,6 +18,7 @@ from choreography.v1.participant_service_pb2_grpc import (
 )
 from farandole.broker.connection import Broker
 from farandole.broker.responder import Answer, replicas_subject, respond, status_subject
+from farandole.clock import utc_now
 from farandole.database import Database
 from farandole.errors import StoreUnavailableError
 from farandole.lane_keeper import LaneKeeper
@@ -25,7 +26,6 @@ from farandole.lanes import Lanes
 from farandole.leases import Replica
 from farandole.migrations import PARTICIPANT, migrate
 from farandole.outbox import OutboxRow
-from farandole.participant.handler import utc_now
 from farandole.participant.participant import Participant
 from farandole.participant.participant_lanes import ParticipantLanes
 from farandole.participant.readings import foreseen_of, of_circuits, of_queue
@@ -182,7 +182,7 @@ async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rp
                 check_store=database.check,
                 beside=[
                     lanes.listen,
-                    lambda: _tidy(keeper, lanes),
+                    lambda: lanes.remove_left_over_consumers(keeper.joined),
                     lambda: _respond(broker, keeper, status_subject(participant.name), participant.name, status.answer),
                     lambda: _respond(broker, keeper, replicas_subject(participant.name), "", status.answer_for_itself),
                     *telemetry.beside(
@@ -196,11 +196,6 @@ async def _serve_observed(participant: Participant, settings: Settings, rpcs: Rp
             )
     finally:
         await close_or_exit(database.close())
-
-
-async def _tidy(keeper: LaneKeeper, lanes: ParticipantLanes) -> None:
-    await keeper.joined()
-    await lanes.remove_left_over_consumers()
 
 
 async def _respond(broker: Broker, keeper: LaneKeeper, subject: str, queue: str, answer: Answer) -> None:

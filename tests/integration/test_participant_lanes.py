@@ -145,7 +145,7 @@ async def replica(name: str, broker: Broker, database: Database, *, lanes: int) 
     tasks = [
         asyncio.create_task(keeper.run()),
         asyncio.create_task(at_work.listen()),
-        asyncio.create_task(at_work.remove_left_over_consumers()),
+        asyncio.create_task(at_work.remove_left_over_consumers(keeper.joined)),
         asyncio.create_task(respond(broker, replicas_subject(PARTICIPANT.name), answer=status.answer_for_itself)),
     ]
     try:

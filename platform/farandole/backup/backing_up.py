@@ -24,8 +24,8 @@ from farandole.backup.streams import backup_stream, path_size, restore_stream, s
 from farandole.broker.codes import STREAM_NOT_FOUND
 from farandole.broker.connection import Broker
 from farandole.broker.pruned import pruned_of
-from farandole.broker.streams import DEADLETTERS, EVENTS, SNAPSHOTS, events_state
-from farandole.errors import BrokerError, FarandoleError, PreconditionError, SnapshotError
+from farandole.broker.streams import DEADLETTERS, EVENTS, SNAPSHOTS, events_state, stream_state
+from farandole.errors import BrokerError, FarandoleError, PreconditionError, SnapshotError, StreamMissingError
 
 FORMAT = "farandole.backup/1"
 MANIFEST = "manifest.json"
@@ -98,7 +98,7 @@ async def back_up(
     for name in _STREAMS:
         path = directory / f"{name}.stream"
         try:
-            told = await backup_stream(broker, name, path, lambda done, of, name=name: report(name, done, of))  # type: ignore[misc]
+            told = await backup_stream(broker, name, path, partial(report, name))
         except BrokerError as error:
             if error.code == STREAM_NOT_FOUND and name == SNAPSHOTS:
                 continue  # nothing was ever pruned
@@ -192,11 +192,9 @@ def _refuse_unfit(manifest: Manifest, stores: Mapping[str, str]) -> None:
 
 async def _refuse_existing(broker: Broker, name: str) -> None:
     try:
-        await broker.request(f"$JS.API.STREAM.INFO.{name}")
-    except BrokerError as error:
-        if error.code == STREAM_NOT_FOUND:
-            return
-        raise
+        await stream_state(broker, name)
+    except StreamMissingError:
+        return
     raise SnapshotError(f"the broker has a stream {name} already: a backup is restored into an empty place only")
 
 

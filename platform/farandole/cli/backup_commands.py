@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from farandole.cli.stack_commands import FileOption, NatsOption
+from farandole.cli.stack_commands import FileOption, NatsOption, plan_of
 from farandole.errors import InvalidArgumentError, SnapshotError, StackError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def backup(directory: DirectoryArgument, store: StoreOption = None, file: FileOp
 
     quiet_logs()
     given = _given(store)
-    plan = None if given else _plan(file)
+    plan = None if given else plan_of(file)
     stores = given if plan is None else _stores(plan)
     with progress() as report:
         manifest = asyncio.run(_back_up(directory, stores, _nats_url(plan), report))
@@ -69,7 +69,7 @@ def restore(
     quiet_logs()
     manifest = read_backup(directory)
     given = _given(store)
-    plan = None if given else _plan(file, _shape(manifest, nats or "single"))
+    plan = None if given else plan_of(file, _shape(manifest, nats or "single"))
     with progress() as report:
         if plan is None:
             asyncio.run(_restore(directory, manifest, given, None, stream_replicas, report))
@@ -125,13 +125,6 @@ async def _restore(
 
     async with connected_broker(nats_url) as broker:
         await restore(directory, manifest, stores, broker, find_program, report, replicas=replicas)
-
-
-def _plan(file: Path | None, shape: Shape | None = None) -> Plan:
-    from farandole.stack.planning import make_plan
-    from farandole.stack.stack_file import find_stack_file
-
-    return make_plan(file or find_stack_file(Path.cwd()), os.environ, shape)
 
 
 def _shape(manifest: Manifest, nats: NatsKind) -> Shape:

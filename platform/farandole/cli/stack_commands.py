@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from farandole.stack.bring_up import BroughtUp, Progress
     from farandole.stack.plan import Plan
+    from farandole.stack.shape import Shape
     from farandole.stack.status import ServiceStatus, StackStatus
 
 FileOption = Annotated[
@@ -52,10 +53,11 @@ _FOLLOW_INTERVAL_SECONDS = 0.2
 _READ_BYTES = 64 * 1024
 
 
-def _plan(file: Path | None) -> Plan:
+def plan_of(file: Path | None, shape: Shape | None = None) -> Plan:
+    """The stack that a command means, see `FileOption`; without a shape, in that of its data."""
     from farandole.stack.planning import make_plan
 
-    return make_plan(_stack_file(file), os.environ)
+    return make_plan(_stack_file(file), os.environ, shape)
 
 
 def _stack_file(file: Path | None) -> Path:
@@ -75,13 +77,12 @@ def up(
     from farandole.cli.output import console, quiet_logs
     from farandole.stack.bring_up import bring_up
     from farandole.stack.home import Home
-    from farandole.stack.planning import make_plan
     from farandole.stack.shape import asked_shape
 
     quiet_logs()
     path = _stack_file(file)
     shape = asked_shape(Home.of(path.resolve().parent, os.environ), replicas, database, nats)
-    plan = make_plan(path, os.environ, shape)
+    plan = plan_of(path, shape)
     with _shown_progress() as report:
         done = bring_up(plan, os.environ, Path.cwd(), timeout_seconds=timeout, report=report)
     out = console()
@@ -181,7 +182,7 @@ def down(file: FileOption = None) -> None:
     """Stop everything and keep the data."""
     from farandole.stack.take_down import take_down
 
-    plan = _plan(file)
+    plan = plan_of(file)
     ended = take_down(plan)
     typer.echo(f"stopped {', '.join(ended)}; the data stays in {plan.home.data}" if ended else "nothing was running")
 
@@ -190,7 +191,7 @@ def clean(file: FileOption = None) -> None:
     """Stop everything and remove its data and its logs."""
     from farandole.stack.take_down import remove_all
 
-    plan = _plan(file)
+    plan = plan_of(file)
     ended = remove_all(plan)
     stopped = f"stopped {', '.join(ended)}; " if ended else ""
     typer.echo(f"{stopped}nothing of the stack is left in {plan.home.directory}")
@@ -200,7 +201,7 @@ def stop(service: ServiceArgument, file: FileOption = None) -> None:
     """Stop one service; it stays stopped until it is started."""
     from farandole.stack.take_down import stop_service
 
-    stopped = stop_service(_plan(file), service)
+    stopped = stop_service(plan_of(file), service)
     beside = f"; its work is done by {' and '.join(stopped.beside)}" if stopped.beside else ""
     typer.echo(f"stopped {service}{beside}" if stopped.was_running else f"{service} was stopped already{beside}")
 
@@ -212,7 +213,7 @@ def start(service: ServiceArgument, file: FileOption = None, timeout: TimeoutOpt
     """
     from farandole.stack.bring_up import start_service
 
-    changed = start_service(_plan(file), service, os.environ, Path.cwd(), timeout_seconds=timeout)
+    changed = start_service(plan_of(file), service, os.environ, Path.cwd(), timeout_seconds=timeout)
     typer.echo(f"started {service}" if changed else f"{service} is running already")
 
 
@@ -221,7 +222,7 @@ def status(file: FileOption = None, as_json: JsonOption = False) -> None:
     from farandole.cli.output import console, print_json
     from farandole.stack.status import read_status
 
-    found = read_status(_plan(file))
+    found = read_status(plan_of(file))
     if as_json:
         print_json(found.to_json())
         return
@@ -243,7 +244,7 @@ def logs(
     from farandole.stack.log_rotation import last_lines
     from farandole.stack.supervisor_lock import SUPERVISOR
 
-    plan = _plan(file)
+    plan = plan_of(file)
     if service is None:
         names = [SUPERVISOR, *(planned.name for planned in plan.services)]
     else:

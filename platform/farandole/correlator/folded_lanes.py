@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 
 from farandole.broker.connection import Broker
 from farandole.broker.stored import last_stored_on, stored_at, stored_on
+from farandole.clock import utc_now
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.handler import CorrelatorBatchHandler
 from farandole.correlator.observers import Observe, tell_nobody
@@ -19,11 +20,6 @@ from farandole.lanes_at_work import LanesAtWork
 from farandole.lifecycle import CORRELATOR
 from farandole.registry import Registry
 from farandole.telemetry import NO_TELEMETRY, Telemetry
-
-
-def utc_now() -> datetime:
-    """The machine's clock."""
-    return datetime.now(UTC)
 
 
 def folded_lanes(

@@ -26,6 +26,7 @@ import structlog
 
 from choreography.v1 import correlator_events_pb2, dead_letter_events_pb2
 from farandole.advance import pending_lifecycle
+from farandole.clock import utc_now
 from farandole.correlator.changes import SagaChanges
 from farandole.correlator.dead_letters import (
     ClosedDeadLetter,
@@ -168,7 +169,7 @@ class CorrelatorBatchHandler:
         stored_at: StoredAt,
         begin: Callable[[CorrelatorStore], Awaitable[None]] = _as_it_is,
         definitions_of: Callable[[Sequence[StoredDefinition], Collection[int]], Definitions] = _as_stored,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:

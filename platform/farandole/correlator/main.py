@@ -15,11 +15,11 @@ from choreography.v1.plugin_service_pb2_grpc import add_PluginServiceServicer_to
 from choreography.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 from farandole.broker.connection import Broker
 from farandole.broker.nudges import Nudges
+from farandole.clock import utc_now
 from farandole.correlator.changes import CHANGES_SUBJECT, SagaChanges
 from farandole.correlator.dead_letter_service import DeadLetterService
 from farandole.correlator.events_stream import BrokerEventsStream
-from farandole.correlator.folded_lanes import folded_lanes, utc_now
-from farandole.correlator.handler import CorrelatorBatchHandler
+from farandole.correlator.folded_lanes import folded_lanes
 from farandole.correlator.inquiry import BrokerInquiry
 from farandole.correlator.plugin_service import PluginService
 from farandole.correlator.plugins_in_use import use_plugins
@@ -32,7 +32,6 @@ from farandole.definition_files import load_definitions
 from farandole.errors import ConfigurationError, Fault, StoreError
 from farandole.lane_keeper import LaneKeeper
 from farandole.lanes import Lanes
-from farandole.lanes_at_work import LanesAtWork
 from farandole.leases import Replica
 from farandole.lifecycle import CORRELATOR
 from farandole.process import CHECKS, close_or_exit, run_process, when_available, work_until_stopped
@@ -137,7 +136,7 @@ async def _serve_observed(
                     check_store=store.check,
                     beside=[
                         changes.listen,
-                        lambda: _tidy(keeper, lanes),
+                        lambda: lanes.remove_left_over_consumers(keeper.joined),
                         *plugins.beside(broker, registry),
                         *readings,
                     ],
@@ -148,11 +147,6 @@ async def _serve_observed(
     finally:
         await plugins.stop()
         await close_or_exit(store.close())
-
-
-async def _tidy(keeper: LaneKeeper, lanes: LanesAtWork[CorrelatorBatchHandler]) -> None:
-    await keeper.joined()
-    await lanes.remove_left_over_consumers()
 
 
 async def _leave(store: CorrelatorStore, keeper: LaneKeeper) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TypeAlias
 
 import structlog
 
 from choreography.v1 import dead_letter_events_pb2
+from farandole.clock import utc_now
 from farandole.correlator.dead_letters import DeadLetter, DeadLetterState
 from farandole.correlator.events_stream import EventsStream
 from farandole.correlator.filters import DEAD_LETTER_FIELDS, Filter, parse_filter
@@ -71,7 +72,7 @@ class OperatorVerbs:
         registry: Registry,
         stream: EventsStream,
         *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
         at_once: int = _AT_ONCE,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 
 import sqlalchemy as sa
 import structlog
 
+from farandole.clock import utc_now
 from farandole.database import Database
 from farandole.envelope import Event, StoredMessage, Unreadable, decode
 from farandole.outbox import OutboxRow
@@ -58,11 +59,6 @@ class _Settled:
     account: Account
     dealt_with: int = 0
     """How many events, of those that were counted before they ran."""
-
-
-def utc_now() -> datetime:
-    """The machine's clock."""
-    return datetime.now(UTC)
 
 
 async def _tell_nobody(_partitions: Collection[int]) -> None:

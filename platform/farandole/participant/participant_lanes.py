@@ -8,11 +8,12 @@ from datetime import datetime
 
 from farandole.broker.connection import Broker
 from farandole.broker.nudges import Nudges
+from farandole.clock import utc_now
 from farandole.database import Database
 from farandole.lanes import Lanes
 from farandole.lanes_at_work import LanesAtWork
 from farandole.participant.circuits import Circuit
-from farandole.participant.handler import ParticipantBatchHandler, utc_now
+from farandole.participant.handler import ParticipantBatchHandler
 from farandole.participant.participant import Participant
 from farandole.participant.tables import ParticipantTables
 from farandole.telemetry import NO_TELEMETRY, Telemetry

@@ -14,11 +14,11 @@ from farandole.broker.asking import ask_all
 from farandole.broker.connection import Broker
 from farandole.broker.relay import Refused
 from farandole.broker.responder import replicas_subject
+from farandole.clock import utc_now
 from farandole.database import Database
 from farandole.errors import InvalidArgumentError, QueryError, StoreUnavailableError
 from farandole.lane_keeper import LaneKeeper
 from farandole.participant.circuits import Circuit
-from farandole.participant.handler import utc_now
 from farandole.participant.participant import Participant
 from farandole.participant.participant_lanes import ParticipantLanes
 from farandole.participant.prerequisites import early_events

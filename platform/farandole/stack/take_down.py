@@ -91,5 +91,5 @@ def stop_service(plan: Plan, name: str) -> StoppedService:
     was_running = client.stop(name, timeout_seconds=planned.stop_timeout_seconds + _END_MARGIN_SECONDS)
     state = client.state()
     running = {service.name for service in state.services if service.state != "stopped"} if state else set()
-    replicas = (other.name for other in plan.services if other.kind == "service" and other.database == planned.database)
+    replicas = (replica.name for replica in plan.replicas(planned.database))
     return StoppedService(was_running, tuple(other for other in replicas if other != name and other in running))
